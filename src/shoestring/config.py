@@ -1,0 +1,336 @@
+"""The run file: typed, unknown keys refused with a suggestion, every fault with file and line.
+
+`load_run_file` returns a frozen RunConfig; `json_schema` is what editors complete from.
+Derived values (rank, learning rate, token limits) are not decided here: the stage that derives one
+records it with its reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
+
+# First of each is the default metric of the kind.
+METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "classify": ("accuracy", "macro_f1"),
+    "extract": ("leaf_f1", "exact_record"),
+    "generate": ("chrf", "rouge_l", "exact_match"),
+    "sql": ("exact_match", "chrf"),
+    "math": ("final_number", "exact_match"),
+    "chat": ("chrf", "rouge_l"),
+}
+
+# Keys of the contract that a later version will use; refused rather than silently ignored.
+PLANNED_KEYS = {
+    "judge": "an LLM judge",
+    "serve": "serving",
+    "traffic": "total cost over months of traffic",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+
+class TaskConfig(_Section):
+    """What is to be done, how it is scored, and how good is good enough."""
+
+    kind: TaskKind
+    """classify, extract (text to JSON), generate, sql, math or chat."""
+    metric: str = ""
+    """Primary metric, 0 to 1; empty: the default of the kind."""
+    bar: float = Field(ge=0.0, le=1.0)
+    """Quality bar on the metric; met when the lower end of its 95 % interval reaches it."""
+    instruction: str = ""
+    """What the model is told in prompting arms; empty: derived from the data."""
+    max_new_tokens: int | None = Field(default=None, ge=1, le=32768)
+    """Longest answer generated; empty: from the longest training answer."""
+
+    @model_validator(mode="after")
+    def _metric_of_kind(self) -> TaskConfig:
+        allowed = METRICS_BY_KIND[self.kind]
+        if not self.metric:
+            object.__setattr__(self, "metric", allowed[0])
+        elif self.metric not in allowed:
+            raise ValueError(
+                f"metric {self.metric!r} does not score task kind {self.kind!r}; "
+                f"choose one of: {', '.join(allowed)}{_did_you_mean(self.metric, allowed)}"
+            )
+        return self
+
+
+class FieldsConfig(_Section):
+    """Column or key names, only where detection cannot tell."""
+
+    prompt: str | None = None
+    """Key that holds the input text."""
+    completion: str | None = None
+    """Key that holds the answer."""
+    system: str | None = None
+    """Key that holds a system prompt."""
+    messages: str | None = None
+    """Key that holds a list of messages."""
+
+
+class DataConfig(_Section):
+    """Where the examples come from. Paths are relative to the run file."""
+
+    train: list[str] = Field(min_length=1)
+    """Files, globs, `datasets` folders, or hub names written hf:OWNER/NAME[:SPLIT]."""
+    eval: list[str] = []
+    """Held-out files; empty: split from the training files."""
+    fields: FieldsConfig = FieldsConfig()
+    """Field mapping where detection cannot tell."""
+    system: str = ""
+    """A system prompt put before every row that has none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_many(cls, raw: Any) -> Any:
+        if isinstance(raw, dict):
+            return {k: [v] if k in ("train", "eval") and isinstance(v, str) else v for k, v in raw.items()}
+        return raw
+
+
+class CurateConfig(_Section):
+    """Switches of curation."""
+
+    drop_duplicates: bool = True
+    """Drop rows equal to an earlier one after normalisation."""
+    drop_contradictions: bool = True
+    """Drop rows whose prompt has other answers too, unless one answer has the majority."""
+    eval_rows: int | None = Field(default=None, ge=20)
+    """Held-out rows to split off (default: a tenth, 100 to 1,000)."""
+    max_eval_rows: int | None = Field(default=None, ge=20)
+    """Score on at most so many held-out rows, a stratified sample (default: all)."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Use at most so many training rows, a stratified sample."""
+
+
+class EndpointConfig(_Section):
+    """A model behind an OpenAI-compatible API, as a prompting arm."""
+
+    name: str
+    """How the arm is called in reports."""
+    base_url: str
+    """For example https://api.example.com/v1."""
+    model: str
+    """Model name sent with each request."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself never stands in a file."""
+    usd_per_million_input_tokens: float = Field(ge=0)
+    """List price of a million prompt tokens."""
+    usd_per_million_output_tokens: float = Field(ge=0)
+    """List price of a million completion tokens."""
+    num_parallel: int = Field(default=4, ge=1, le=64)
+    """Requests in flight."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Longest wait for one answer."""
+
+
+class DecideConfig(_Section):
+    """Baselines measured before any training."""
+
+    arms: list[Literal["zero_shot", "few_shot", "linear"]] = ["zero_shot", "few_shot", "linear"]
+    """Which baselines; linear is TF-IDF with a linear model, for classification only."""
+    num_shots: int = Field(default=4, ge=1, le=64)
+    """Examples in a few-shot prompt; fewer where the context is short."""
+    max_rows: int = Field(default=200, ge=20)
+    """Held-out rows the prompting arms are scored on; fine-tunes are compared on these same rows."""
+    endpoints: list[EndpointConfig] = []
+    """Larger models to prompt, for comparison."""
+    train_anyway: bool = False
+    """Train even if a baseline meets the bar."""
+
+
+class TrainConfig(_Section):
+    """Training values a person turned on purpose; each has a derived default with a reason."""
+
+    num_epochs: float | None = Field(default=None, gt=0, le=100)
+    """Passes over the training rows."""
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    """Peak learning rate."""
+    lora_rank: int | None = Field(default=None, ge=1, le=1024)
+    """Rank of the adapter matrices."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale numerator; default equals 2 x rank."""
+    batch_tokens: int | None = Field(default=None, ge=64)
+    """Tokens (padding included) of one optimizer step."""
+    micro_batch_tokens: int | None = Field(default=None, ge=64)
+    """Tokens (padding included) of one forward and backward pass."""
+    seq_len: int | None = Field(default=None, ge=16)
+    """Longest row in tokens; longer rows are dropped by curation and counted."""
+    patience: int = Field(default=2, ge=1)
+    """Evaluations without a better dev score before training stops."""
+    num_evals: int = Field(default=6, ge=1, le=100)
+    """Evaluations on the dev rows over the whole schedule."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads."""
+
+
+class MarketConfig(_Section):
+    """What a machine hour costs."""
+
+    price_usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of the machine the run is on; default: the dated table's row for the device."""
+    device: str | None = None
+    """Row of the price table to plan for, such as H100-SXM; default: the present device."""
+
+
+class RunConfig(_Section):
+    """One run: the bar and the budget are the two dials, the rest follows or is turned on purpose."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Names the run folder runs/NAME."""
+    task: TaskConfig
+    data: DataConfig
+    models: list[str] = ["embedded"]
+    """Ladder rungs: hub names or local folders, or the family name `embedded`."""
+    method: Literal["auto", "lora", "qlora"] = "auto"
+    """auto: LoRA where the 16-bit base fits, else QLoRA."""
+    budget_usd: float = Field(default=10.0, ge=0)
+    """Hard stop: no step is begun that would pass it."""
+    deadline_h: float | None = Field(default=None, gt=0)
+    """Rungs predicted to take longer are left out."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of splits, order and initialisation."""
+    curate: CurateConfig = CurateConfig()
+    decide: DecideConfig = DecideConfig()
+    train: TrainConfig = TrainConfig()
+    market: MarketConfig = MarketConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("models"), str):
+            return {**raw, "models": [raw["models"]]}
+        return raw
+
+
+def _did_you_mean(word: str, candidates: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(c) for c in candidates], n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the run file, for editors."""
+    schema = RunConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def load_run_file(path: str | Path) -> RunConfig:
+    """Read and check a run file.
+
+    Raises: ConfigError naming file, line, value and remedy; all faults at once.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the run file (YAML), such as {path / 'run.yaml'}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = _did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise ConfigError(f"{path}: no such run file{near}; 'shoestring init DATA_FILE' writes one") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a run file is YAML text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse_run_file(text, str(path))
+
+
+def parse_run_file(text: str, name: str = "run file") -> RunConfig:
+    """Check the text of a run file. Raises: ConfigError."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: a run file is a mapping with name, task and data; this holds {type(raw).__name__}")
+    duplicate = _duplicate_key(node)
+    if duplicate:
+        raise ConfigError(f"{name}:{duplicate[1]}: key {duplicate[0]!r} is given twice; keep one")
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(fault, node, name) for fault in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _duplicate_key(node: Any) -> tuple[str, int] | None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                return key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            inner = _duplicate_key(value)
+            if inner:
+                return inner
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            inner = _duplicate_key(value)
+            if inner:
+                return inner
+    return None
+
+
+def _line_of(node: Any, location: tuple[Any, ...]) -> int:
+    """Line (from 1) of the deepest part of location that the YAML holds."""
+    line = 1
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((k, v) for k, v in node.value if k.value == step), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _section_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys allowed where the unknown key at location stands."""
+    model: Any = RunConfig
+    for step in location[:-1]:
+        if isinstance(step, int):
+            continue
+        annotation = model.model_fields[step].annotation
+        inner = getattr(annotation, "__args__", (annotation,))
+        model = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+    return list(model.model_fields)
+
+
+def _explain(fault: Any, node: Any, name: str) -> str:
+    location = tuple(fault["loc"])
+    where = f"{name}:{_line_of(node, location)}"
+    dotted = ".".join(str(step) for step in location)
+    value = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        key = str(location[-1])
+        if len(location) == 1 and key in PLANNED_KEYS:
+            return f"{where}: {key!r} ({PLANNED_KEYS[key]}) is not used by this version yet; remove the key"
+        allowed = _section_keys(location)
+        guess = _did_you_mean(key, allowed) or f"; allowed here: {', '.join(allowed)}"
+        return f"{where}: unknown key {dotted!r}{guess}"
+    if fault["type"] == "missing":
+        return f"{where}: {dotted!r} is missing; 'shoestring explain {dotted}' says what it is"
+    message = re.sub(r"^(Value error, |Input )", "", fault["msg"])
+    shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+    return f"{where}: {dotted}{shown}: {message}"

@@ -1,0 +1,351 @@
+"""What stages hand to each other: frozen dataclasses, plain enough to be written as JSON.
+
+A stage is a function from records to records. It neither prints nor writes the ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# progress(label, done, total): total None when unknown. Stages call it; the command line draws it.
+Progress = Callable[[str, int, int | None], None]
+
+
+def no_progress(label: str, done: int, total: int | None) -> None:
+    """The Progress that draws nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+def content_id(messages: tuple[Message, ...]) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of the messages."""
+    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training or held-out row in the one shape everything downstream uses.
+
+    answer_span: half-open range of message indices that bear loss and are the expected answer.
+    line: from 1 in the source file (record number for Parquet and Arrow).
+    """
+
+    messages: tuple[Message, ...]
+    answer_span: tuple[int, int]
+    source: str = ""
+    line: int = 0
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", content_id(self.messages))
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages before the answer."""
+        return self.messages[: self.answer_span[0]]
+
+    @property
+    def completion(self) -> str:
+        """The expected answer: contents of the answer span, joined by newlines."""
+        return "\n".join(m.content for m in self.messages[slice(*self.answer_span)])
+
+    @property
+    def user_text(self) -> str:
+        """Contents of the prompt's user messages, joined by newlines."""
+        return "\n".join(m.content for m in self.prompt if m.role == "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong with a source row or file. repair: safe (done), ask, drop."""
+
+    code: str
+    source: str
+    line: int
+    evidence: str
+    repair: str = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRow:
+    """A row left out, whole, with its reason; partner_line for duplicates and contradictions."""
+
+    row: Any
+    source: str
+    line: int
+    code: str
+    evidence: str
+    partner_line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curated:
+    """Result of the curate stage. counts: rows_in = rows_train + rows_dev + rows_eval + dropped."""
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    eval: tuple[Example, ...]
+    dropped: tuple[DroppedRow, ...]
+    faults: tuple[Fault, ...]
+    counts: dict[str, int]
+    labels: tuple[str, ...] | None  # the label set of a classification task, sorted
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a generator returned for one prompt."""
+
+    text: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    latency_s: float
+    cost_usd: float = 0.0
+    stopped: bool = True  # False: cut at the token limit
+
+
+# generate(prompts, progress) -> one Completion a prompt, in order.
+Generate = Callable[[list[tuple[Message, ...]], Progress], list[Completion]]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its spread: 95 % interval for measurements, low/high for predictions."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same estimate times a positive factor."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """One held-out row under one arm."""
+
+    id: str
+    prompt: str
+    expected: str
+    output: str
+    score: float
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    latency_s: float
+    cost_usd: float
+    failure: str | None = None  # why the output could not be scored as intended (invalid label, ...)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmScore:
+    """One arm (a way to answer) measured on the held-out rows."""
+
+    arm: str  # "zero-shot shoestring-1m", "lora shoestring-3m"
+    kind: str  # zero_shot, few_shot, endpoint, linear, finetune
+    model: str
+    metric: str
+    score: Estimate
+    num_rows: int
+    wall_s: float
+    cost_usd: float
+    metrics: dict[str, float]  # every metric of the task kind, the primary one included
+    interval: str  # how the interval was made: "wilson", "bootstrap"
+    rows: tuple[RowScore, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Paired difference of two arms on the same rows (a minus b)."""
+
+    arm_a: str
+    arm_b: str
+    difference: Estimate
+    p_value: float
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The machine a stage runs on, or is planned for."""
+
+    kind: str  # cpu, cuda, mps
+    name: str
+    memory_bytes: int  # of the accelerator, or of the host on CPU
+    num_threads: int
+    dtype: str  # bfloat16 or float32: what the 16-bit base is held in here
+    dtype_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Token lengths of the curated rows under one rung's tokenizer, template included."""
+
+    prompt: tuple[int, ...]  # one entry a training row
+    answer: tuple[int, ...]  # end token included
+    eval_prompt: tuple[int, ...]
+    eval_answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Every value training runs with, resolved before it starts; reasons says where each came from."""
+
+    method: str  # lora, qlora
+    lora_rank: int
+    lora_alpha: float
+    learning_rate: float
+    num_epochs: float
+    batch_tokens: int  # padded tokens of an optimizer step, at most
+    micro_batch_tokens: int  # padded tokens of one forward and backward pass, at most
+    seq_len: int
+    warmup_frac: float
+    weight_decay: float
+    max_grad_norm: float
+    num_evals: int
+    patience: int
+    num_threads: int
+    seed: int
+    max_new_tokens: int
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RungPlan:
+    """Prediction for one rung, made before any money is spent."""
+
+    model: str
+    method: str  # lora, qlora
+    num_params: int
+    num_adapter_params: int
+    device: Device
+    settings: TrainSettings
+    peak_bytes: Estimate
+    device_bytes: int
+    verdict: str  # fits, tight, does_not_fit
+    train_s: Estimate
+    eval_s: Estimate
+    num_train_tokens: int
+    num_steps: int
+    price_usd_per_hour: float
+    price_source: str
+    cost_usd: Estimate
+    parts_bytes: dict[str, int]
+    reason: str  # of the verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ladder in order of cost."""
+
+    rungs: tuple[RungPlan, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """One finished fine-tune."""
+
+    model: str
+    method: str
+    adapter_dir: str  # relative to the run folder
+    num_steps: int
+    stopped_early: bool
+    best_step: int
+    dev_metric: float | None
+    wall_s: float  # over all sessions, interrupted ones included
+    peak_bytes: int
+    num_train_tokens: int  # tokens run forward and backward, padding excluded
+    num_loss_tokens: int
+    num_padded_tokens: int
+    final_loss: float
+    history: tuple[dict[str, float], ...]  # step, loss, learning_rate, [dev_metric, dev_loss]
+    settings: dict[str, Any]  # what was really used, with devices, dtypes and library versions
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """Merged weights against base + adapter, on held-out prompts, after reload from disk."""
+
+    num_tokens: int
+    mean_abs_logprob_diff: float
+    top1_agreement_frac: float
+    adapter_effect: float  # mean |Δ log-probability| of adapter against bare base, same tokens
+    greedy_match_frac: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer: which arm, and why."""
+
+    met: bool
+    arm: str | None
+    kind: str  # prompt, few_shot, linear, finetune, none
+    bar: float
+    score: Estimate | None
+    reason: str
+    next_step: str
+
+
+def to_json(record: Any) -> Any:
+    """Nested records as JSON-ready dicts and lists."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, dict):
+        return {str(k): to_json(v) for k, v in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_json(v) for v in record]
+    return record
+
+
+def example_from_json(row: dict[str, Any]) -> Example:
+    """The inverse of to_json for an Example."""
+    return Example(
+        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        answer_span=(row["answer_span"][0], row["answer_span"][1]),
+        source=row["source"],
+        line=row["line"],
+        id=row["id"],
+    )
+
+
+def _estimate(row: dict[str, float]) -> Estimate:
+    return Estimate(row["value"], row["low"], row["high"])
+
+
+def arm_from_json(row: dict[str, Any]) -> ArmScore:
+    """The inverse of to_json for an ArmScore."""
+    rows = tuple(RowScore(**r) for r in row["rows"])
+    return ArmScore(**{**row, "score": _estimate(row["score"]), "rows": rows})
+
+
+def plan_from_json(row: dict[str, Any]) -> Plan:
+    """The inverse of to_json for a Plan."""
+    estimates = ("peak_bytes", "train_s", "eval_s", "cost_usd")
+    rungs = []
+    for rung in row["rungs"]:
+        parts: dict[str, Any] = {k: _estimate(rung[k]) for k in estimates}
+        parts["device"] = Device(**rung["device"])
+        parts["settings"] = TrainSettings(**rung["settings"])
+        rungs.append(RungPlan(**{**rung, **parts}))
+    return Plan(tuple(rungs), tuple(row["notes"]))
+
+
+def train_from_json(row: dict[str, Any]) -> TrainResult:
+    """The inverse of to_json for a TrainResult."""
+    return TrainResult(**{**row, "history": tuple(row["history"])})

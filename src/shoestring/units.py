@@ -1,0 +1,42 @@
+"""Units as they are printed; inside the program memory is bytes, time seconds, money US dollars."""
+
+SECONDS_PER_HOUR = 3600.0
+BYTES_PER_GIB = 1024**3
+BYTES_PER_GB = 1000**3
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes as GiB, or MiB below a tenth of one."""
+    if num_bytes < BYTES_PER_GIB / 10:
+        return f"{num_bytes / 1024**2:.1f} MiB"
+    return f"{num_bytes / BYTES_PER_GIB:.2f} GiB"
+
+
+def usd(amount_usd: float) -> str:
+    """Dollars with as many places as the amount needs to be read."""
+    if amount_usd == 0:
+        return "$0"
+    if abs(amount_usd) < 0.01:
+        return f"${amount_usd:.2g}" if abs(amount_usd) >= 1e-4 else f"${amount_usd:.1e}"
+    return f"${amount_usd:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as '48 s', '3 min 20 s' or '2 h 05 min'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def count(number: float) -> str:
+    """12,345 as is; from a million on '1.23M', '7.62B'."""
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if abs(number) >= size:
+            return f"{number / size:.2f}{letter}"
+    return f"{number:,.0f}"
