@@ -1,0 +1,1 @@
+"""The demonstration data set, generated with its ground truth."""

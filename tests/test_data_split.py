@@ -1,0 +1,121 @@
+"""The split: alike prompts on one side, labels in proportion, the same for the same seed."""
+
+import random
+
+import numpy as np
+import pytest
+
+from shoestring.data.clean import Item
+from shoestring.data.split import Forest, clusters_of, draw, near_pairs, num_near, quotas, sample
+from shoestring.records import Example, Message, no_progress
+
+WORDS = [f"w{i}" for i in range(300)]
+
+
+def item(prompt, answer="a", line=0):
+    example = Example((Message("user", prompt), Message("assistant", answer)), (1, 2), "f", line)
+    return Item(example, object(), prompt, answer, answer)
+
+
+def jaccard(a, b):
+    x, y = set(a.split()), set(b.split())
+    return len(x & y) / len(x | y)
+
+
+def test_near_pairs_by_hand():
+    texts = ["a b c d e", "a b c d e f", "a b c x y", "e d c b a", "", ""]
+    # 0 and 1 share 5 of 6 words, 0 and 3 all; 1 and 3 follow through 0; 2 shares 3 of 7; empty texts are alone.
+    assert sorted(near_pairs(texts, no_progress)) == [(0, 1), (0, 3)]
+
+
+def test_near_held_out_rows_are_counted():
+    train = [item("a b c d e"), item("f g h i j")]
+    held_out = [item("a b c d e f"), item("e d c b a"), item("x y z"), item("b a c d e f")]
+    assert num_near(train, held_out, no_progress) == 3
+
+
+def test_near_pairs_finds_what_a_full_comparison_finds():
+    rng = random.Random(3)
+    texts = [" ".join(rng.sample(WORDS, rng.randint(5, 20))) for _ in range(150)]
+    for text in texts[:100]:
+        words = text.split()
+        for _ in range(2):
+            changed = [w if rng.random() > 0.08 else rng.choice(WORDS) for w in words]
+            texts.append(" ".join(dict.fromkeys(changed)))
+    wanted = {(i, j) for i in range(len(texts)) for j in range(i) if jaccard(texts[i], texts[j]) >= 0.8}
+    found = near_pairs(texts, no_progress)
+    assert len(wanted) > 150
+    assert all(jaccard(texts[i], texts[j]) >= 0.8 for i, j in found)
+    forest = Forest(len(texts))  # rows with one word set are joined through the first of them
+    for i, j in found:
+        forest.join(i, j)
+    assert sum(forest.root(i) == forest.root(j) for i, j in wanted) >= 0.99 * len(wanted)
+
+
+def test_quotas_by_largest_remainder():
+    assert quotas({"a": 50, "b": 30, "c": 20}, 10) == {"a": 5, "b": 3, "c": 2}
+    assert quotas({"a": 1, "b": 1, "c": 1}, 2) == {"a": 1, "b": 1, "c": 0}
+    assert sum(quotas({str(i): i for i in range(1, 78)}, 1000).values()) == 1000
+
+
+def make_rows(num_labels=7, per_label=40):
+    rng = random.Random(0)
+    rows = []
+    for label in range(num_labels):
+        for _ in range(per_label):
+            text = " ".join(rng.sample(WORDS, 12))
+            rows.append(item(text, f"L{label}"))
+            if rng.random() < 0.3:  # a near-duplicate: one word more
+                rows.append(item(text + " more", f"L{label}"))
+    return rows
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_clusters_stay_together_and_labels_in_proportion(seed):
+    rows = make_rows()
+    clusters, notes = clusters_of(rows, no_progress)
+    assert not notes and sorted(i for c in clusters for i in c) == list(range(len(rows)))
+    taken = draw(rows, clusters, 60, name="eval", seed=seed, is_classify=True)
+    assert 57 <= len(taken) <= 63
+    assert all(len(set(cluster) & taken) in (0, len(cluster)) for cluster in clusters)
+    counts = np.bincount([int(rows[i].example.completion[1:]) for i in taken], minlength=7)
+    assert counts.min() >= 60 / 7 - 2 and counts.max() <= 60 / 7 + 2
+    texts = [row.example.user_text for row in rows]
+    assert not any(jaccard(texts[i], texts[j]) >= 0.8 for i in taken for j in range(len(rows)) if j not in taken)
+
+
+def test_the_draw_depends_on_seed_and_not_on_file_order():
+    rows = make_rows()
+    shuffled = random.Random(9).sample(rows, len(rows))
+
+    def drawn(items, seed):
+        clusters, _ = clusters_of(items, no_progress)
+        taken = draw(items, clusters, 60, name="eval", seed=seed, is_classify=True)
+        return {items[i].example.id for i in taken}
+
+    assert drawn(rows, 0) == drawn(rows, 0) == drawn(shuffled, 0)
+    assert drawn(rows, 0) != drawn(rows, 1)
+    assert [rows[i].example.id for i in sorted(sample(rows, 50, name="s", seed=0, is_classify=True))]
+
+
+def test_a_label_is_never_taken_from_training_altogether():
+    rows = [
+        item(f"unique text number {i} {WORDS[i]} {WORDS[i + 60]}", "rare" if i < 2 else "common") for i in range(60)
+    ]
+    clusters = [[i] for i in range(60)]
+    for seed in range(5):
+        taken = draw(rows, clusters, 18, name="eval", seed=seed, is_classify=True)
+        assert len(taken) == 18 and sum(i < 2 for i in taken) <= 1
+
+
+def test_text_from_a_template_is_not_one_cluster():
+    rows = [item(f"please send the parcel with the number {i} to my new address in the old town") for i in range(100)]
+    clusters, notes = clusters_of(rows, no_progress)
+    assert len(clusters) == 100 and "template" in notes[0]
+
+
+def test_sample_is_exact_and_stratified():
+    rows = [item(f"t{i}", "ab"[i % 4 == 0]) for i in range(100)]
+    chosen = sample(rows, 20, name="x", seed=0, is_classify=True)
+    assert len(chosen) == 20 and sum(rows[i].example.completion == "b" for i in chosen) == 5
+    assert sample(rows, 200, name="x", seed=0, is_classify=True) == set(range(100))
