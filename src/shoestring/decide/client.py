@@ -1,0 +1,291 @@
+"""A model behind any OpenAI-compatible endpoint, as a records.Generate; standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import queue
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..config import EndpointConfig
+from ..errors import ConfigError, EndpointError
+from ..files import write_json
+from ..records import Completion, Generate, Message, Progress, no_progress, to_json
+
+MAX_ATTEMPTS = 6
+BACKOFF_S = 0.5  # doubles with each attempt
+LONGEST_BACKOFF_S = 30.0
+LONGEST_RETRY_AFTER_S = 120.0
+MAX_BODY_BYTES = 32 << 20
+RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# Newer models refuse parameters the older ones need; what to do when a 400 names one.
+ADAPTATIONS: dict[str, dict[str, str | None]] = {
+    "max_completion_tokens": {"max_tokens": "max_completion_tokens"},
+    "temperature": {"temperature": None},
+}
+NEXT_STEPS = {
+    400: "check decide.endpoints: model and the length of the prompts",
+    401: "check the key in the environment variable {key}",
+    403: "check that the key in {key} may use this model",
+    404: "check base_url (it usually ends in /v1) and model in decide.endpoints",
+    429: "wait, lower num_parallel, or check the account's quota; answers so far are cached",
+}
+
+
+def endpoint_generate(
+    config: EndpointConfig, *, cache_dir: Path, max_new_tokens: int, backoff_s: float = BACKOFF_S
+) -> Generate:
+    """A function that asks the endpoint, greedily, several requests at once.
+
+    Answers are kept in cache_dir by the hash of endpoint, model, messages and token limit: a stopped
+    run does not pay twice. A cached answer carries the cost and latency it had when it was made.
+    Raises at once: ConfigError for a bad URL or a missing key. Raises on use: EndpointError.
+    """
+    parts = urlsplit(config.base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"endpoint {config.name!r}: base_url {config.base_url!r} is no http(s) address; "
+            "give one such as https://api.example.com/v1"
+        )
+    headers = {"Content-Type": "application/json", "User-Agent": "shoestring"}
+    if config.api_key_env:
+        key = os.environ.get(config.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(
+                f"endpoint {config.name!r}: environment variable {config.api_key_env} is not set; export the key "
+                "there, or set api_key_env: '' for an endpoint that needs none"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"endpoint {config.name!r}: the key in {config.api_key_env} holds characters no key has")
+        headers["Authorization"] = f"Bearer {key}"
+    client = _Client(config, headers, cache_dir, max_new_tokens, backoff_s)
+    return client.generate
+
+
+class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would turn POST into GET and hand the key to another host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+class _Retry(Exception):
+    """An attempt failed in a way that may pass; wait_s when the server said how long."""
+
+    def __init__(self, reason: str, status: int | None = None, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.status, self.wait_s = reason, status, wait_s
+
+
+class _Stopped(Exception):
+    """Another request failed, or the user pressed Ctrl-C."""
+
+
+@dataclass
+class _Client:
+    config: EndpointConfig
+    headers: dict[str, str]
+    cache_dir: Path
+    max_new_tokens: int
+    backoff_s: float
+    renamed: dict[str, str | None] = field(default_factory=dict)  # parameters this endpoint wants otherwise
+
+    def __post_init__(self) -> None:
+        self.url = self.config.base_url.rstrip("/") + "/chat/completions"
+        self.opener = urllib.request.build_opener(_RefuseRedirects())
+
+    def generate(self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress) -> list[Completion]:
+        """One completion a prompt, in order; equal prompts are asked once.
+
+        Raises: EndpointError at the first request that cannot be completed; the others stop.
+        """
+        rows_of: dict[tuple[Message, ...], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows_of.setdefault(prompt, []).append(row)
+        waiting: queue.SimpleQueue[tuple[Message, ...]] = queue.SimpleQueue()
+        for prompt in rows_of:
+            waiting.put(prompt)
+        answers: queue.SimpleQueue[tuple[tuple[Message, ...], Completion | Exception]] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    prompt = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    answers.put((prompt, self._answer(prompt, stop)))
+                except Exception as error:  # handed to the caller's thread, which raises it
+                    answers.put((prompt, error))
+                    return
+
+        # Daemons, so that Ctrl-C does not wait for requests in flight.
+        for _ in range(min(self.config.num_parallel, len(rows_of))):
+            threading.Thread(target=work, name=f"endpoint-{self.config.name}", daemon=True).start()
+        completions: dict[int, Completion] = {}
+        try:
+            progress(self.config.name, 0, len(prompts))
+            while len(completions) < len(prompts):
+                prompt, answer = answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                completions.update((row, answer) for row in rows_of[prompt])
+                progress(self.config.name, len(completions), len(prompts))
+        finally:
+            stop.set()
+        return [completions[row] for row in range(len(prompts))]
+
+    def _answer(self, prompt: tuple[Message, ...], stop: threading.Event) -> Completion:
+        path = self._cache_path(prompt)
+        cached = _read_cached(path)
+        if cached is not None:
+            return cached
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                completion = self._ask(prompt)
+                write_json(path, to_json(completion))
+                return completion
+            except _Retry as retry:
+                if attempt == MAX_ATTEMPTS - 1 or (retry.wait_s or 0) > LONGEST_RETRY_AFTER_S:
+                    raise self._error(
+                        f"{retry.reason} ({attempt + 1} attempts)"
+                        + (f"; it asks to wait {retry.wait_s:.0f} s" if retry.wait_s else ""),
+                        retry.status,
+                    ) from None
+                longest = min(LONGEST_BACKOFF_S, self.backoff_s * 2**attempt)
+                delay_s = retry.wait_s if retry.wait_s is not None else 0.0
+                if stop.wait(delay_s + random.uniform(longest / 2, longest)):
+                    raise _Stopped from None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _ask(self, prompt: tuple[Message, ...]) -> Completion:
+        started = time.monotonic()
+        for _ in range(len(ADAPTATIONS) + 1):
+            sent = self._body(prompt)
+            status, body, retry_after = self._post(sent)
+            if not (status == 400 and self._adapt(sent, body)):
+                break
+        shown = repr(body[:200].decode("utf-8", "replace"))
+        if status in RETRIED_STATUSES and b"insufficient_quota" not in body:
+            raise _Retry(f"HTTP {status}, {shown}", status, retry_after)
+        if status != 200:
+            raise self._error(f"HTTP {status}, {shown}", status)
+        latency_s = time.monotonic() - started
+        try:
+            answer = json.loads(body)
+            choice = answer["choices"][0]
+            text = choice["message"]["content"]
+            stopped = choice.get("finish_reason") != "length"
+            usage = answer.get("usage") or {}
+            tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise self._error(f"the answer is no chat completion: {shown}", None) from None
+        if text is not None and not isinstance(text, str):
+            raise self._error(f"the answer's content is no text: {shown}", None)
+        prices = (self.config.usd_per_million_input_tokens, self.config.usd_per_million_output_tokens)
+        if not (isinstance(tokens_in, int) and isinstance(tokens_out, int)):
+            if any(prices):
+                raise self._error(
+                    "the answer states no token usage, so its cost is unknown; set both prices to 0 to go on without",
+                    None,
+                )
+            tokens_in = tokens_out = 0
+        cost_usd = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+        return Completion(text or "", tokens_in, tokens_out, latency_s, cost_usd, stopped)
+
+    def _body(self, prompt: tuple[Message, ...]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": [{"role": m.role, "content": m.content} for m in prompt],
+            "max_tokens": self.max_new_tokens,
+            "temperature": 0,
+        }
+        for old, new in self.renamed.copy().items():
+            value = body.pop(old)
+            if new:
+                body[new] = value
+        return body
+
+    def _adapt(self, sent: dict[str, Any], refusal: bytes) -> bool:
+        """Learn from a 400 which parameter this endpoint wants otherwise; whether to ask again."""
+        for named, change in ADAPTATIONS.items():
+            if named.encode() in refusal and change.keys() <= sent.keys():
+                self.renamed.update(change)
+                return True
+        return False
+
+    def _post(self, body: dict[str, Any]) -> tuple[int, bytes, float | None]:
+        """Status, body and Retry-After in seconds. Raises: _Retry where the connection fails."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url, data, self.headers, method="POST")
+        deadline = time.monotonic() + self.config.timeout_s
+        try:
+            try:
+                with self.opener.open(request, timeout=self.config.timeout_s) as response:
+                    return response.status, self._read(response, deadline), None
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read(4096), _seconds(error.headers.get("Retry-After"))
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise _Retry(f"no answer within {self.config.timeout_s:g} s (timeout_s)") from None
+            raise _Retry(f"connection failed: {reason or type(error).__name__}") from None
+
+    def _read(self, response: Any, deadline: float) -> bytes:
+        """The body, read in pieces: the socket's timeout does not bound a server that drips."""
+        pieces, num_bytes = [], 0
+        while piece := response.read1(65536):
+            pieces.append(piece)
+            num_bytes += len(piece)
+            if num_bytes > MAX_BODY_BYTES:
+                raise self._error(f"the answer is longer than {MAX_BODY_BYTES >> 20} MiB", None)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        return b"".join(pieces)
+
+    def _cache_path(self, prompt: tuple[Message, ...]) -> Path:
+        identity = [self.url, self.config.model, self.max_new_tokens, [[m.role, m.content] for m in prompt]]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return self.cache_dir / digest[:2] / f"{digest}.json"
+
+    def _error(self, what: str, status: int | None) -> EndpointError:
+        step = NEXT_STEPS.get(status or 0, "try again later, answers so far are cached; or take the endpoint out")
+        key = self.config.api_key_env or "(none sent)"
+        return EndpointError(f"endpoint {self.config.name!r} ({self.url}): {what}; {step.format(key=key)}")
+
+
+def _read_cached(path: Path) -> Completion | None:
+    """The answer kept at path; None when there is none, or it cannot be read and is asked for again."""
+    try:
+        return Completion(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After, in seconds or as a date; None when absent or unreadable."""
+    if not retry_after:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,147 @@
+"""The answer over measured arms: which is the cheapest that meets the bar, or what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config import TaskConfig
+from ..evaluate.statistics import detectable_difference, rows_to_settle
+from ..records import ArmScore, Estimate, Verdict
+from ..units import usd
+
+__all__ = ["detectable_difference", "verdict"]
+
+# Kind of an arm to kind of a verdict; in order of simplicity, which breaks ties of cost.
+VERDICT_KINDS = {
+    "zero_shot": "prompt",
+    "few_shot": "few_shot",
+    "linear": "linear",
+    "endpoint": "prompt",
+    "finetune": "finetune",
+}
+# Share of answers cut or unusable from which the advice speaks of it.
+NOTABLE_FRAC = 0.05
+# Advice to score more rows ends at so many times those scored.
+TOO_MANY_TIMES = 20
+
+
+def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
+    """The cheapest arm whose interval's lower end reaches the bar.
+
+    Baselines come before fine-tunes: by cost a row, then by simplicity; fine-tunes in the order
+    given, which is the ladder's. Each arm is held to the bar at one-sided 2.5 %; of k arms just
+    below the bar, one passes wrongly with a chance of at most k times that.
+    """
+    if not arms:
+        return Verdict(
+            False,
+            None,
+            "none",
+            task.bar,
+            None,
+            "no arm was measured",
+            "choose baselines in decide.arms, or train: shoestring train",
+        )
+    baselines = sorted((arm for arm in arms if arm.kind != "finetune"), key=_cheapness)
+    finetunes = [arm for arm in arms if arm.kind == "finetune"]
+    met = [arm for arm in [*baselines, *finetunes] if arm.score.low >= task.bar]
+    if met:
+        return _bar_met(met, baselines, finetunes, task)
+    best = max(arms, key=lambda arm: (arm.score.value, arm.score.low))
+    if best.score.value >= task.bar:
+        reason, next_step = _cannot_tell(best, task.bar)
+    else:
+        reason, next_step = _below(best, baselines, finetunes, task.bar)
+    return Verdict(False, best.arm, "none", task.bar, best.score, reason, next_step)
+
+
+def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[ArmScore], task: TaskConfig) -> Verdict:
+    chosen = met[0]
+    cost = f"{usd(_cost_per_row_usd(chosen) * 1000)} a thousand rows"
+    scored = f"{chosen.arm} scores {_shown(chosen.score)} on {chosen.num_rows} rows"
+    reason = f"{scored}; its lower end meets the bar {task.bar:g}"
+    if chosen.kind == "finetune":
+        if baselines:
+            rival = max(baselines, key=lambda arm: arm.score.value)
+            reason += f"; the best baseline, {rival.arm}, scores {_shown(rival.score)}"
+        smaller = finetunes[: finetunes.index(chosen)]
+        reason += f"; {len(smaller)} cheaper rung{'s' if len(smaller) > 1 else ''} did not" if smaller else ""
+        next_step = "export it: shoestring export"
+    else:
+        reason += f"; cheapest of {len(met)} arms that do, at {cost}" if len(met) > 1 else f", at {cost}"
+        next_step = "no training is needed; to train all the same set decide.train_anyway: true"
+    return Verdict(True, chosen.arm, VERDICT_KINDS[chosen.kind], task.bar, chosen.score, reason, next_step)
+
+
+def _cannot_tell(best: ArmScore, bar: float) -> tuple[str, str]:
+    reason = (
+        f"cannot tell at {best.num_rows} rows: {best.arm} scores {_shown(best.score)}, and the bar {bar:g} lies inside "
+        "the interval"
+    )
+    needed = _rows_needed(best, bar)
+    if needed is None:
+        return f"{reason}, at the very score", f"no number of rows settles a tie; {_improve(best)}, or lower task.bar"
+    if needed > TOO_MANY_TIMES * best.num_rows:
+        return f"{reason}; about {needed:,} rows would settle it", (
+            f"too close to settle by scoring more rows; {_improve(best)}, or lower task.bar"
+        )
+    keys = "curate.eval_rows or curate.max_eval_rows"
+    keys += " and decide.max_rows" if best.kind in ("zero_shot", "few_shot", "endpoint") else ""
+    return f"{reason}; about {needed:,} rows would settle it", (
+        f"score about {needed:,} held-out rows (now {best.num_rows:,}): add rows to data.eval, or raise {keys}; "
+        f"or {_improve(best)}"
+    )
+
+
+def _below(best: ArmScore, baselines: list[ArmScore], finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
+    gap = bar - best.score.value
+    scored = f"the best arm, {best.arm}, scores {_shown(best.score)} on {best.num_rows} rows"
+    reason = f"{scored}, {gap:.3f} below the bar {bar:g}"
+    if not finetunes:
+        return f"no baseline meets the bar: {reason}", "train, smallest rung first: shoestring train"
+    if best.score.high >= bar:
+        reason += f"; the bar lies inside the interval, about {_rows_needed(best, bar) or 0:,} rows would settle it"
+    if best.kind != "finetune":
+        tuned = max(finetunes, key=lambda arm: arm.score.value)
+        return reason, (
+            f"fine-tuning did not beat {best.arm} ({tuned.arm}: {_shown(tuned.score)}); look at the failing rows in "
+            f"the report first, then {_improve(tuned)}"
+        )
+    return reason, _improve(best)
+
+
+def _improve(best: ArmScore) -> str:
+    """What would raise this arm's score, from what its rows show."""
+    cut_frac = best.details.get("num_cut", 0) / best.num_rows
+    if cut_frac >= NOTABLE_FRAC:
+        return f"raise task.max_new_tokens ({cut_frac:.0%} of the answers of {best.arm} were cut)"
+    if best.kind != "finetune":
+        return "train, smallest rung first: shoestring train"
+    unusable_frac = sum(row.failure is not None for row in best.rows) / best.num_rows
+    longer = (
+        f"train longer ({unusable_frac:.0%} of its answers were unusable), " if unusable_frac >= NOTABLE_FRAC else ""
+    )
+    return (
+        f"{longer}add a larger model to models, or more training rows (twice as many is the smallest step worth trying)"
+    )
+
+
+def _rows_needed(arm: ArmScore, bar: float) -> int | None:
+    """rows_to_settle in two significant digits, rounded up; None where the score equals the bar."""
+    num_rows = rows_to_settle(arm.score, arm.num_rows, bar)
+    if num_rows is None:
+        return None
+    step = 10 ** max(0, len(str(num_rows)) - 2)
+    return -(-num_rows // step) * step
+
+
+def _cheapness(arm: ArmScore) -> tuple[float, int]:
+    return _cost_per_row_usd(arm), list(VERDICT_KINDS).index(arm.kind)
+
+
+def _cost_per_row_usd(arm: ArmScore) -> float:
+    return arm.cost_usd / arm.num_rows
+
+
+def _shown(score: Estimate) -> str:
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"

@@ -1,0 +1,1 @@
+"""Measuring: metrics, intervals, scores of an arm, and generation in batches."""

@@ -1,0 +1,122 @@
+"""From completions to the score of an arm, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..config import METRICS_BY_KIND, TaskConfig
+from ..errors import DataError
+from ..records import ArmScore, Completion, Estimate, Example, RowScore
+from ..units import SECONDS_PER_HOUR
+from .metrics import Scored, aggregate, label_codes, macro_f1, score_output
+from .statistics import bootstrap_macro_f1, bootstrap_mean, paired_difference, wilson
+
+__all__ = ["BINARY_METRICS", "metric_value", "paired_difference", "score_arm"]
+
+# Metrics that are 0 or 1 on each row; their mean is a proportion.
+BINARY_METRICS = {"accuracy", "exact_record", "exact_match", "final_number"}
+
+
+def score_arm(
+    *,
+    arm: str,
+    kind: str,
+    model: str,
+    task: TaskConfig,
+    examples: Sequence[Example],
+    completions: Sequence[Completion],
+    labels: tuple[str, ...] | None,
+    wall_s: float,
+    seed: int = 0,
+    details: dict[str, Any] | None = None,
+    price_usd_per_hour: float = 0.0,
+) -> ArmScore:
+    """Score one arm on the held-out rows.
+
+    cost_usd: what the completions cost plus wall_s of the machine at price_usd_per_hour.
+    A row's score under macro_f1 is whether its label is right. Raises: DataError.
+    """
+    scored = _score_rows(task, examples, completions, labels)
+    machine_usd = wall_s * price_usd_per_hour / SECONDS_PER_HOUR
+    per_row = "accuracy" if task.metric == "macro_f1" else task.metric
+    rows = tuple(
+        RowScore(
+            id=example.id,
+            prompt=example.user_text,
+            expected=example.completion,
+            output=completion.text,
+            score=row.values[per_row],
+            num_prompt_tokens=completion.num_prompt_tokens,
+            num_completion_tokens=completion.num_completion_tokens,
+            latency_s=completion.latency_s,
+            cost_usd=completion.cost_usd + machine_usd / len(scored),
+            failure=_failure(row, completion),
+        )
+        for example, completion, row in zip(examples, completions, scored, strict=True)
+    )
+    score, interval = _interval(task.metric, rows, seed)
+    outputs = [completion.text for completion in completions]
+    metrics = aggregate(task.kind, scored, [example.completion for example in examples], outputs)
+    num_cut = sum(not completion.stopped for completion in completions)
+    return ArmScore(
+        arm=arm,
+        kind=kind,
+        model=model,
+        metric=task.metric,
+        score=score,
+        num_rows=len(rows),
+        wall_s=wall_s,
+        cost_usd=sum(row.cost_usd for row in rows),
+        metrics=metrics,
+        interval=interval,
+        rows=rows,
+        details={"num_cut": num_cut, "num_failures": sum(row.failure is not None for row in rows), **(details or {})},
+    )
+
+
+def metric_value(
+    task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
+) -> float:
+    """The task's metric alone, without interval: cheap enough for scoring during training."""
+    scored = _score_rows(task, examples, completions, labels)
+    if task.metric == "macro_f1":
+        outputs = [completion.text for completion in completions]
+        return macro_f1(*label_codes([example.completion for example in examples], outputs))
+    return sum(row.values[task.metric] for row in scored) / len(scored)
+
+
+def _score_rows(
+    task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
+) -> list[Scored]:
+    if not examples:
+        raise DataError("no held-out rows to score; give data.eval a file with rows, or lower curate.eval_rows")
+    assert len(examples) == len(completions), (len(examples), len(completions))
+    assert task.metric in METRICS_BY_KIND[task.kind], (task.kind, task.metric)
+    label_set = frozenset(labels or ()) | {example.completion.strip() for example in examples}
+    scored = []
+    for example, completion in zip(examples, completions, strict=True):
+        try:
+            scored.append(score_output(task.kind, example.completion, completion.text, label_set))
+        except DataError as error:
+            raise DataError(f"{example.source}:{example.line}: {error}") from None
+    return scored
+
+
+def _failure(row: Scored, completion: Completion) -> str | None:
+    """Why the output could not be scored as intended; being cut explains the rest."""
+    if completion.stopped:
+        return row.failure
+    cut = f"cut at {completion.num_completion_tokens} tokens"
+    return f"{cut}; {row.failure}" if row.failure else cut
+
+
+def _interval(metric: str, rows: Sequence[RowScore], seed: int) -> tuple[Estimate, str]:
+    if metric in BINARY_METRICS:
+        return wilson(sum(row.score == 1.0 for row in rows), len(rows)), "wilson"
+    if metric == "macro_f1":
+        codes = label_codes([row.expected for row in rows], [row.output for row in rows])
+        return bootstrap_macro_f1(*codes, seed=seed), "bootstrap"
+    return bootstrap_mean(np.array([row.score for row in rows]), seed=seed), "bootstrap"

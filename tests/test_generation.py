@@ -1,0 +1,199 @@
+"""Greedy generation: the same tokens as model.generate, in order, whatever the batch."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model
+
+from shoestring.errors import DoesNotFit, ModelError
+from shoestring.evaluate import generation
+from shoestring.evaluate.generation import LocalGenerator, decode_greedy, load_generator, make_generate
+from shoestring.records import Device, Message
+from shoestring.train.base import encode_prompt, load_base, load_tokenizer, quiet_loading
+
+CPU = Device("cpu", "test", 8 << 30, 1, "float32", "exact comparison")
+SYSTEM = Message("system", "Answer with one word, please.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def generator(folder: Path) -> LocalGenerator:
+    return load_generator(str(folder), device=CPU, max_new_tokens=24)
+
+
+def prompts_of(num: int, *, system: bool = True) -> list[tuple[Message, ...]]:
+    rng = random.Random(0)
+    texts = ["".join(rng.choice("abcdef ") for _ in range(rng.randint(1, 60))) for _ in range(num)]
+    return [((SYSTEM,) if system else ()) + (Message("user", text),) for text in texts]
+
+
+def reference(generator: LocalGenerator, prompt: tuple[Message, ...]) -> list[int]:
+    """New tokens by transformers' own greedy generation, one prompt at a time."""
+    ids = torch.tensor([encode_prompt(generator.tokenizer, prompt)])
+    out = generator.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=generator.max_new_tokens,
+        eos_token_id=generator.stop_ids,
+        pad_token_id=generator.tokenizer.pad_token_id,
+    )
+    return out[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("system", [True, False])  # with and without a prefix worth sharing
+def test_equals_greedy_generate_of_transformers(generator: LocalGenerator, system: bool) -> None:
+    # A second stop that rows reach at many different steps: they are dropped on the way.
+    prompts = prompts_of(12, system=system)
+    endless = [reference(generator, p) for p in prompts]
+    tokens = sorted({t for row in endless for t in row})
+    steps = {t: {row.index(t) for row in endless if t in row} for t in tokens}
+    generator.stop_ids = [*generator.stop_ids, max(tokens, key=lambda t: len(steps[t]))]
+    expected = [reference(generator, p) for p in prompts]
+    assert len({len(row) for row in expected}) > 2
+
+    completions = generator.generate(prompts)
+
+    decoded = [generator.tokenizer.decode(row, skip_special_tokens=True) for row in expected]
+    assert [c.text for c in completions] == decoded
+    assert [c.num_completion_tokens for c in completions] == [len(row) for row in expected]
+    assert [c.stopped for c in completions] == [row[-1] in generator.stop_ids for row in expected]
+    assert [c.num_prompt_tokens for c in completions] == [generator.count_tokens(p) for p in prompts]
+
+
+def test_a_row_does_not_depend_on_its_batch(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = prompts_of(7)
+    together = [c.text for c in generator.generate(prompts)]
+    assert [generator.generate([p])[0].text for p in prompts] == together
+    assert [c.text for c in generator.generate(prompts[::-1])][::-1] == together
+    monkeypatch.setattr(generation, "MAX_ROWS", {"cpu": 3})
+    assert [c.text for c in generator.generate(prompts)] == together
+    monkeypatch.setattr(generation, "MIN_PREFIX_TOKENS", 10**6)
+    assert [c.text for c in generator.generate(prompts)] == together
+
+
+def test_equal_prompts_are_run_once_and_progress_counts_rows(generator: LocalGenerator) -> None:
+    prompts = prompts_of(3)
+    seen: list[tuple[int, int | None]] = []
+    rows_run: list[int] = []
+    hook = generator.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows_run.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    completions = generator.generate(prompts * 5, lambda label, done, total: seen.append((done, total)))
+    hook.remove()
+    assert max(rows_run) == 3
+    assert [c.text for c in completions[:3]] * 5 == [c.text for c in completions]
+    assert seen[0] == (0, 15) and seen[-1] == (15, 15)
+    assert generator.generate([]) == []
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_by_number(folder: Path, generator: LocalGenerator) -> None:
+    long = (Message("user", "x" * 300),)
+    with pytest.raises(
+        ModelError, match=r"prompt 2 \('xxx.*\) has \d+ tokens; .* 256, less 24 kept for the answer leaves 232"
+    ):
+        generator.generate([*prompts_of(1), long])
+    with pytest.raises(ModelError, match="max_new_tokens 256 leaves no room"):
+        load_generator(str(folder), device=CPU, max_new_tokens=256)
+
+
+def test_an_answer_cut_at_the_limit_says_so(generator: LocalGenerator) -> None:
+    generator.stop_ids = [10**6]
+    (completion,) = generator.generate(prompts_of(1))
+    assert not completion.stopped and completion.num_completion_tokens == 24
+
+
+def test_running_out_of_memory_halves_the_batch(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = prompts_of(9)
+    expected = [c.text for c in generator.generate(prompts)]
+    whole, limit = decode_greedy, 2
+
+    def short_of_memory(model, batch, **kwargs):
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("allocation of 1 GiB failed")
+        return whole(model, batch, **kwargs)
+
+    monkeypatch.setattr(generation, "decode_greedy", short_of_memory)
+    assert [c.text for c in generator.generate(prompts)] == expected
+    limit = 0
+    with pytest.raises(DoesNotFit, match=r"out of memory on one prompt of \d+ tokens"):
+        generator.generate(prompts)
+
+
+def test_damaged_weights_are_named(generator: LocalGenerator) -> None:
+    with torch.no_grad():
+        generator.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        generator.generate(prompts_of(2))
+
+
+def test_layers_that_are_not_plain_attention(folder: Path) -> None:
+    """Sliding windows and convolutions count by place, so nothing may pad between prefix and rest."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    tokenizer = load_tokenizer(str(folder))
+    named = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
+    shape = {"vocab_size": len(tokenizer), **sizes, **heads, **named}
+    torch.manual_seed(0)
+    models = [
+        MistralForCausalLM(MistralConfig(**shape, sliding_window=12, head_dim=16)),
+        Lfm2ForCausalLM(Lfm2Config(**shape, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)),
+    ]
+    for model in models:
+        other = LocalGenerator(model.eval(), tokenizer, max_new_tokens=24)
+        prompts = prompts_of(5)
+        flat = [t for p in prompts for t in reference(other, p)]
+        other.stop_ids = [*other.stop_ids, max(set(flat), key=flat.count)]
+        expected = [tokenizer.decode(reference(other, p), skip_special_tokens=True) for p in prompts]
+        assert [c.text for c in other.generate(prompts)] == expected, type(model).__name__
+
+
+def test_an_adapter_is_used_unmerged_and_training_mode_is_kept(folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(
+        r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    with quiet_loading():
+        tuned = get_peft_model(load_base(str(folder), device=CPU), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    loaded = load_generator(str(folder), tmp_path / "adapter", device=CPU, max_new_tokens=16)
+    bare = load_generator(str(folder), device=CPU, max_new_tokens=16)
+    prompts = prompts_of(6)
+    texts = [c.text for c in loaded.generate(prompts)]
+    assert texts == [loaded.tokenizer.decode(reference(loaded, p), skip_special_tokens=True) for p in prompts]
+    assert texts != [c.text for c in bare.generate(prompts)]
+
+    tuned.train()
+    assert [
+        c.text for c in make_generate(tuned, loaded.tokenizer, max_new_tokens=16)(prompts, lambda *a: None)
+    ] == texts
+    assert tuned.training
+
+    loaded.close()
+    with pytest.raises(ModelError, match="cannot be put on"):
+        load_generator(str(folder), tmp_path / "nothing", device=CPU, max_new_tokens=16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_model_answers_and_stops(dtype: str) -> None:
+    from shoestring.embedded import family
+
+    device = Device("cpu", "test", 8 << 30, 1, dtype, "as asked")
+    embedded = load_generator(next(iter(family())), device=device, max_new_tokens=32)
+    prompts = [(Message("user", f"Repeat the word: {word}"),) for word in ("apple", "river", "stone")]
+    completions = embedded.generate(prompts)
+    assert embedded.tokenizer.eos_token_id in embedded.stop_ids
+    assert sum(c.stopped for c in completions) >= 1
+    assert all("<|" not in c.text for c in completions)
