@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read one JSON value."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

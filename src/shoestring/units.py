@@ -13,12 +13,12 @@ def gib(num_bytes: float) -> str:
 
 
 def usd(amount_usd: float) -> str:
-    """Dollars with as many places as the amount needs to be read."""
+    """Dollars: cents from a cent on, four places below, and below those the bound."""
     if amount_usd == 0:
         return "$0"
-    if abs(amount_usd) < 0.01:
-        return f"${amount_usd:.2g}" if abs(amount_usd) >= 1e-4 else f"${amount_usd:.1e}"
-    return f"${amount_usd:,.2f}"
+    if abs(amount_usd) < 0.0001:
+        return "<$0.0001" if amount_usd > 0 else ">-$0.0001"
+    return f"${amount_usd:.4f}" if abs(amount_usd) < 0.01 else f"${amount_usd:,.2f}"
 
 
 def duration(seconds: float) -> str:

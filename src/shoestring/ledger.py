@@ -1,0 +1,106 @@
+"""What was predicted and what it cost: one JSON line an expense, appended and never rewritten.
+
+A line that a kill tore in half is ignored when read, reported by `torn_lines`, and closed by the next append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .files import cannot_write
+from .records import Estimate
+
+QUANTITIES = ("usd", "s", "bytes")
+
+
+class Ledger:
+    """The ledger file of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def record(
+        self,
+        item: str,
+        *,
+        stage: str,
+        predicted: Mapping[str, Estimate | Mapping[str, float] | None] | None,
+        actual: Mapping[str, float | None],
+        price_usd_per_hour: float | None,
+    ) -> dict[str, Any]:
+        """Append one entry, durably; returns it.
+
+        predicted and actual: by quantity, of usd, s and bytes; predicted as Estimates.
+        Raises: RunFolderError when the file cannot be written.
+        """
+        spreads = {k: _spread(v) for k, v in predicted.items() if v is not None} if predicted else None
+        spent = {k: float(v) for k, v in actual.items() if v is not None}
+        unknown = {*spent, *(spreads or {})} - set(QUANTITIES)
+        assert not unknown, f"a ledger entry holds {', '.join(QUANTITIES)}, not {sorted(unknown)}"
+        entry = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stage": stage,
+            "item": item,
+            "predicted": spreads,
+            "actual": spent,
+            "price_usd_per_hour": price_usd_per_hour,
+        }
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                if file.tell() and not self._ends_whole():
+                    line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        return entry
+
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def _read(self) -> tuple[list[dict[str, Any]], list[int]]:
+        if not self.path.exists():
+            return [], []
+        entries, torn = [], []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                torn.append(number)
+                continue
+            if isinstance(entry, dict) and isinstance(entry.get("actual"), dict) and "item" in entry:
+                entries.append(entry)
+            else:
+                torn.append(number)
+        return entries, torn
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every whole entry, in order."""
+        return self._read()[0]
+
+    def torn_lines(self) -> list[int]:
+        """Line numbers (from 1) that hold no whole entry: what a kill cut, or a person edited."""
+        return self._read()[1]
+
+    def spent_usd(self) -> float:
+        """Sum of the actual dollars."""
+        return sum(e["actual"].get("usd", 0.0) for e in self.entries())
+
+
+def _spread(value: Estimate | Mapping[str, float]) -> dict[str, float]:
+    if isinstance(value, Estimate):
+        return {"low": value.low, "expected": value.value, "high": value.high}
+    expected = value["expected"] if "expected" in value else value["value"]
+    return {"low": value["low"], "expected": expected, "high": value["high"]}

@@ -1,0 +1,1 @@
+"""What a machine hour costs, and how we know."""

@@ -1,0 +1,9 @@
+"""What each rung will need, take and cost, before any money is spent.
+
+shapes       parameters of a model, from its config.json or the project's table
+devices      memory and peak rates of a machine
+settings     every training value, with its reason
+memory       peak bytes
+throughput   seconds
+ladder_plan  the rungs in order of cost
+"""

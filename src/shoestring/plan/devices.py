@@ -1,0 +1,84 @@
+"""Machines a run can be planned for: the present one, or a row of the dated GPU table."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadInput
+from ..records import Device
+from ..units import BYTES_PER_GB
+
+GPUS_CSV = Path(__file__).with_name("gpus.csv")
+TERA = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """Published figures of one GPU; memory in bytes (the vendor's GB are 1e9, so the last 2-7 % is not promised)."""
+
+    device: str
+    also_named: str  # as the driver reports it
+    memory_bytes: int
+    mem_bw_bytes_per_s: float
+    dtype: str  # bfloat16, or float16 where the card has no bf16 tensor cores
+    peak_flops_per_s: float  # of 16-bit matmul with fp32 accumulation
+    unverified: str
+    source: str
+
+
+@functools.cache
+def gpu_table() -> dict[str, GpuSpec]:
+    """Rows of gpus.csv by device name."""
+    specs = {}
+    with GPUS_CSV.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            specs[row["device"]] = GpuSpec(
+                device=row["device"],
+                also_named=row["also_named"],
+                memory_bytes=round(float(row["memory_gb"]) * BYTES_PER_GB),
+                mem_bw_bytes_per_s=float(row["mem_bw_gb_s"]) * BYTES_PER_GB,
+                dtype="bfloat16" if row["bf16_tflops"] else "float16",
+                peak_flops_per_s=float(row["bf16_tflops"] or row["fp16_tflops"]) * TERA,
+                unverified=row["unverified"],
+                source=row["source"],
+            )
+    return specs
+
+
+def gpu_spec(device_name: str) -> GpuSpec | None:
+    """The table's row of a device, by table name or by the driver's name; None if it has none."""
+    name = device_name.lower().removeprefix("nvidia ")
+    for spec in gpu_table().values():
+        if name in (spec.device.lower(), spec.also_named.lower().removeprefix("nvidia ")):
+            return spec
+    return None
+
+
+def planned_device(name: str | None, present: Device) -> Device:
+    """The device a run is planned for: the present one unless name is a row of the table.
+
+    Raises: BadInput listing near rows.
+    """
+    if name is None or name.lower() in (present.name.lower(), present.kind):
+        return present
+    spec = gpu_spec(name)
+    if spec is None:
+        near = difflib.get_close_matches(name.upper(), gpu_table(), n=3, cutoff=0.4)
+        rows = ", ".join(near or gpu_table())
+        raise BadInput(
+            f"market.device = {name!r} is not in the GPU table; near rows: {rows}; "
+            "or leave market.device out to plan for this machine"
+        )
+    reason = f"{spec.device} computes in {spec.dtype}, by the GPU table"
+    return Device(
+        kind="cuda",
+        name=spec.device,
+        memory_bytes=spec.memory_bytes,
+        num_threads=present.num_threads,
+        dtype=spec.dtype,
+        dtype_reason=reason,
+    )

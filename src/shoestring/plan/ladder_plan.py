@@ -1,0 +1,137 @@
+"""The ladder in order of cost: for each rung what it needs, takes and costs, and whether it can run here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..config import RunConfig
+from ..records import Device, Estimate, Plan, RungPlan, TokenCounts
+from ..units import SECONDS_PER_HOUR, duration, usd
+from .memory import predict_memory
+from .settings import resolve_settings
+from .shapes import ModelShape
+from .throughput import predict_time
+
+DEV_FRAC, MAX_DEV_ROWS = 0.1, 100  # dev rows where the caller does not say
+BUSY_LOAD_PER_CPU = 1.25  # a run finds no free processor from about here
+
+
+class PriceLike(Protocol):
+    """What the plan needs to know of a price (market.prices.Price)."""
+
+    @property
+    def usd_per_hour(self) -> float: ...
+    @property
+    def source(self) -> str: ...
+
+
+def plan_ladder(
+    config: RunConfig,
+    shapes: Mapping[str, ModelShape],
+    counts: Mapping[str, TokenCounts],
+    device: Device,
+    price: PriceLike,
+    *,
+    num_dev_rows: int | None = None,
+) -> Plan:
+    """Predict every rung and sort by expected cost; a rung past the deadline is left out and noted.
+
+    shapes and counts: by rung, in the run file's order. A rung that does not fit stays, with its verdict.
+    """
+    rungs, notes = [], []
+    for model, shape in shapes.items():
+        rung = plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows)
+        hours = (rung.train_s.value + rung.eval_s.value) / SECONDS_PER_HOUR
+        if config.deadline_h is not None and hours > config.deadline_h:
+            notes.append(
+                f"{model} is left out: it would take {duration(hours * SECONDS_PER_HOUR)}, "
+                f"the deadline is {config.deadline_h:g} h"
+            )
+            continue
+        if rung.verdict == "does_not_fit":
+            notes.append(f"{model} does not fit: {rung.reason}")
+        elif rung.cost_usd.value > config.budget_usd:
+            notes.append(
+                f"{model} alone is expected to cost {usd(rung.cost_usd.value)}, the budget is {usd(config.budget_usd)}"
+            )
+        if shape.note and shape.kind != "dense":
+            notes.append(f"{model}: {shape.note}")
+        rungs.append(rung)
+    if device.kind == "cpu" and hasattr(os, "getloadavg"):
+        busy = busy_note(os.getloadavg()[0], os.cpu_count() or 1)
+        notes += [busy] if busy else []
+    rungs.sort(key=lambda r: (r.verdict == "does_not_fit", r.cost_usd.value, r.num_params))
+    fitting = [r for r in rungs if r.verdict != "does_not_fit"]
+    if fitting:
+        total = sum(r.cost_usd.value for r in fitting)
+        high = sum(r.cost_usd.high for r in fitting)
+        notes.append(
+            f"climbing every rung is expected to cost {usd(total)} (up to {usd(high)}) "
+            f"of the budget of {usd(config.budget_usd)}"
+        )
+    elif rungs:
+        notes.append("no rung fits this device; name smaller models, a shorter seq_len, or a larger market.device")
+    elif notes:
+        notes.append("no rung is left; raise deadline_h or name smaller models")
+    return Plan(tuple(rungs), tuple(notes))
+
+
+def busy_note(load: float, num_cpus: int) -> str | None:
+    """Says so where other work already fills this machine's processors."""
+    if load < BUSY_LOAD_PER_CPU * num_cpus:
+        return None
+    return (
+        f"this machine is busy (load {load:.1f} on {num_cpus} processors): times are predicted as if it were idle, "
+        f"expect about {(load + 1) / num_cpus:.0f} times as long while that lasts"
+    )
+
+
+def plan_rung(
+    config: RunConfig,
+    model: str,
+    shape: ModelShape,
+    counts: TokenCounts,
+    device: Device,
+    price: PriceLike,
+    *,
+    num_dev_rows: int | None = None,
+) -> RungPlan:
+    """Predict one rung."""
+    settings = resolve_settings(config, shape, counts, device)
+    loss_frac = sum(counts.answer) / max(1, sum(counts.prompt) + sum(counts.answer))
+    memory = predict_memory(
+        shape,
+        method=settings.method,
+        lora_rank=settings.lora_rank,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        device=device,
+        loss_frac=loss_frac,
+        row_tokens=settings.seq_len,
+    )
+    if num_dev_rows is None:
+        num_dev_rows = min(MAX_DEV_ROWS, max(1, round(len(counts.prompt) * DEV_FRAC)))
+    time = predict_time(shape, settings, counts, device, num_dev_rows=num_dev_rows)
+    seconds = Estimate(*(getattr(time.train_s, k) + getattr(time.eval_s, k) for k in ("value", "low", "high")))
+    return RungPlan(
+        model=model,
+        method=settings.method,
+        num_params=shape.num_params,
+        num_adapter_params=shape.num_adapter_params(settings.lora_rank),
+        device=device,
+        settings=settings,
+        # As train/ measures it: tensors on CUDA, the resident process elsewhere. The verdict is of the device.
+        peak_bytes=memory.allocated if device.kind == "cuda" else memory.device,
+        device_bytes=device.memory_bytes,
+        verdict=memory.verdict,
+        train_s=time.train_s,
+        eval_s=time.eval_s,
+        num_train_tokens=time.num_train_tokens,
+        num_steps=time.num_steps,
+        price_usd_per_hour=price.usd_per_hour,
+        price_source=price.source,
+        cost_usd=seconds.scaled(price.usd_per_hour / SECONDS_PER_HOUR),
+        parts_bytes=memory.parts,
+        reason=f"{memory.reason}; {time.reason}",
+    )

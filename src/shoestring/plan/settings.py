@@ -1,0 +1,209 @@
+"""Every value training runs with, resolved before it starts, each with where it came from.
+
+Sources: LoRA Without Regret (Schulman et al., Thinking Machines, 2025): all linear layers, learning rate
+ten times that of full fine-tuning and nearly independent of rank, rank by the size of the task, small
+batches. Tinker cookbook, hyperparam_utils: the learning rate by hidden size. Collected with their grade of
+evidence in shared/design/peers/trainers.md section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import RunConfig
+from ..errors import ModelError
+from ..records import Device, TokenCounts, TrainSettings
+from ..units import count
+from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
+from .shapes import ModelShape
+
+NARROW_KINDS = ("classify", "extract")
+RANK_NARROW, RANK_WIDE = 16, 32
+ALPHA_PER_RANK = 2.0
+
+# 5e-5 is the full fine-tuning rate at hidden 2000; x 10 for LoRA; exponent by architecture.
+LR_FULL, LR_LORA_FACTOR, LR_HIDDEN = 5e-5, 10.0, 2000
+LR_EXPONENT = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775, "qwen3_5": 0.0775}
+
+TINY_PARAMS = 100_000_000  # below: a demonstration model, which learns little a step
+EPOCHS, EPOCHS_TINY_MIN, EPOCHS_TINY_MAX = 3.0, 3.0, 10.0
+TINY_STEPS = 600  # aimed at; early stopping guards against too many
+
+ROWS_PER_STEP_FEW, ROWS_PER_STEP_MANY = 16, 32
+MANY_ROWS = 2000  # from here a step holds ROWS_PER_STEP_MANY rows
+ROUND_TOKENS = 32  # lengths are rounded up to this
+MIN_BATCH_TOKENS = 512
+
+WARMUP_FRAC, WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 0.0, 1.0
+ANSWER_MARGIN_FRAC, ANSWER_MARGIN_TOKENS, MAX_NEW_TOKENS_CAP = 0.15, 4, 1024
+
+REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
+GIVEN = "given in the run file"
+
+
+def round_up(number: float, multiple: int) -> int:
+    """The least multiple that is not below number."""
+    return math.ceil(number / multiple) * multiple
+
+
+def median(lengths: Sequence[int]) -> int:
+    """Upper median."""
+    return sorted(lengths)[len(lengths) // 2]
+
+
+def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, device: Device) -> TrainSettings:
+    """Derive what the run file leaves open; values it gives win.
+
+    Raises: ModelError where a given value cannot hold (seq_len past the model's context).
+    """
+    if not counts.prompt:
+        raise ModelError(f"{shape.name}: no training row to derive settings from; see data/dropped.jsonl for why")
+    given = config.train
+    lengths = [p + a for p, a in zip(counts.prompt, counts.answer, strict=True)]
+    loss_frac = sum(counts.answer) / sum(lengths)
+    value: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+
+    def put(key: str, derived: Any, reason: str) -> Any:
+        turned = getattr(given, key, None) if key in given.model_fields_set else None
+        value[key], reasons[key] = (derived, reason) if turned is None else (turned, GIVEN)
+        return value[key]
+
+    narrow = config.task.kind in NARROW_KINDS
+    rank = put(
+        "lora_rank",
+        RANK_NARROW if narrow else RANK_WIDE,
+        f"{config.task.kind} is a {'narrow' if narrow else 'broad'} task: "
+        f"{RANK_NARROW} suffices for narrow ones, else {RANK_WIDE}; {REGRET}",
+    )
+    put("lora_alpha", ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for")
+    put("learning_rate", *_learning_rate(shape))
+
+    rows_per_step = ROWS_PER_STEP_MANY if len(lengths) >= MANY_ROWS else ROWS_PER_STEP_FEW
+    put("num_epochs", *_epochs(shape, len(lengths), rows_per_step))
+    seq_len = put("seq_len", *_seq_len(shape, lengths))
+    if seq_len > shape.context_tokens:
+        raise ModelError(
+            f"train.seq_len = {seq_len} passes the context of {shape.name}, {shape.context_tokens} tokens; "
+            f"give at most {shape.context_tokens} or leave it out"
+        )
+    batch = put(
+        "batch_tokens",
+        max(MIN_BATCH_TOKENS, seq_len, round_up(rows_per_step * median(lengths), ROUND_TOKENS)),
+        f"about {rows_per_step} rows of the median {median(lengths)} tokens; LoRA tolerates large batches worse than "
+        f"full fine-tuning; {REGRET}",
+    )
+    method, method_reason = choose_method(config.method, shape, rank, min(seq_len, batch), device, loss_frac)
+    reasons["method"] = method_reason
+    put("micro_batch_tokens", *_micro_batch(shape, method, rank, seq_len, batch, device, loss_frac))
+    if value["micro_batch_tokens"] > batch:
+        value["micro_batch_tokens"] = batch
+        reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
+    put("num_threads", device.num_threads, "threads of the device")
+    for key in ("patience", "num_evals"):
+        put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")
+    reasons["warmup_frac"] = f"{WARMUP_FRAC:.0%} of the steps, then cosine to zero"
+    reasons["weight_decay"] = f"none on adapters; {REGRET}"
+    reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
+    reasons["seed"] = GIVEN if "seed" in config.model_fields_set else "default"
+    max_new, reasons["max_new_tokens"] = _max_new_tokens(config, shape, counts)
+    return TrainSettings(
+        method=method,
+        warmup_frac=WARMUP_FRAC,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=MAX_GRAD_NORM,
+        seed=config.seed,
+        max_new_tokens=max_new,
+        reasons=reasons,
+        **value,
+    )
+
+
+def _learning_rate(shape: ModelShape) -> tuple[float, str]:
+    exponent = LR_EXPONENT.get(shape.model_type, 0.0)
+    rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / shape.hidden) ** exponent
+    return float(f"{rate:.3g}"), (
+        f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x ({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}; "
+        "ten times full fine-tuning, Tinker cookbook hyperparam_utils"
+    )
+
+
+def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int) -> tuple[float, str]:
+    if shape.num_params >= TINY_PARAMS:
+        return EPOCHS, "one to three passes are usual; early stopping guards against the third"
+    wanted = math.ceil(TINY_STEPS * rows_per_step / num_rows)
+    epochs = min(EPOCHS_TINY_MAX, max(EPOCHS_TINY_MIN, wanted))
+    return epochs, (
+        f"a demonstration model of {count(shape.num_params)} parameters learns little a step: "
+        f"about {TINY_STEPS} steps, {EPOCHS_TINY_MIN:g} to {EPOCHS_TINY_MAX:g} passes, guarded by early stopping"
+    )
+
+
+def _seq_len(shape: ModelShape, lengths: Sequence[int]) -> tuple[int, str]:
+    longest = max(lengths)
+    if longest > shape.context_tokens:
+        too_long = sum(n > shape.context_tokens for n in lengths)
+        return shape.context_tokens, (
+            f"the context of {shape.name}; {too_long} of {len(lengths)} rows are longer and cannot be trained on"
+        )
+    return min(shape.context_tokens, round_up(longest, ROUND_TOKENS)), (
+        f"the longest training row has {longest} tokens; context {shape.context_tokens}"
+    )
+
+
+def choose_method(
+    asked: str, shape: ModelShape, lora_rank: int, row_tokens: int, device: Device, loss_frac: float = LOSS_FRAC_DEFAULT
+) -> tuple[str, str]:
+    """lora where the 16-bit base fits with one longest row, else qlora; with the reason."""
+    if asked != "auto":
+        return asked, GIVEN
+
+    def verdict(method: str) -> MemoryPrediction:
+        return predict_memory(
+            shape, method=method, lora_rank=lora_rank, micro_batch_tokens=row_tokens, device=device, loss_frac=loss_frac
+        )
+
+    lora = verdict("lora")
+    if lora.verdict != "does_not_fit":
+        return "lora", f"the {device.dtype} base fits: {lora.reason}"
+    if device.kind == "mps":
+        return "lora", f"the base does not fit and NF4 does not run on mps: {lora.reason}"
+    return "qlora", f"the {device.dtype} base does not fit ({lora.reason}), NF4 holds a quarter"
+
+
+def _micro_batch(
+    shape: ModelShape, method: str, lora_rank: int, seq_len: int, batch: int, device: Device, loss_frac: float
+) -> tuple[int, str]:
+    """Halve the batch until the prediction's high end fits, but never below one longest row."""
+    micro = max(batch, seq_len)
+    while True:
+        predicted = predict_memory(
+            shape,
+            method=method,
+            lora_rank=lora_rank,
+            micro_batch_tokens=micro,
+            device=device,
+            loss_frac=loss_frac,
+            row_tokens=seq_len,
+        )
+        if predicted.verdict == "fits":
+            whole = "the whole batch at once" if micro >= batch else "as much of the batch as fits"
+            return micro, f"{whole}: {predicted.reason}"
+        if micro <= seq_len:
+            return micro, f"one longest row: {predicted.reason}"
+        micro = max(seq_len, round_up(micro / 2, ROUND_TOKENS))
+
+
+def _max_new_tokens(config: RunConfig, shape: ModelShape, counts: TokenCounts) -> tuple[int, str]:
+    if config.task.max_new_tokens is not None:
+        return config.task.max_new_tokens, GIVEN
+    longest = max(counts.answer)
+    wanted = round_up(longest * (1 + ANSWER_MARGIN_FRAC) + ANSWER_MARGIN_TOKENS, 4)
+    room = shape.context_tokens - max(counts.eval_prompt or counts.prompt)
+    limit = min(MAX_NEW_TOKENS_CAP, max(room, 1))
+    if wanted <= limit:
+        return wanted, f"the longest training answer has {longest} tokens; {ANSWER_MARGIN_FRAC:.0%} margin"
+    why = f"the cap of {MAX_NEW_TOKENS_CAP}" if limit == MAX_NEW_TOKENS_CAP else f"room in the context of {shape.name}"
+    return limit, f"the longest training answer has {longest} tokens; held to {why}"

@@ -1,0 +1,260 @@
+"""Exact sizes of a model: from a local config.json, or from the project's own dated table.
+
+Counted for dense decoders: per layer q, k, v, o, the MLP matrices, norms and biases; embedding,
+output head unless tied, final norm. Anything else (experts, convolutions, vision towers) is refused
+by name in a config.json; the table holds measured totals for a few of those.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+MODELS_CSV = Path(__file__).with_name("models.csv")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of one model; num_linear_params and LoRA cover every linear layer except the output head."""
+
+    name: str
+    family: str
+    model_type: str  # as in config.json: llama, qwen3, ...
+    kind: str  # dense: counted exactly; mixed: total known, adapter size approximate
+    num_params: int
+    num_embedding_params: int  # one table
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate: int
+    num_mlp_matrices: int  # 3 gated, 2 not
+    vocab: int
+    context_tokens: int
+    tied: bool  # output head is the embedding table
+    num_linear_params: int
+    num_lora_params_per_rank: int
+    licence: str
+    source: str
+    grade: str  # A: counted exactly or published; B, C: see the table
+    note: str = ""
+
+    def num_adapter_params(self, lora_rank: int) -> int:
+        """Parameters of a LoRA of this rank on every linear layer except the output head."""
+        return lora_rank * self.num_lora_params_per_rank
+
+
+# What a config class leaves unsaid. norms: vectors of length hidden a layer; qk_norm: "head" one
+# vector of head_dim each for q and k, "all" one over all heads; bias: projections that always have one.
+# Source: modelling code of transformers 5.24.0; counts tested against built models.
+@dataclass(frozen=True)
+class _Architecture:
+    norms: int = 2
+    qk_norm: str = ""
+    bias: str = ""  # "": by attention_bias; "qkv": always on q, k and v
+    tied: bool = False
+    head_dim: int | None = None  # None: hidden / heads
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture(),
+    "mistral": _Architecture(),
+    "qwen2": _Architecture(bias="qkv"),
+    "qwen3": _Architecture(qk_norm="head", head_dim=128),
+    "gemma": _Architecture(tied=True, head_dim=256),
+    "gemma2": _Architecture(norms=4, tied=True, head_dim=256),
+    "gemma3_text": _Architecture(norms=4, qk_norm="head", tied=True, head_dim=256),
+    "granite": _Architecture(),
+    "olmo2": _Architecture(qk_norm="all"),
+    "smollm3": _Architecture(tied=True),
+}
+
+
+def lora_params_per_rank(
+    hidden: int, num_layers: int, q_dim: int, kv_dim: int, intermediate: int, num_mlp_matrices: int
+) -> int:
+    """Each adapted matrix (out, in) adds rank x (out + in). Source: LoRA, arXiv 2106.09685, section 4.1."""
+    attention = 2 * (hidden + q_dim) + 2 * (hidden + kv_dim)
+    return num_layers * (attention + num_mlp_matrices * (hidden + intermediate))
+
+
+def shape_of(model: str, path: Path | None = None) -> ModelShape:
+    """Shape from path/config.json where given (or where model is a folder), else from the table.
+
+    Raises: ModelError for an unknown name, an unreadable config, or an architecture not counted.
+    """
+    if path is None and Path(model).is_dir():
+        path = Path(model)
+    if path is not None:
+        file = path / "config.json" if path.is_dir() else path
+        return shape_from_config(model, _read_config(file), source=str(file))
+    rows = table()
+    row = rows.get(model) or {name.lower(): r for name, r in rows.items()}.get(model.lower())
+    if row is None:
+        raise ModelError(
+            f"{model!r} is neither a local folder nor in the model table{_near(model, rows)}; "
+            "give a folder that holds config.json and weights, or a name 'shoestring models' lists"
+        )
+    return _shape_from_row(row)
+
+
+def _near(model: str, names: Any) -> str:
+    """Near names, compared whole and without the owner."""
+    short = {name.split("/")[-1].lower(): name for name in names}
+    whole = {name.lower(): name for name in names}
+    close = [short[n] for n in difflib.get_close_matches(model.split("/")[-1].lower(), short, n=3, cutoff=0.5)]
+    close += [whole[n] for n in difflib.get_close_matches(model.lower(), whole, n=2, cutoff=0.6)]
+    unique = list(dict.fromkeys(close))[:3]
+    return f" (near: {', '.join(unique)})" if unique else ""
+
+
+@functools.cache
+def table() -> dict[str, dict[str, str]]:
+    """Rows of models.csv by model name."""
+    with MODELS_CSV.open(encoding="utf-8", newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
+
+
+def _shape_from_row(row: dict[str, str]) -> ModelShape:
+    if row["kind"] not in ("dense", "mixed"):
+        what = "a mixture of experts" if row["kind"] == "moe" else "built with per-layer embeddings"
+        raise ModelError(
+            f"{row['model']} is {what} ({row['note']}); this version plans dense models only: "
+            f"choose a dense model, such as Qwen/Qwen3-4B"
+        )
+    ints = {
+        k: int(row[k])
+        for k in (
+            "num_params",
+            "num_embedding_params",
+            "num_layers",
+            "hidden",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate",
+            "num_mlp_matrices",
+            "vocab",
+            "context_tokens",
+        )
+    }
+    tied = row["tied"] == "true"
+    q_dim, kv_dim = ints["num_heads"] * ints["head_dim"], ints["num_kv_heads"] * ints["head_dim"]
+    counted = (
+        ints["num_layers"] * ints["hidden"] * (2 * q_dim + 2 * kv_dim + ints["num_mlp_matrices"] * ints["intermediate"])
+    )
+    linear, per_rank = (
+        counted,
+        lora_params_per_rank(
+            ints["hidden"], ints["num_layers"], q_dim, kv_dim, ints["intermediate"], ints["num_mlp_matrices"]
+        ),
+    )
+    note = row["note"]
+    if row["kind"] == "mixed":
+        # The published total holds layers the formula does not know; scale the adapter with them.
+        linear = ints["num_params"] - ints["num_embedding_params"] * (1 if tied else 2)
+        per_rank = round(per_rank * linear / counted)
+        note = f"adapter size approximate: {note}"
+    return ModelShape(
+        name=row["model"],
+        family=row["family"],
+        model_type=row["model_type"],
+        kind=row["kind"],
+        tied=tied,
+        num_linear_params=linear,
+        num_lora_params_per_rank=per_rank,
+        licence=_licence(row),
+        source=row["source"],
+        grade=row["grade"],
+        note=note,
+        **ints,
+    )
+
+
+def _licence(row: dict[str, str]) -> str:
+    basis = row["licence_basis"]
+    return f"{row['licence']} ({basis})" if basis else row["licence"]
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: not there; a model folder holds config.json, tokenizer and weights") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{file}: not a readable JSON file ({error}); download the model again") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: a model configuration is a JSON object, this is {type(config).__name__}")
+    return config
+
+
+def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelShape:
+    """Count a dense decoder from its configuration. Raises: ModelError."""
+    model_type = str(config.get("model_type", ""))
+    architecture = _ARCHITECTURES.get(model_type)
+    if architecture is None:
+        experts = config.get("num_local_experts") or config.get("num_experts")
+        what = f"a mixture of {experts} experts" if experts else "not a dense decoder this version can count"
+        raise ModelError(
+            f"{source}: model_type {model_type!r} is {what}; "
+            f"known: {', '.join(_ARCHITECTURES)}; choose a model of one of these"
+        )
+
+    def size(key: str, default: int | None = None) -> int:
+        value = config.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ModelError(
+                f"{source}: {key} = {config.get(key)!r} is not a positive number; the file is damaged "
+                "or of a kind this version does not read"
+            )
+        return value
+
+    hidden, layers, heads = size("hidden_size"), size("num_hidden_layers"), size("num_attention_heads")
+    kv_heads, intermediate, vocab = size("num_key_value_heads", heads), size("intermediate_size"), size("vocab_size")
+    head_dim = size("head_dim", architecture.head_dim or hidden // heads)
+    tied = bool(config.get("tie_word_embeddings", architecture.tied))
+    q_dim, kv_dim = heads * head_dim, kv_heads * head_dim
+    linear = layers * hidden * (2 * q_dim + 2 * kv_dim + 3 * intermediate)
+    small = layers * architecture.norms * hidden + hidden
+    if architecture.qk_norm:
+        small += layers * (2 * head_dim if architecture.qk_norm == "head" else q_dim + kv_dim)
+    if architecture.bias == "qkv":
+        small += layers * (q_dim + 2 * kv_dim)
+    elif config.get("attention_bias"):
+        small += layers * (q_dim + 2 * kv_dim + hidden)
+    if config.get("mlp_bias"):
+        small += layers * (2 * intermediate + hidden)
+    embedding = vocab * hidden
+    return ModelShape(
+        name=name,
+        family=model_type,
+        model_type=model_type,
+        kind="dense",
+        num_params=linear + small + embedding * (1 if tied else 2),
+        num_embedding_params=embedding,
+        hidden=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=intermediate,
+        num_mlp_matrices=3,
+        vocab=vocab,
+        context_tokens=size("max_position_embeddings"),
+        tied=tied,
+        num_linear_params=linear,
+        num_lora_params_per_rank=lora_params_per_rank(hidden, layers, q_dim, kv_dim, intermediate, 3),
+        licence="see the model's card",
+        source=source,
+        grade="A",
+    )

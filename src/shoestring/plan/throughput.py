@@ -1,0 +1,187 @@
+"""Seconds of one fine-tune: load + steps x floor + FLOPs / achieved rate + evaluation.
+
+FLOPs of LoRA without recomputation are 4N a token: 2N forward and 2N for the gradient of the inputs;
+the frozen weights need no gradient (shared/design/peers/trainers.md section 5). The adapter itself costs
+6 a parameter, attention 6 x positions attended x q_dim a layer, the output head 4 x vocab x hidden where loss
+is borne. Rates and floors are priors (priors.csv) with a low and a high until this machine has been measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..records import Device, Estimate, TokenCounts, TrainSettings
+from .devices import gpu_spec
+from .shapes import ModelShape
+
+PRIORS_CSV = Path(__file__).with_name("priors.csv")
+# A batch made of rows of near length pads little; of mixed length, more.
+PADDING_LOW, PADDING_EXPECTED, PADDING_HIGH = 1.0, 1.06, 1.25
+GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
+# Answers of a batch end with its longest; this quantile of the lengths stands for it.
+LONGEST_OF_BATCH_QUANTILE = 0.97
+NF4_READ_WRITE_BYTES = 2.5  # dequantising a parameter reads half a byte and writes two
+NF4_CPU_SLOWDOWN = Estimate(1.2, 1.05, 2.0)  # 1.10 and 1.20 measured on shoestring-3m, 2026-11-24; other sizes unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """One row of priors.csv; low and high are of the quantity itself."""
+
+    device_kind: str
+    dtype: str  # empty: any
+    quantity: str
+    value: Estimate
+    unit: str
+    source: str
+    as_of: str
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimePrediction:
+    """Predicted wall time of training (load and dev evaluations included) and of the held-out evaluation."""
+
+    train_s: Estimate
+    eval_s: Estimate
+    num_steps: int
+    num_train_tokens: int  # unpadded, over all epochs
+    tokens_per_s: Estimate  # unpadded training tokens, load and evaluation excluded
+    reason: str
+
+
+@functools.cache
+def priors() -> dict[tuple[str, str, str], Prior]:
+    """Rows of priors.csv by device kind, dtype and quantity."""
+    with PRIORS_CSV.open(encoding="utf-8", newline="") as file:
+        rows = [
+            Prior(
+                r["device_kind"],
+                r["dtype"],
+                r["quantity"],
+                Estimate(float(r["expected"]), float(r["low"]), float(r["high"])),
+                r["unit"],
+                r["source"],
+                r["as_of"],
+                r["basis"],
+            )
+            for r in csv.DictReader(file)
+        ]
+    return {(row.device_kind, row.dtype, row.quantity): row for row in rows}
+
+
+def prior(device: Device, quantity: str) -> Prior:
+    """The row for the device's kind and dtype, else for its kind."""
+    rows = priors()
+    return rows.get((device.kind, device.dtype, quantity)) or rows[device.kind, "", quantity]
+
+
+def achieved_flops_per_s(device: Device, num_threads: int) -> Estimate:
+    """Rate the device reaches in training steps; low and high from the priors."""
+    if device.kind == "cuda":
+        spec = gpu_spec(device.name)
+        # A card the table does not list: between the slowest and an A100.
+        peak = Estimate(*[spec.peak_flops_per_s] * 3) if spec else Estimate(150e12, 65e12, 312e12)
+        frac = prior(device, "peak_frac").value
+        return Estimate(peak.value * frac.value, peak.low * frac.low, peak.high * frac.high)
+    if device.kind == "mps":
+        return prior(device, "flops_per_s").value
+    one, exponent = prior(device, "flops_per_s_per_thread").value, prior(device, "thread_exponent").value
+    return Estimate(*(getattr(one, k) * num_threads ** getattr(exponent, k) for k in ("value", "low", "high")))
+
+
+def train_flops_per_token(shape: ModelShape, lora_rank: int, row_tokens: float, loss_frac: float) -> float:
+    """FLOPs of forward and backward a token, without recomputation; causal attention sees half of row_tokens."""
+    attention = 12 * shape.num_layers * shape.num_heads * shape.head_dim * (row_tokens / 2)
+    head = 4 * shape.vocab * shape.hidden * loss_frac
+    return 4 * shape.num_linear_params + 6 * shape.num_adapter_params(lora_rank) + attention + head
+
+
+def quantile(lengths: Sequence[int], q: float) -> int:
+    """The q-quantile (0-1) by rank, 0 of none."""
+    ordered = sorted(lengths)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else 0
+
+
+def generate_s(
+    shape: ModelShape,
+    prompts: Sequence[int],
+    answers: Sequence[int],
+    device: Device,
+    num_threads: int,
+    batch_rows: int = GENERATE_BATCH_ROWS,
+) -> Estimate:
+    """Seconds to answer these prompts in batches; answers are the expected lengths in tokens."""
+    if not prompts:
+        return Estimate(0.0, 0.0, 0.0)
+    rate = achieved_flops_per_s(device, num_threads)
+    floor = prior(device, "decode_layer_floor_s").value
+    num_batches = math.ceil(len(prompts) / batch_rows)
+    positions = num_batches * quantile(answers, LONGEST_OF_BATCH_QUANTILE)
+    num_tokens = sum(prompts) * PADDING_EXPECTED + sum(answers)  # finished rows leave their batch
+    flops = num_tokens * 2 * (shape.num_linear_params + shape.num_embedding_params)
+    floor_s = floor.scaled(shape.num_layers * (positions + num_batches))
+    return Estimate(
+        floor_s.value + flops / rate.value, floor_s.low + flops / rate.high, floor_s.high + flops / rate.low
+    )
+
+
+def predict_time(
+    shape: ModelShape,
+    settings: TrainSettings,
+    counts: TokenCounts,
+    device: Device,
+    *,
+    num_dev_rows: int,
+) -> TimePrediction:
+    """Wall time of training and of the held-out evaluation; a dev evaluation generates num_dev_rows answers."""
+    lengths = [p + a for p, a in zip(counts.prompt, counts.answer, strict=True)]
+    tokens_per_epoch = sum(min(n, settings.seq_len) for n in lengths)
+    num_tokens = round(tokens_per_epoch * settings.num_epochs)
+    loss_frac = sum(counts.answer) / max(1, sum(lengths))
+    padded = num_tokens * PADDING_EXPECTED
+    num_steps = max(1, math.ceil(padded / settings.batch_tokens))
+    num_micro = num_steps * math.ceil(settings.batch_tokens / settings.micro_batch_tokens)
+    mean_tokens = tokens_per_epoch / max(1, len(lengths))
+
+    rate = achieved_flops_per_s(device, settings.num_threads)
+    flops = num_tokens * train_flops_per_token(shape, settings.lora_rank, mean_tokens, loss_frac)
+    slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
+    compute = Estimate(
+        flops * PADDING_EXPECTED / rate.value * slow.value,
+        flops * PADDING_LOW / rate.high * slow.low,
+        flops * PADDING_HIGH / rate.low * slow.high,
+    )
+    if settings.method == "qlora" and device.kind == "cuda":
+        spec = gpu_spec(device.name)
+        bandwidth = spec.mem_bw_bytes_per_s if spec else 300e9
+        dequantise = 2 * num_micro * shape.num_linear_params * NF4_READ_WRITE_BYTES / bandwidth
+        compute = Estimate(compute.value + 1.5 * dequantise, compute.low + dequantise, compute.high + 3 * dequantise)
+    layer, step = prior(device, "layer_floor_s").value, prior(device, "step_floor_s").value
+    load = prior(device, "load_s").value
+    dev_answers = counts.answer[:num_dev_rows] or counts.eval_answer[:num_dev_rows]
+    dev_prompts = counts.prompt[:num_dev_rows] or counts.eval_prompt[:num_dev_rows]
+    dev = generate_s(shape, dev_prompts, dev_answers, device, settings.num_threads).scaled(settings.num_evals)
+
+    def steps_s(pick: str) -> float:
+        return num_steps * getattr(step, pick) + num_micro * shape.num_layers * getattr(layer, pick)
+
+    run = {k: steps_s(k) + getattr(compute, k) for k in ("value", "low", "high")}
+    train = Estimate(*(run[k] + getattr(load, k) + getattr(dev, k) for k in ("value", "low", "high")))
+    evaluation = generate_s(shape, counts.eval_prompt, counts.eval_answer, device, settings.num_threads)
+    eval_s = Estimate(*(getattr(evaluation, k) + getattr(load, k) for k in ("value", "low", "high")))
+    row = prior(device, "layer_floor_s")
+    speed = Estimate(num_tokens / run["value"], num_tokens / run["high"], num_tokens / run["low"])
+    return TimePrediction(
+        train_s=train,
+        eval_s=eval_s,
+        num_steps=num_steps,
+        num_train_tokens=num_tokens,
+        tokens_per_s=speed,
+        reason=f"{num_steps} steps at the {device.kind} rates of {row.as_of} ({row.basis})",
+    )

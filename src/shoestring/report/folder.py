@@ -1,0 +1,161 @@
+"""What a run folder holds so far. A file that is missing or damaged is said, never guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..config import RunConfig, load_run_file
+from ..errors import BadInput
+from ..files import read_json
+from ..ledger import Ledger
+from ..records import ArmScore, Plan, TrainResult, arm_from_json, plan_from_json, train_from_json
+from ..runfolder import rung_name
+
+MAX_DROPPED_SHOWN = 20
+T = TypeVar("T")
+
+
+@dataclass
+class RungFiles:
+    """One rung's records; history is of the finished training, or of the steps so far."""
+
+    model: str
+    train: TrainResult | None = None
+    arm: ArmScore | None = None
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class RunFiles:
+    """Everything the report shows."""
+
+    folder: Path
+    config: RunConfig | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    curated: dict[str, Any] | None = None
+    decided: dict[str, Any] | None = None
+    baselines: list[ArmScore] = field(default_factory=list)
+    plan: Plan | None = None
+    rungs: list[RungFiles] = field(default_factory=list)
+    verdict: dict[str, Any] | None = None
+    exported: dict[str, Any] | None = None
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # examples, the codes by turns
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def arms(self) -> list[ArmScore]:
+        """Baselines, then fine-tunes in the order of the ladder."""
+        return [*self.baselines, *(r.arm for r in self.rungs if r.arm)]
+
+    @property
+    def spent_usd(self) -> float:
+        return sum(e["actual"].get("usd", 0.0) for e in self.ledger)
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read every record of the folder."""
+    run = RunFiles(folder)
+    try:
+        run.config = load_run_file(folder / "run.yaml")
+    except BadInput as error:
+        run.problems.append(str(error))
+    run.meta = _json(run, "meta.json") or {}
+    run.curated = _result(run, "curate.json", dict)
+    run.decided = _result(run, "decide.json", dict)
+    if run.decided:
+        run.baselines = _result(run, "decide.json", lambda r: [arm_from_json(a) for a in r["arms"]]) or []
+    run.plan = _result(run, "plan.json", plan_from_json)
+    run.verdict = _result(run, "ladder.json", dict)
+    run.exported = _result(run, "export.json", dict)
+    ledger = Ledger(folder / "ledger.jsonl")
+    run.ledger = ledger.entries()
+    for line in ledger.torn_lines():
+        run.problems.append(f"ledger.jsonl, line {line}: cut by an interruption, not counted")
+    run.rungs = _rungs(run)
+    run.dropped = _dropped(run)
+    return run
+
+
+def _json(run: RunFiles, name: str) -> Any | None:
+    try:
+        value = read_json(run.folder / name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        run.problems.append(f"{name}: cannot be read ({error}); left out")
+        return None
+    if not isinstance(value, dict):
+        run.problems.append(f"{name}: not a record; left out")
+        return None
+    return value
+
+
+def _result(run: RunFiles, name: str, read: Callable[[Any], T]) -> T | None:
+    """The result of a stage record, or None with the reason among the problems."""
+    record = _json(run, name)
+    if record is None:
+        return None
+    try:
+        return read(record["result"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        run.problems.append(f"{name}: not as this version writes it ({type(error).__name__}: {error}); left out")
+        return None
+
+
+def _rungs(run: RunFiles) -> list[RungFiles]:
+    """The plan's rungs in order, then any other rung folder."""
+    models = {rung_name(r.model): r.model for r in run.plan.rungs} if run.plan else {}
+    base = run.folder / "rungs"
+    others = sorted(p.name for p in base.iterdir() if p.is_dir() and p.name not in models) if base.is_dir() else []
+    rungs = []
+    for name, model in [*models.items(), *((n, n) for n in others)]:
+        train = _result(run, f"rungs/{name}/train.json", train_from_json)
+        rung = RungFiles(train.model if train else model, train)
+        if (base / name / "eval.json").exists():
+            rung.arm = _result(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
+            rung.differences = _result(run, f"rungs/{name}/eval.json", lambda r: list(r["differences"])) or []
+        rung.history = list(train.history) if train else _steps(base / name / "steps.jsonl")
+        rungs.append(rung)
+    return rungs
+
+
+def _steps(path: Path) -> list[dict[str, float]]:
+    """Whole lines of steps.jsonl that carry a step; a resumed step replaces the earlier one."""
+    if not path.exists():
+        return []
+    by_step: dict[float, dict[str, float]] = {}
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
+            by_step[row["step"]] = {**by_step.get(row["step"], {}), **row}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _dropped(run: RunFiles) -> list[dict[str, Any]]:
+    """Examples of dropped rows, the codes by turns, read line by line: the file may be large."""
+    path = run.folder / "data" / "dropped.jsonl"
+    if not path.exists():
+        return []
+    by_code: dict[str, list[dict[str, Any]]] = {}
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                shown = by_code.setdefault(str(row["code"]), [])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if len(shown) < MAX_DROPPED_SHOWN:
+                shown.append(row)
+    chosen: list[dict[str, Any]] = []
+    while len(chosen) < MAX_DROPPED_SHOWN and any(by_code.values()):
+        chosen += [rows.pop(0) for rows in by_code.values() if rows]
+    return sorted(chosen[:MAX_DROPPED_SHOWN], key=lambda row: list(by_code).index(str(row["code"])))

@@ -1,0 +1,242 @@
+"""Sections of the report below the scores: data, predicted against actual, failures, settings, environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..records import Estimate
+from ..units import count, duration, gib, usd
+from .folder import RunFiles
+from .svg import ratio_bar, share_bar
+from .text import Markup, block, clip, details, esc, join, number, section, table
+
+MAX_FAILURES = 5
+DROPPED_CLASSES = ("s3", "s4")
+
+
+def data(run: RunFiles) -> Markup:
+    """Rows kept and dropped, by reason, with examples."""
+    if run.curated is None:
+        return Markup("")
+    counts = run.curated.get("counts", {})
+    kept = [
+        ("train", counts.get("rows_train", 0), "s0"),
+        ("dev", counts.get("rows_dev", 0), "s1"),
+        ("held out", counts.get("rows_eval", 0), "s2"),
+    ]
+    by_code = dict(run.curated.get("dropped_by_code") or {})
+    dropped = [(_words(code), n, DROPPED_CLASSES[i % 2]) for i, (code, n) in enumerate(by_code.items())]
+    num_dropped = sum(n for _, n, _ in dropped)
+    total = counts.get("rows_in", sum(n for _, n, _ in kept) + num_dropped)
+    parts: list[str] = [share_bar([*kept, *dropped])]
+    keys = [*kept, ("dropped", num_dropped, "s3")]
+    parts.append(
+        '<div class="key">'
+        + "".join(f'<span><i class="swatch {cls}"></i>{esc(name)} {n:,}</span>' for name, n, cls in keys)
+        + "</div>"
+    )
+    if dropped:
+        rows = [[esc(name), esc(f"{n:,}"), esc(_share(n, total))] for name, n, _ in dropped]
+        parts.append(table(["dropped because", "rows", "of all"], rows, numeric=(1, 2)))
+    faults = dict(run.curated.get("faults_by_code") or {})
+    repaired = {code: n for code, n in faults.items() if code not in by_code}
+    if repaired:
+        noted = ", ".join(f"{_words(code)} ({n:,})" for code, n in repaired.items())
+        parts.append(f'<p class="note">Also noticed: {esc(noted)}.</p>')
+    parts += [f'<p class="note">{esc(note)}</p>' for note in run.curated.get("notes") or []]
+    if run.dropped:
+        shown = [[esc(_words(r["code"])), _place(r), esc(r.get("evidence", "")), _source_row(r)] for r in run.dropped]
+        summary = esc(f"{len(shown)} of the {num_dropped:,} dropped rows")
+        parts.append(details(summary, table(["reason", "line", "evidence", "row"], shown, wide=(1, 2, 3))))
+    lead = (
+        f"{total:,} rows in; {total - num_dropped:,} kept, {num_dropped:,} dropped. "
+        "Every dropped row is in data/dropped.jsonl."
+    )
+    return section("Data", *parts, lead=lead)
+
+
+def _share(n: int, total: int) -> str:
+    frac = n / max(total, 1)
+    return "under 0.1%" if 0 < frac < 0.001 else f"{frac:.1%}"
+
+
+def _words(code: Any) -> str:
+    return str(code).replace("_", " ").replace("-", " ")
+
+
+def _place(row: dict[str, Any]) -> Markup:
+    partner = row.get("partner_line")
+    also = f" (with line {partner})" if partner is not None else ""
+    return esc(f"{Path(str(row.get('source', ''))).name}:{row.get('line', '?')}{also}")
+
+
+def _source_row(row: dict[str, Any]) -> Markup:
+    inner = row.get("row")
+    text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+    return block(clip(text, 240))
+
+
+UNITS = {"s": ("time", duration), "bytes": ("memory", gib), "usd": ("dollars", usd)}
+
+
+def predicted(run: RunFiles) -> Markup:
+    """What was predicted beside what happened, from the ledger; rungs not yet run with their prediction alone."""
+    rows = []
+    seen = set()
+    for entry in run.ledger:
+        predictions = entry.get("predicted") or {}
+        for key, spread in sorted(predictions.items(), key=lambda item: list(UNITS).index(item[0])):
+            seen.add(entry["item"])
+            estimate = Estimate(spread["expected"], spread["low"], spread["high"])
+            rows.append(_predicted_row(entry["item"], key, estimate, entry["actual"].get(key)))
+    for rung in run.plan.rungs if run.plan else ():
+        if any(rung.model == r.model and r.train for r in run.rungs) or any(rung.model in item for item in seen):
+            continue
+        for key, estimate in (("s", rung.train_s), ("bytes", rung.peak_bytes), ("usd", rung.cost_usd)):
+            rows.append(_predicted_row(f"{rung.model} · not finished", key, estimate, None))
+    spent = [e for e in run.ledger if e["actual"].get("usd") is not None]
+    if not rows and not spent:
+        return Markup("")
+    parts: list[str] = []
+    if rows:
+        head = ["what", "predicted", "range", "actual", "ratio", "¼ to 4 times"]
+        parts.append(table(head, rows, numeric=(1, 2, 3, 4), wide=(5,)))
+    if spent:
+        cells = [
+            [
+                esc(_item(e["item"])),
+                esc(duration(e["actual"].get("s", 0.0))),
+                esc(usd(e["actual"]["usd"])),
+                esc(str(e["at"])[:16].replace("T", " ")),
+            ]
+            for e in spent
+        ]
+        total = esc(f"Every expense: {len(spent)} entries, {usd(run.spent_usd)} in all")
+        parts.append(details(total, table(["item", "time", "dollars", "entered (UTC)"], cells, numeric=(1, 2))))
+    sources = {r.price_source for r in run.plan.rungs} if run.plan else set()
+    prices = {r.price_usd_per_hour for r in run.plan.rungs} if run.plan else set()
+    if sources:
+        each = ", ".join(f"${p:g} an hour" for p in sorted(prices))
+        parts.append(f'<p class="note">Price: {esc(each)}; {esc("; ".join(sorted(sources)))}.</p>')
+    lead = "The band is the predicted range, the dot what happened; the middle is the expected value."
+    return section("Predicted against actual", *parts, lead=lead)
+
+
+def _item(item: str) -> str:
+    return item.removeprefix("rungs/").replace("/", " · ")
+
+
+def _predicted_row(item: str, key: str, estimate: Estimate, actual: float | None) -> list[Markup]:
+    name, show = UNITS.get(key, (key, count))
+    ratio = actual / estimate.value if actual is not None and estimate.value > 0 else None
+    return [
+        esc(f"{_item(item)}: {name}"),
+        esc(show(estimate.value)),
+        esc(f"{show(estimate.low)} – {show(estimate.high)}"),
+        esc("not yet" if actual is None else show(actual)),
+        esc("—" if ratio is None else f"{ratio:.2f}×"),
+        ratio_bar(estimate, actual),
+    ]
+
+
+def failures(run: RunFiles) -> Markup:
+    """A handful of held-out rows each arm got wrong."""
+    chosen = (run.verdict or {}).get("arm")
+    parts = []
+    for arm in reversed(run.arms):
+        failed = [row for row in arm.rows if row.score < 1.0]
+        if not failed:
+            if arm.rows:
+                parts.append(f'<p class="note">{esc(arm.arm)}: none of {len(arm.rows):,} rows failed.</p>')
+            continue
+        share = esc(f"{len(failed):,} of {len(arm.rows):,} rows below full score")
+        rows = [_failed_row(row) for row in spread_out(failed)]
+        parts.append(details(join(f"{esc(arm.arm)} <small>{share}</small>"), *rows, is_open=arm.arm == chosen))
+    if not parts:
+        return Markup("")
+    return section(
+        "Where it fails", *parts, lead="Held-out rows below full score, from the worst upwards; a handful an arm."
+    )
+
+
+def spread_out(failed: list[Any]) -> list[Any]:
+    """MAX_FAILURES rows from worst to best, rows that could not be scored as meant among them."""
+    ordered = sorted(failed, key=lambda row: (row.score, row.failure is None))
+    if len(ordered) <= MAX_FAILURES:
+        return ordered
+    return [ordered[round(i * (len(ordered) - 1) / (MAX_FAILURES - 1))] for i in range(MAX_FAILURES)]
+
+
+def _failed_row(row: Any) -> Markup:
+    why = f'<p class="why">{esc(row.failure)}</p>' if row.failure else ""
+    return Markup(
+        f'<div class="row">{why}<dl><dt>prompt</dt><dd>{block(row.prompt)}</dd>'
+        f"<dt>expected</dt><dd>{block(row.expected)}</dd>"
+        f"<dt>output</dt><dd>{block(row.output)}</dd><dt>score</dt><dd>{number(row.score)}</dd></dl></div>"
+    )
+
+
+def settings(run: RunFiles) -> Markup:
+    """Every training value with where it came from, a rung at a time."""
+    if run.plan is None:
+        return Markup("")
+    parts = []
+    for rung in run.plan.rungs:
+        reasons = rung.settings.reasons
+        rows = [
+            [join(f"<code>{esc(key)}</code>"), esc(_value(getattr(rung.settings, key))), esc(why)]
+            for key, why in reasons.items()
+            if hasattr(rung.settings, key)
+        ]
+        facts = f"{count(rung.num_params)} parameters, {rung.method}, {count(rung.num_adapter_params)} trained"
+        where = f"{rung.verdict.replace('_', ' ')}: {rung.reason}"
+        memory = ", ".join(f"{_words(k)} {gib(v)}" for k, v in rung.parts_bytes.items() if v)
+        parts.append(
+            details(
+                join(f"{esc(rung.model)} <small>{esc(facts)}</small>"),
+                f'<p class="note">{esc(where)}. Memory by part: {esc(memory)}.</p>',
+                table(["setting", "value", "because"], rows, wide=(1, 2)),
+            )
+        )
+    notes = [f'<p class="note">{esc(note)}</p>' for note in run.plan.notes]
+    return section("Settings and their reasons", *parts, *notes)
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def environment(run: RunFiles) -> Markup:
+    """Versions, machine and files, from meta.json."""
+    rows = [[esc(key), esc(value)] for key, value in _flat(run.meta)]
+    if run.exported:
+        check = run.exported.get("merge_check") or {}
+        rows.append([esc("adapter"), join(f"<code>{esc(run.exported.get('adapter_dir', ''))}</code>")])
+        rows.append([esc("merged weights"), join(f"<code>{esc(run.exported.get('merged_dir', ''))}</code>")])
+        if check:
+            said = (
+                f"{'passed' if check.get('passed') else 'failed'}: mean |Δ log-probability| "
+                f"{check.get('mean_abs_logprob_diff', 0):.2g} on {check.get('num_tokens', 0):,} tokens, same top token "
+                f"{check.get('top1_agreement_frac', 0):.2%} "
+                f"(the adapter itself moves {check.get('adapter_effect', 0):.2g})"
+            )
+            rows.append([esc("merged against adapter"), esc(said)])
+    if not rows:
+        return Markup("")
+    return section("Environment", details(esc("Versions, machine, files"), table(["what", "value"], rows, wide=(1,))))
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        name = f"{prefix}{_words(key)}"
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{name}: ")
+        elif isinstance(inner, list):
+            yield name, " ".join(str(v) for v in inner)
+        elif key == "memory_bytes":
+            yield f"{prefix}memory", gib(inner)
+        else:
+            yield name, str(inner)

@@ -1,0 +1,171 @@
+"""The report: verdict first, everything escaped, nothing fetched, and whole from any half-finished folder."""
+
+import html.parser
+import re
+
+import pytest
+from report_folder import HOSTILE, write_run
+
+from shoestring.files import write_whole
+from shoestring.records import Estimate
+from shoestring.report.html import render_report
+from shoestring.report.svg import Series, arm_chart, curve_chart, nice_range, ratio_bar, share_bar, thin, ticks
+from shoestring.report.text import clip, esc
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text; asserts that every element is closed in order."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tickets"
+    write_run(folder)
+    return render_report(folder)
+
+
+def test_verdict_comes_first(finished):
+    page = Page(finished)
+    text = page.text
+    order = ["Use lora shoestring-3m", "Score of each arm", "Learning curves", "Data", "Predicted against actual",
+             "Where it fails", "Settings and their reasons", "Environment"]  # fmt: skip
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    for expected in ("Bar met", "bar 0.8", "shoestring export runs/tickets", "of a budget of $0.50", "1,036 rows in",
+                     "zero-shot shoestring-1m", "duplicate", "contradiction", "empty answer", "learning_rate",
+                     "Tinker cookbook", "0.17 USD/kWh", "2.13.0", "same top token 99.96%", "1.30×"):  # fmt: skip
+        assert expected in text, expected
+    assert "Not finished" not in text
+
+
+def test_nothing_runs_and_nothing_is_fetched(finished):
+    page = Page(finished)
+    assert not set(page.tags) & {"script", "img", "link", "iframe", "object", "embed", "audio", "video", "base", "form"}
+    for name, value in page.attributes:
+        assert not name.startswith("on"), name
+        assert name not in ("src", "href", "srcset", "action", "data"), (name, value)
+    style = re.search(r"<style>(.*?)</style>", finished, re.DOTALL).group(1)
+    assert "url(" not in style and "@import" not in style
+    assert "default-src 'none'" in finished
+
+
+def test_hostile_rows_are_shown_as_text(finished):
+    assert "<script" not in finished and "onerror=alert(1)>" not in finished
+    assert '<script>alert("x")</script>' in Page(finished).text  # as words
+    finished.encode("utf-8")  # no lone surrogate
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", finished)
+
+
+@pytest.mark.parametrize(
+    ("until", "said", "absent"),
+    [
+        ("curate", "next comes: decide", "Score of each arm"),
+        ("decide", "next comes: plan", "Learning curves"),
+        ("plan", "next comes: train shoestring-1m", "Learning curves"),
+        ("half-trained", "train shoestring-1m (180 of about", "Environment: none"),
+        ("train", "next comes: evaluate shoestring-1m", "lora shoestring-3m"),
+    ],
+)
+def test_a_run_killed_half_way_says_what_is_not_done(tmp_path, until, said, absent):
+    write_run(tmp_path, until=until)
+    text = Page(render_report(tmp_path)).text
+    assert "Not finished" in text and said in text and absent not in text
+
+
+def test_empty_and_damaged_folders_still_render(tmp_path):
+    text = Page(render_report(tmp_path)).text
+    assert "no such run file" in text and "next comes: curate" in text
+    write_run(tmp_path)
+    write_whole(tmp_path / "decide.json", '{"stage": "decide", "resu')
+    write_whole(tmp_path / "plan.json", '{"result": {"rungs": [{"model": "x"}], "notes": []}}')
+    write_whole(tmp_path / "meta.json", "[]")
+    with (tmp_path / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"at": "2026-')
+    text = Page(render_report(tmp_path)).text
+    assert "decide.json: cannot be read" in text
+    assert "plan.json: not as this version writes it" in text
+    assert "meta.json: not a record" in text
+    assert "ledger.jsonl, line 10: cut by an interruption" in text
+    assert "Use lora shoestring-3m" in text and "lora shoestring-1m" in text  # the rungs are found in their folders
+
+
+def test_report_has_a_phone_and_a_dark_layout(finished):
+    assert 'name="viewport" content="width=device-width,initial-scale=1"' in finished
+    assert "prefers-color-scheme:dark" in finished and "@media(max-width:560px)" in finished
+    assert len(finished) < 300_000
+    for svg in re.findall(r"<svg role[^>]*>", finished):
+        assert 'width="100%"' in svg and "aria-label" in svg
+
+
+def test_chart_geometry_by_hand(finished):
+    # the chosen arm's dot stands at its score in per cent of the width
+    score = re.search(r"<dt>accuracy</dt><dd>([\d.]+)<", finished).group(1)
+    assert f'<circle cx="{float(score):.2%}"' in finished
+    assert '<line x1="80.00%" x2="80.00%"' in finished
+
+
+def test_ratio_bar_by_hand():
+    bar = ratio_bar(Estimate(10, 5, 20), 40)
+    # a log axis from 1/4 to 4 times: half is a quarter of the way, 4 times the end
+    assert 'x="25.0%"' in bar and 'width="50.0%"' in bar and 'cx="100.0%"' in bar and "outside" in bar
+    assert "inside" in ratio_bar(Estimate(10, 5, 20), 10)
+    assert "circle" not in ratio_bar(Estimate(10, 5, 20), None)
+    assert ratio_bar(Estimate(0, 0, 0), 1.0) == ""
+
+
+def test_share_bar_by_hand():
+    bar = share_bar([("a", 3, "s0"), ("b", 0, "s1"), ("c", 1, "s2")])
+    assert re.findall(r'x="([\d.]+%)" y="0" width="([\d.]+%)"', bar) == [("0.000%", "75.000%"), ("75.000%", "25.000%")]
+
+
+def test_curves_survive_any_numbers():
+    assert "nothing recorded" in curve_chart("loss", [Series("a", [], "a")])
+    assert "nothing recorded" in curve_chart("loss", [Series("a", [(1, float("nan"))], "a")])
+    for points in ([(5, 2.0)], [(1, 0.0), (2, 0.0)], [(1, 1e-9), (9, 1e9)], [(1, float("inf")), (2, 1.0)]):
+        chart = curve_chart("loss", [Series("a", points, "a", dots=True)], level=("bar", 0.5), mark=("best", 2))
+        assert "nan" not in chart and "inf" not in chart
+    assert arm_chart([], 0.5, None).startswith("<svg")
+
+
+def test_thin_keeps_the_mean_and_ticks_are_round():
+    points = [(float(i), float(i % 7)) for i in range(1001)]
+    thinned = thin(points)
+    assert len(thinned) <= 240 and thinned[0][1] == pytest.approx(sum(i % 7 for i in range(5)) / 5)
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert nice_range([0.2, 3.0])[0] == 0 and nice_range([5, 5])[0] < 5 < nice_range([5, 5])[1]
+
+
+def test_text_by_hand():
+    assert esc("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
+    assert esc("a\x00\ud800b") == "a\ufffd\ufffdb"
+    assert clip("abcdef", 3) == "abc … (6 characters)"
+    assert "\x00" in HOSTILE
