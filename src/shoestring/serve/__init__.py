@@ -1,0 +1,1 @@
+"""What leaves a run: merged weights, checked, and model cards."""

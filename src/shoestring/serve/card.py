@@ -1,0 +1,172 @@
+"""The README.md that goes with an adapter or merged weights: what it is, how good, what it cost, how to load it.
+
+Every number comes from a record of the run; a fact nobody has given is left out or said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig
+from ..embedded import embedded_path, family
+from ..files import read_json, write_whole
+from ..records import ArmScore, MergeCheck
+from ..train.base import library_versions, resolve_model
+from ..units import duration, usd
+
+
+def write_model_card(
+    folder: Path, config: RunConfig, arm: ArmScore, counts: Mapping[str, int], check: MergeCheck | None = None
+) -> Path:
+    """Write folder/README.md for the adapter or the merged model in it; returns its path."""
+    folder = Path(folder)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    text = "\n".join(
+        [
+            *_front_matter(arm, config, is_adapter),
+            f"# {config.name}: {arm.model}, " + ("LoRA adapter" if is_adapter else "merged weights"),
+            "",
+            *_what(config, arm, is_adapter),
+            *_scores(config, arm),
+            *_data(counts),
+            *_cost(arm),
+            *_merge(folder, check, is_adapter),
+            *_loading(arm, is_adapter),
+            *_made_with(folder),
+        ]
+    )
+    write_whole(folder / "README.md", text.rstrip() + "\n")
+    return folder / "README.md"
+
+
+def base_licence(model: str) -> str | None:
+    """The base's licence where its folder or the embedded family states one; None: unknown."""
+    if model in family():
+        return "apache-2.0"
+    folder = Path(resolve_model(model))
+    readme = folder / "README.md"
+    if folder.is_dir() and readme.is_file():
+        for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+            if line.startswith("license:"):
+                return line.partition(":")[2].strip() or None
+    return None
+
+
+def _front_matter(arm: ArmScore, config: RunConfig, is_adapter: bool) -> list[str]:
+    licence = base_licence(arm.model)
+    lines = ["---", f"base_model: {arm.model}", "pipeline_tag: text-generation"]
+    lines += ["library_name: peft" if is_adapter else "library_name: transformers"]
+    lines += [f"license: {licence}"] if licence else []
+    tags = ["shoestring", config.task.kind, *(["lora"] if is_adapter else [])]
+    return [*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+
+
+def _what(config: RunConfig, arm: ArmScore, is_adapter: bool) -> list[str]:
+    licence = base_licence(arm.model)
+    known = (
+        f"Licence of the base: {licence}." if licence else "Licence of the base: not stated here; look at its own page."
+    )
+    embedded = " a demonstration model of the embedded family" if embedded_path(arm.model) else ""
+    kind = "An adapter for" if is_adapter else "Weights of"
+    lines = [
+        f"{kind} `{arm.model}`{',' + embedded if embedded else ''}, fine-tuned for one task: {config.task.kind}.",
+        known,
+    ]
+    if config.task.instruction:
+        lines.append(f"Instruction: {config.task.instruction}")
+    return [*lines, ""]
+
+
+def _scores(config: RunConfig, arm: ArmScore) -> list[str]:
+    score = arm.score
+    met = "met" if score.low >= config.task.bar else "not met"
+    others = [(name, value) for name, value in arm.metrics.items() if name != arm.metric]
+    return [
+        "## Scores",
+        "",
+        f"On {arm.num_rows} held-out rows, 95 % interval ({arm.interval}); the bar of {config.task.bar:g} was {met}.",
+        "",
+        "| metric | value | low | high |",
+        "|---|---|---|---|",
+        f"| {arm.metric} | {score.value:.3f} | {score.low:.3f} | {score.high:.3f} |",
+        *(f"| {name} | {value:.3f} | | |" for name, value in others),
+        "",
+    ]
+
+
+def _data(counts: Mapping[str, int]) -> list[str]:
+    return ["## Data", "", *(f"- {name.replace('_', ' ')}: {number:,}" for name, number in counts.items()), ""]
+
+
+def _cost(arm: ArmScore) -> list[str]:
+    details = arm.details
+    lines = ["## Cost", "", f"- training and evaluation: {duration(arm.wall_s)}, {usd(arm.cost_usd)}"]
+    if "train_s" in details:
+        lines.append(
+            f"- training alone: {duration(float(details['train_s']))}, {details.get('num_steps')} optimizer steps"
+        )
+    return [*lines, ""]
+
+
+def _merge(folder: Path, check: MergeCheck | None, is_adapter: bool) -> list[str]:
+    if check is None or is_adapter:
+        return []
+    origin: dict[str, Any] = read_json(folder / "shoestring.json") if (folder / "shoestring.json").is_file() else {}
+    verdict = "passed" if check.passed else "**failed: use the adapter instead of these weights**"
+    return [
+        "## Merge check",
+        "",
+        f"Against base + adapter on {check.num_tokens} held-out answer tokens, after reload from disk, in "
+        f"{origin.get('compared_in', 'the same')} arithmetic: {verdict}.",
+        "",
+        f"- merged onto: {origin.get('base', 'original weights')}; shipped in {origin.get('dtype', 'their own type')}",
+        f"- mean |difference| of log-probability: {check.mean_abs_logprob_diff:.2g} "
+        f"(the adapter itself changes it by {check.adapter_effect:.2g})",
+        f"- same greatest token: {check.top1_agreement_frac:.1%}; same greedy answer: {check.greedy_match_frac:.1%}",
+        "",
+    ]
+
+
+def _loading(arm: ArmScore, is_adapter: bool) -> list[str]:
+    base = f'embedded_path("{arm.model}")' if arm.model in family() else f'"{arm.model}"'
+    where = ["from shoestring.embedded import embedded_path"] if arm.model in family() and is_adapter else []
+    load = (
+        [
+            "from peft import PeftModel",
+            *where,
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"base = AutoModelForCausalLM.from_pretrained({base})",
+            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        ]
+        if is_adapter
+        else [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        ]
+    )
+    return [
+        "## Loading",
+        "",
+        "```python",
+        *load,
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        'messages = [{"role": "user", "content": "..."}]',
+        "prompt = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        "answer = model.generate(**prompt, do_sample=False, max_new_tokens=128)[0, prompt.input_ids.shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+        "```",
+        "",
+    ]
+
+
+def _made_with(folder: Path) -> list[str]:
+    origin: dict[str, Any] = read_json(folder / "shoestring.json") if (folder / "shoestring.json").is_file() else {}
+    versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
+    method = {"qlora": "QLoRA (NF4 base, double quantised)", "lora": "LoRA"}.get(origin.get("method", ""), "LoRA")
+    return ["## Made with", "", f"Shoestring; {method}; {versions}."]

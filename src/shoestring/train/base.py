@@ -1,0 +1,133 @@
+"""The model to be adapted: frozen weights in the right precision, its tokenizer, and the device it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import MissingDependency, ModelError
+from ..records import Device
+from .device import detect_device
+from .locate import first_line, hub_options, resolve_model
+from .tokens import (
+    Encoded,
+    count_lengths,
+    encode_example,
+    encode_prompt,
+    end_token_id,
+    load_tokenizer,
+    stop_token_ids,
+)
+
+__all__ = [
+    "Encoded",
+    "count_lengths",
+    "detect_device",
+    "encode_example",
+    "encode_prompt",
+    "end_token_id",
+    "library_versions",
+    "load_base",
+    "load_tokenizer",
+    "quiet_loading",
+    "resolve_model",
+    "stop_token_ids",
+]
+
+
+def load_base(name: str, *, device: Device, quantise: bool = False) -> Any:
+    """The frozen base on its device: 16-bit (float32 where the hardware has none), or NF4 with double quantisation.
+
+    Norms and head of an NF4 base stay as they are loaded; nothing is raised to float32.
+    Raises: ModelError, MissingDependency (NF4 without bitsandbytes) with the alternative.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(name)
+    dtype = getattr(torch, device.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **hub_options(path)}
+    if quantise:
+        options |= {"quantization_config": _nf4_config(device, dtype), "device_map": {"": _placement(device)}}
+    try:
+        with quiet_loading():
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+    if quantise and device.kind == "cpu":
+        _keep_nf4_trainable(model)
+    if not quantise:
+        model.to(_placement(device))
+    model.requires_grad_(False)
+    model.config.use_cache = True
+    return model.eval()
+
+
+def _keep_nf4_trainable(model: Any) -> None:
+    """Stop bitsandbytes from repacking CPU weights at the first forward pass in evaluation mode.
+
+    The repacking rounds the scales to bfloat16 and has no backward pass: after one evaluation during training
+    the adapters below would get no gradient (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _placement(device: Device) -> str:
+    return "cuda:0" if device.kind == "cuda" else device.kind
+
+
+def _nf4_config(device: Device, compute_dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if device.kind == "mps":
+        raise ModelError(
+            "NF4 (method: qlora) does not run on Apple MPS: bitsandbytes has no backward pass there; use method: lora"
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(
+            f"method: qlora needs bitsandbytes, which does not import here ({error}); "
+            "install it with: pip install bitsandbytes, or use method: lora"
+        ) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bars (the command line draws ours) and the libraries' warnings to each other."""
+    from transformers.utils import logging as hf_logging
+
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # PEFT 0.21 calls names that transformers 5.2x renames: for their makers, not for ours.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,83 @@
+"""Checkpoints that count only when whole: a marker with the sum of every file is written last.
+
+A checkpoint without its marker, or whose files differ from it, does not exist for resuming.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json, sha256_file, sync_folder, write_json
+
+MARKER = "COMPLETE.json"
+STATE = "state.json"
+PREFIX = "checkpoint-"
+KEEP = 2
+
+
+def seal(folder: Path, state: dict[str, Any]) -> None:
+    """Write our state into a checkpoint, make its files durable, then the marker with their sums."""
+    write_json(folder / STATE, state)
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    sync_folder(folder)
+    write_json(folder / MARKER, {"step": step_of(folder), "files": files})
+    sync_folder(folder.parent)
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step in a checkpoint's or best adapter's name, -1 where there is none."""
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the marker is there and every file it names has its size and sum."""
+    try:
+        files = read_json(folder / MARKER)["files"]
+        return bool(files) and all(
+            (folder / name).stat().st_size == fact["bytes"] and sha256_file(folder / name) == fact["sha256"]
+            for name, fact in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; those newer than it are removed."""
+    for candidate in _checkpoints(folder):
+        if is_intact(candidate):
+            return candidate
+        shutil.rmtree(candidate)
+    return None
+
+
+def prune(folder: Path) -> None:
+    """Keep the last KEEP sealed checkpoints."""
+    for old in [c for c in _checkpoints(folder) if (c / MARKER).is_file()][KEEP:]:
+        # The marker goes first: a removal cut short leaves no checkpoint that looks whole.
+        (old / MARKER).unlink()
+        shutil.rmtree(old)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Our part of a checkpoint."""
+    state: dict[str, Any] = read_json(folder / STATE)
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith(PREFIX) and step_of(p) >= 0]
+    return sorted(found, key=step_of, reverse=True)

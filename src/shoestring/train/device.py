@@ -1,0 +1,88 @@
+"""The machine: accelerator, memory as far as it may be used, and the precision its hardware has."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+from ..records import Device
+
+
+def _memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Smallest memory limit of this process's control groups (v2, then v1), None where unlimited or unreadable."""
+    candidates = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    try:
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            inside = line.split(":", 2)[2].lstrip("/")
+            candidates += [root / inside / "memory.max", root / "memory" / inside / "memory.limit_in_bytes"]
+    except (OSError, IndexError):
+        pass
+    limits = []
+    for path in candidates:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _host_memory_bytes() -> int:
+    import psutil  # type: ignore[import-untyped]  # comes with accelerate
+
+    total = int(psutil.virtual_memory().total)
+    return min(total, _memory_limit_bytes() or total)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _cpu_bfloat16() -> tuple[bool, str]:
+    """Whether this CPU multiplies bfloat16 in hardware, and what says so."""
+    import torch
+
+    for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
+        test = getattr(torch.cpu, probe, None)
+        if test is not None and test():
+            return True, f"the CPU multiplies bfloat16 in hardware ({name})"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    if re.search(r"^Features\s*:.*\bbf16\b", flags, re.MULTILINE):  # ARM
+        return True, "the CPU multiplies bfloat16 in hardware (ARM bf16)"
+    return False, "the CPU has no bfloat16 arithmetic, so weights are held in float32"
+
+
+def detect_device(num_threads: int | None = None) -> Device:
+    """The accelerator training would use here, else the CPU, with the precision its hardware has."""
+    import torch
+
+    threads = num_threads or torch.get_num_threads()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        name = properties.name.removeprefix("NVIDIA ")
+        if properties.major >= 8:
+            dtype, reason = "bfloat16", f"{name} (compute {properties.major}.{properties.minor}) has bfloat16"
+        else:
+            dtype, reason = (
+                "float16",
+                f"{name} (compute {properties.major}.{properties.minor}) has float16 but no bfloat16",
+            )
+        return Device("cuda", name, int(properties.total_memory), threads, dtype, reason)
+    if torch.backends.mps.is_available():
+        name = _cpu_name()
+        limit = getattr(torch.mps, "recommended_max_memory", None)
+        memory = int(limit()) if limit else _host_memory_bytes()
+        return Device("mps", name, memory, threads, "float32", "MPS kernels are complete in float32 only")
+    fast, reason = _cpu_bfloat16()
+    return Device("cpu", _cpu_name(), _host_memory_bytes(), threads, "bfloat16" if fast else "float32", reason)

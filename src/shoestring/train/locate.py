@@ -1,0 +1,99 @@
+"""Where a named model is: in the package, in a folder, or on the hub."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..embedded import embedded_path, family
+from ..errors import ModelError
+
+HUB_TIMEOUT_S = 10.0
+
+
+def resolve_model(name: str) -> str:
+    """Where transformers finds the model: the embedded folder, a local folder, or the hub name as it is.
+
+    Raises: ModelError with a suggestion for a name that is none of these.
+    """
+    names = list(family())
+    if name in names:
+        return str(embedded_path(name))
+    if not name.strip():
+        raise ModelError(f"the model name is empty; embedded models: {', '.join(names)}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return str(folder)
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{name} holds an adapter, not a model; give the base model, or merge with `shoestring export`"
+            )
+        raise ModelError(
+            f"{name} holds no config.json; a model folder has config.json, *.safetensors and tokenizer files"
+        )
+    if folder.is_file():
+        raise ModelError(
+            f"{name} is a file; give the model's folder, a hub name OWNER/NAME, or one of: {', '.join(names)}"
+        )
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return name
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    raise ModelError(
+        f"unknown model {name!r}: {guess}It is no embedded model ({', '.join(names)}), no folder here, "
+        "and no hub name of the shape OWNER/NAME such as Qwen/Qwen3-0.6B"
+    )
+
+
+@lru_cache(maxsize=64)
+def hub_options(path: str) -> dict[str, Any]:
+    """Keyword arguments for from_pretrained: the cache alone when the hub is out of reach.
+
+    One quick request first: transformers itself retries for a minute before it gives up.
+    Raises: ModelError when the model is neither cached nor to be had.
+    """
+    if Path(path).is_dir():
+        return {"local_files_only": True}
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    cached = isinstance(huggingface_hub.try_to_load_from_cache(path, "config.json"), str)
+    remedy = "connect, or download it elsewhere and give the folder; embedded models need no network: " + ", ".join(
+        family()
+    )
+    if constants.HF_HUB_OFFLINE:
+        if cached:
+            return {"local_files_only": True}
+        raise ModelError(f"model {path!r} is not in the local cache and HF_HUB_OFFLINE is set; unset it, {remedy}")
+    try:
+        status = (
+            huggingface_hub.get_session()
+            .head(
+                f"{constants.ENDPOINT}/api/models/{path}",
+                timeout=HUB_TIMEOUT_S,
+                headers=huggingface_hub.utils.build_hf_headers(),
+            )
+            .status_code
+        )
+    except Exception as error:  # the HTTP library's own tree, which differs between versions of huggingface_hub
+        if cached:
+            return {"local_files_only": True}
+        raise ModelError(
+            f"model {path!r} is not here and {constants.ENDPOINT} cannot be reached ({error}); {remedy}"
+        ) from error
+    if status in (401, 403, 404) and not cached:
+        raise ModelError(
+            f"the hub has no model {path!r} you may read (HTTP {status}); check the spelling, and for a gated "
+            "model accept its licence on its page and run `hf auth login`"
+        )
+    return {}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

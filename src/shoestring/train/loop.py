@@ -1,0 +1,121 @@
+"""transformers.Trainer for our schedule: public extension points only (data loader, training step, loss, save)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..records import Device, TrainSettings
+from . import loss, preflight
+from .schedule import Schedule
+from .tokens import Encoded
+
+
+class StepItems:
+    """A map-style data set whose item is one optimizer step: its micro-batches and its number of loss tokens."""
+
+    def __init__(self, rows: Sequence[Encoded], schedule: Schedule, pad_id: int) -> None:
+        self.rows, self.schedule, self.pad_id = rows, schedule, pad_id
+
+    def __len__(self) -> int:
+        return len(self.schedule.steps)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batches = [loss.collate([self.rows[r] for r in batch], self.pad_id) for batch in self.schedule.steps[index]]
+        return {"micro_batches": batches, "num_loss_tokens": sum(len(b["targets"]) for b in batches)}
+
+
+def only_item(items: list[Any]) -> Any:
+    """The collator: a batch is one item already."""
+    return items[0]
+
+
+def save_adapter(tuned: Any, folder: Path) -> None:
+    """The adapter's weights and configuration.
+
+    PeftModel.save_pretrained would also write a card from a template and ask the hub about the base's embeddings,
+    at every checkpoint.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    save_file({k: v.contiguous() for k, v in weights.items()}, str(folder / "adapter_model.safetensors"))
+    config = copy.copy(tuned.peft_config[tuned.active_adapter])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def build_trainer(
+    tuned: Any, items: StepItems, settings: TrainSettings, device: Device, folder: Path, callback: Any, loss_path: str
+) -> Any:
+    """A Trainer that runs the schedule, reports to nothing but callback and saves when it says so."""
+    from torch.utils.data import DataLoader
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    num_steps = len(items)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_frac * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not finite must reach us
+        save_strategy="no",  # the callback asks for checkpoints
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device.kind == "cpu",
+        fp16=device.dtype == "float16",
+        dataloader_pin_memory=device.kind == "cuda",
+    )
+
+    class ScheduleTrainer(Trainer):
+        def get_train_dataloader(self) -> Any:
+            loader = DataLoader(
+                items, batch_size=1, shuffle=False, collate_fn=only_item, pin_memory=arguments.dataloader_pin_memory
+            )
+            return self.accelerator.prepare(loader)
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            if not model.training:  # walking the modules costs as much as a small layer
+                model.train()
+            total = 0.0
+            for batch in inputs["micro_batches"]:
+                batch_loss = self.compute_loss(model, batch, num_items_in_batch=inputs["num_loss_tokens"])
+                self.accelerator.backward(batch_loss)
+                total = total + batch_loss.detach()
+            if self.state.global_step == 0:
+                preflight.check_gradients(model, step=1)
+            return total
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            with loss.precision(device):
+                summed = loss.loss_sum(model, inputs, loss_path)
+            return summed / num_items_in_batch
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            save_adapter(self.model, Path(output_dir or arguments.output_dir))
+
+    with warnings.catch_warnings():
+        # max_grad_norm and the scheduler are as intended; Trainer warns of neither value, only of newer spellings.
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer = ScheduleTrainer(model=tuned, args=arguments, train_dataset=items, data_collator=only_item)
+    trainer.model.config.use_cache = True  # Trainer switches it off; generation on dev rows wants it
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    return trainer

@@ -1,0 +1,181 @@
+"""How text becomes tokens.
+
+Prompts and training rows are tokenised by the same code, so that training sees what generation sees:
+ids = prompt with the generation prompt + answer + end token, loss on the part after the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ModelError
+from ..records import Example, Message
+from .locate import first_line, hub_options, resolve_model
+
+# For tokenizers without a chat template (base models): one heading a turn, end token after each answer.
+PLAIN_TEMPLATE = (
+    "{{ bos }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}### Assistant:\n{{ message['content'] }}{{ eos_token }}\n\n"
+    "{% else %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+# Names under which vocabularies keep a token for padding, in order of preference.
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|endoftext|>", "<unk>")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a row; the first num_prompt_tokens bear no loss, the rest (end token included) do."""
+
+    ids: list[int]
+    num_prompt_tokens: int
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's tokenizer, right-padding, with a chat template and a pad token that is not the end token.
+
+    Raises: ModelError.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    options = hub_options(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer of {name!r} cannot be loaded: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} names no end token (eos_token); set one in its tokenizer_config.json"
+        )
+    if not tokenizer.chat_template:
+        starts = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = PLAIN_TEMPLATE.replace("{{ bos }}", "{{ bos_token }}" if starts else "")
+    end = end_token_id(tokenizer)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (end, tokenizer.eos_token_id):
+        tokenizer.pad_token = _free_pad_token(tokenizer, {end, tokenizer.eos_token_id})
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _free_pad_token(tokenizer: Any, taken: set[int]) -> str:
+    """A token of the vocabulary that can pad: a named one, a reserved one, else the longest, which no text holds.
+
+    No token is added, so the embedding keeps its size.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    free = {token: index for token, index in vocabulary.items() if index not in taken}
+    for name in PAD_NAMES:
+        if name in free:
+            return name
+    reserved = sorted(t for t in free if t in tokenizer.added_tokens_encoder and ("reserved" in t or "unused" in t))
+    return reserved[-1] if reserved else max(free, key=lambda token: (len(token), -free[token]))
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    """The messages as the template's text. Thinking is switched off where the template knows the switch."""
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    options = {"tokenize": False, "add_generation_prompt": generation_prompt, "enable_thinking": False}
+    try:
+        return tokenizer.apply_chat_template(turns, **options)
+    except TemplateError as error:
+        if len(turns) < 2 or turns[0]["role"] != "system":
+            raise ModelError(
+                f"the chat template refuses roles {[m.role for m in messages]}: {first_line(error)}"
+            ) from error
+    # Templates without a system role (Gemma): the system text goes before the first user turn.
+    turns = [{**turns[1], "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}, *turns[2:]]
+    try:
+        return tokenizer.apply_chat_template(turns, **options)
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template refuses roles {[m.role for m in messages]}: {first_line(error)}"
+        ) from error
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of rendered text; the template has written every special token already, so none is added."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Ids of the conversation so far, up to where the assistant's answer begins."""
+    return _ids(tokenizer, _render(tokenizer, messages, generation_prompt=True))
+
+
+def _answer_text(tokenizer: Any, example: Example) -> tuple[str, str, str]:
+    """Rendered prompt, what the template puts between it and the end of the answer, and what it puts after.
+
+    Raises: ModelError when the template rewrites the history or the answer.
+    """
+    start, stop = example.answer_span
+    answer = example.messages[start:stop]
+    if not answer or any(m.role != "assistant" for m in answer):
+        raise ModelError(
+            f"row {example.source}:{example.line}: the answer must be assistant turns only, "
+            f"not {[m.role for m in answer]}; split the conversation into one row per answer"
+        )
+    prompt = _render(tokenizer, example.prompt, generation_prompt=True)
+    full = _render(tokenizer, example.messages[:stop], generation_prompt=False)
+    if not full.startswith(prompt):
+        raise ModelError(
+            f"row {example.source}:{example.line}: the chat template rewrites the conversation once the answer is "
+            f"there (prompt ends {prompt[-40:]!r}), so training would not see what generation sees; "
+            "give a model without that template, or set a plain chat_template in its tokenizer_config.json"
+        )
+    rest = full[len(prompt) :]
+    last = answer[-1].content
+    for text in (last, last.strip()):  # some templates strip the content
+        at = rest.rfind(text)
+        if at >= 0 and text:
+            return prompt, rest[: at + len(text)], rest[at + len(text) :]
+    raise ModelError(
+        f"row {example.source}:{example.line}: the chat template does not carry the answer {last[:60]!r} unchanged; "
+        "give another model, or set a plain chat_template in its tokenizer_config.json"
+    )
+
+
+def encode_example(tokenizer: Any, example: Example) -> Encoded:
+    """Ids of prompt + answer + end token, loss on what follows the prompt.
+
+    Raises: ModelError when the chat template cannot be trained on as it is.
+    """
+    prompt, answer, tail = _answer_text(tokenizer, example)
+    prompt_ids, full_ids = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
+    # Token by token where the prompt is a prefix; else the boundary merged, and generation would not see that.
+    aligned = full_ids[: len(prompt_ids)] == prompt_ids
+    answer_ids = full_ids[len(prompt_ids) :] if aligned else _ids(tokenizer, answer)
+    return Encoded([*prompt_ids, *answer_ids, _end_in(tokenizer, tail)], len(prompt_ids))
+
+
+def _end_in(tokenizer: Any, tail: str) -> int:
+    """The token that ends a turn: the first special token after the answer, else the tokenizer's end token."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return (
+        next((i for i in _ids(tokenizer, tail) if i in special), tokenizer.eos_token_id)
+        if tail
+        else tokenizer.eos_token_id
+    )
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """The id with which this chat template ends an answer; generation must stop at it."""
+    probe = Example((Message("user", "a"), Message("assistant", "b")), (1, 2), source="template probe")
+    return _end_in(tokenizer, _answer_text(tokenizer, probe)[2])
+
+
+def stop_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """Every id at which generation stops: the template's, the tokenizer's, and the model's own end tokens."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own_ids = own if isinstance(own, list) else [own]
+    return sorted({end_token_id(tokenizer), tokenizer.eos_token_id, *own_ids} - {None})
+
+
+def count_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """(prompt tokens, answer tokens with the end token) of each row."""
+    encoded = (encode_example(tokenizer, example) for example in examples)
+    return [(e.num_prompt_tokens, len(e.ids) - e.num_prompt_tokens) for e in encoded]

@@ -1,0 +1,383 @@
+"""One rung: LoRA or QLoRA on transformers.Trainer, along a schedule fixed before it starts.
+
+One item of the data set is one optimizer step, so any number of micro-batches may share it and the loss is
+the mean over the answer tokens of the whole step. Interrupted at any moment, the same call continues from the
+last whole checkpoint and ends, on the same CPU and number of threads, in the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import DoesNotFit, Interrupted
+from ..files import cannot_write, read_json, read_jsonl, write_json
+from ..records import Device, Example, Progress, TrainResult, TrainSettings, no_progress
+from ..units import gib
+from . import checkpoint, loss, preflight
+from .attention import use_short_row_attention
+from .base import library_versions, load_base, load_tokenizer, quiet_loading
+from .loop import StepItems, build_trainer
+from .schedule import Schedule, build_schedule
+from .tokens import Encoded
+from .watch import Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
+
+HISTORY_POINTS = 150
+ORIGIN = "shoestring.json"
+
+
+def never(wall_s: float) -> Exception | None:
+    """The should_stop that never stops."""
+    return None
+
+
+def train_rung(
+    *,
+    model: str,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    out_dir: Path,
+    settings: TrainSettings,
+    device: Device,
+    dev_metric: Callable[[Any, Any], float],
+    should_stop: Callable[[float], Exception | None] = never,
+    progress: Progress = no_progress,
+) -> TrainResult:
+    """Train an adapter, or continue; writes out_dir/adapter, steps.jsonl, checkpoints and best.
+
+    dev_metric(model, tokenizer) is called in evaluation mode; the adapter with the highest value is kept (ties:
+    lower loss on dev). should_stop(wall_s over all sessions) is asked after every step; what it returns is raised
+    once a checkpoint is saved.
+    Raises: TrainingError, DoesNotFit, Interrupted (SIGINT, SIGTERM), RunFolderError, ModelError.
+    """
+    started_s = time.perf_counter()
+    out_dir = Path(out_dir)
+    with _threads(settings.num_threads), _named_faults(out_dir, settings), Signals().listening() as signals:
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(out_dir, error) from error
+        tokenizer = load_tokenizer(model)
+        rows = preflight.encode_rows(tokenizer, train, settings.seq_len, "training")
+        dev_rows = preflight.encode_rows(tokenizer, dev, settings.seq_len, "dev") if dev else []
+        schedule = build_schedule(
+            [len(row.ids) for row in rows],
+            settings.num_epochs,
+            settings.batch_tokens,
+            settings.micro_batch_tokens,
+            settings.seed,
+        )
+        print_ = fingerprint(model, train, dev, settings, device)
+        resume, state, restarted = _resume(out_dir, print_)
+        tuned = build_adapter(model, settings, device)
+        short_rows = use_short_row_attention(tuned.get_base_model())
+        facts: dict[str, Any] = {"attention": "matrix products to 256 tokens, then sdpa" if short_rows else "sdpa"}
+        _reset_peak(device)
+        with _adapter_in_16_bit(tuned, device):
+            first = {k: v.to(tuned.device) for k, v in loss.collate(rows[:4], tokenizer.pad_token_id).items()}
+            with preflight.evaluation_mode(tuned), loss.precision(device):
+                facts["loss_path"] = loss.choose_path(tuned, first)
+
+            def evaluate() -> tuple[float, float]:
+                with preflight.evaluation_mode(tuned), loss.precision(device):
+                    dev_loss = loss.mean_loss(
+                        tuned,
+                        dev_rows,
+                        pad_id=tokenizer.pad_token_id,
+                        batch_tokens=settings.micro_batch_tokens,
+                        path=facts["loss_path"],
+                    )
+                    return float(dev_metric(tuned, tokenizer)), dev_loss
+
+            watch = Watch(
+                model_name=model,
+                out_dir=out_dir,
+                schedule=schedule,
+                state=state,
+                eval_steps=eval_steps(len(schedule.steps), settings.num_evals) if dev else frozenset(),
+                patience=settings.patience,
+                evaluate=evaluate,
+                peak_bytes=lambda: _peak_bytes(device),
+                should_stop=should_stop,
+                signals=signals,
+                progress=progress,
+                skips_overflow=device.dtype == "float16",
+                started_s=started_s,
+            )
+            try:
+                if not state.finished:
+                    items = StepItems(rows, schedule, tokenizer.pad_token_id)
+                    trainer = build_trainer(
+                        tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), facts["loss_path"]
+                    )
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            finally:
+                watch.steps_file.close()
+            source = _source(out_dir, state)
+            _load_adapter(tuned, source)
+            effect = preflight.adapter_effect(tuned, rows[:4], tokenizer.pad_token_id, device)
+        publish(source, out_dir / "adapter", model, tokenizer, settings.method, device)
+        if signals.received:
+            raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
+        state.wall_s = watch.wall_s()
+    facts |= {
+        "restarted": restarted,
+        "supervised_first_row": preflight.supervised_text(tokenizer, rows[0]),
+        "adapter_effect_logits": effect,
+    }
+    return _result(model, out_dir, schedule, rows, settings, device, state, facts)
+
+
+# ---------------------------------------------------------------- the adapter
+
+
+def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
+    """The frozen base with fresh LoRA matrices on every linear layer but the head, kept in float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = load_base(model, device=device, quantise=settings.method == "qlora")
+    torch.manual_seed(settings.seed)
+    lora = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with quiet_loading():
+        tuned = get_peft_model(base, lora)
+    config = tuned.peft_config["default"]
+    # PEFT lists every layer; the last part of the names says the same where no other module shares it.
+    last_parts = {name.rpartition(".")[2] for name in config.target_modules}
+    same = {n for n, _ in base.named_modules() if n.rpartition(".")[2] in last_parts and not n.endswith(".base_layer")}
+    if len(same) == len(config.target_modules):
+        config.target_modules = last_parts
+    return tuned
+
+
+@contextlib.contextmanager
+def _adapter_in_16_bit(tuned: Any, device: Device) -> Iterator[None]:
+    """Under autocast PEFT need not raise activations to float32 before each adapter matrix."""
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(tuned, active=device.dtype != "float32"):
+        yield
+
+
+def _load_adapter(tuned: Any, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(tuned, load_file(str(folder / "adapter_model.safetensors")))
+
+
+def publish(source: Path, target: Path, model: str, tokenizer: Any, method: str, device: Device) -> None:
+    """The finished adapter with its tokenizer, whole or not at all, naming the base as a person would."""
+    partial = target.with_name(f".{target.name}.partial")
+    copy_adapter(source, partial)
+    config = read_json(partial / "adapter_config.json")
+    config["base_model_name_or_path"] = model
+    # A set in PEFT: its order differs from process to process.
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(partial / "adapter_config.json", config)
+    # What merging must know: PEFT's configuration does not say what the base was held in.
+    write_json(partial / ORIGIN, {"model": model, "method": method, "dtype": device.dtype})
+    tokenizer.save_pretrained(partial)
+    replace_folder(partial, target)
+
+
+# ---------------------------------------------------------------- continuing
+
+
+def fingerprint(
+    model: str, train: Sequence[Example], dev: Sequence[Example], settings: TrainSettings, device: Device
+) -> str:
+    """Of everything that decides the result; a checkpoint made from anything else is not continued."""
+    values = asdict(settings)
+    for key in ("reasons", "num_threads", "max_new_tokens"):
+        del values[key]
+    ids = [[e.id for e in train], [e.id for e in dev]]
+    text = json.dumps([model, ids, values, device.kind, device.dtype], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _resume(out_dir: Path, print_: str) -> tuple[Path | None, Watched, str]:
+    """The checkpoint to continue from, the state in it, and why an older training here was given up ('' if none)."""
+    resume = checkpoint.newest_intact(out_dir / "checkpoints")
+    state = Watched.from_json(checkpoint.read_state(resume)) if resume else Watched(print_)
+    restarted = ""
+    if state.fingerprint != print_:
+        restarted = "model, rows or settings differ from those of the checkpoints found here, so training began anew"
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(out_dir / name, ignore_errors=True)
+        resume, state = None, Watched(print_)
+    lost_s = restart_steps(out_dir, checkpoint.step_of(resume) if resume else 0)
+    if not restarted:
+        state.wall_s = max(state.wall_s, lost_s)
+    return resume, state, restarted
+
+
+def eval_steps(num_steps: int, num_evals: int) -> frozenset[int]:
+    """num_evals evenly spaced steps, the last one included; fewer where there are fewer steps."""
+    return frozenset(math.ceil(num_steps * i / num_evals) for i in range(1, num_evals + 1))
+
+
+def _source(out_dir: Path, state: Watched) -> Path:
+    """Folder of the adapter to keep: the best on dev, else the last."""
+    if state.best_step:
+        return out_dir / "best" / f"step-{state.best_step}"
+    last = checkpoint.newest_intact(out_dir / "checkpoints")
+    assert last is not None, "training ended without a checkpoint"
+    return last
+
+
+# ---------------------------------------------------------------- machine
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
+    """Full disks and full accelerators in our words; the libraries raise three kinds of exception for one disk."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"the accelerator ran out of memory at micro_batch_tokens={settings.micro_batch_tokens} ({error}); "
+            f"set train.micro_batch_tokens={max(settings.micro_batch_tokens // 2, 64)}, or method: qlora; "
+            "the last checkpoint is kept"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise cannot_write(out_dir, error) from error
+        if _disk_is_full(out_dir, error):
+            raise cannot_write(out_dir, OSError(errno.ENOSPC, str(error))) from error
+        raise
+
+
+def _disk_is_full(folder: Path, error: Exception) -> bool:
+    text = str(error)
+    if "No space left" in text or "os error 28" in text:
+        return True
+    return "PytorchStreamWriter" in text and shutil.disk_usage(folder).free < 1 << 20
+
+
+def _reset_peak(device: Device) -> None:
+    if device.kind == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_bytes(device: Device) -> int:
+    """CUDA: most memory allocated by tensors. CPU and MPS: largest resident size of this process so far."""
+    import torch
+
+    if device.kind == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil  # type: ignore[import-untyped]  # comes with accelerate
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---------------------------------------------------------------- result
+
+
+def _result(
+    model: str,
+    out_dir: Path,
+    schedule: Schedule,
+    rows: Sequence[Encoded],
+    settings: TrainSettings,
+    device: Device,
+    state: Watched,
+    facts: dict[str, Any],
+) -> TrainResult:
+    lines = read_jsonl(out_dir / "steps.jsonl")
+    num_steps = lines[-1]["step"]
+    answers = [len(row.ids) - max(row.num_prompt_tokens, 1) for row in rows]
+    used = {
+        **{k: v for k, v in asdict(settings).items() if k != "reasons"},
+        **facts,
+        "device": device.name,
+        "device_kind": device.kind,
+        "dtype": device.dtype,
+        "base_format": "nf4, double quantised" if settings.method == "qlora" else device.dtype,
+        "adapter_dtype": "float32",
+        "optimizer": "AdamW, fused",
+        "schedule": "cosine with warm-up",
+        "versions": library_versions(),
+        "peak": "tensors on the accelerator" if device.kind == "cuda" else "resident size of the process",
+        "peak_text": gib(state.peak_bytes),
+    }
+    return TrainResult(
+        model=model,
+        method=settings.method,
+        adapter_dir=_inside_run(out_dir / "adapter"),
+        num_steps=num_steps,
+        stopped_early=state.stopped_early,
+        best_step=state.best_step or num_steps,
+        dev_metric=state.best_metric if state.evals else None,
+        wall_s=state.wall_s,
+        peak_bytes=state.peak_bytes,
+        num_train_tokens=schedule.num_tokens(num_steps),
+        num_loss_tokens=sum(answers[row] for step in schedule.steps[:num_steps] for b in step for row in b),
+        num_padded_tokens=schedule.num_padded_tokens(num_steps),
+        final_loss=lines[-1]["loss"],
+        history=thin_history(lines),
+        settings=used,
+    )
+
+
+def _inside_run(folder: Path) -> str:
+    """The path from the run folder on: rungs/MODEL/adapter; the plain name outside a run folder."""
+    parts = folder.parts
+    if "rungs" not in parts:
+        return folder.name
+    last = len(parts) - 1 - parts[::-1].index("rungs")
+    return Path(*parts[last:]).as_posix()
+
+
+def thin_history(lines: Sequence[dict[str, float]]) -> tuple[dict[str, float], ...]:
+    """At most HISTORY_POINTS points: mean loss since the point before; every evaluation is a point."""
+    stride = max(1, math.ceil(len(lines) / HISTORY_POINTS))
+    points: list[dict[str, float]] = []
+    window: list[float] = []
+    for line in lines:
+        window.append(line["loss"])
+        if line["step"] % stride == 0 or "dev_metric" in line or line is lines[-1]:
+            kept: dict[str, float] = {
+                k: line[k] for k in ("step", "learning_rate", "dev_metric", "dev_loss") if k in line
+            }
+            points.append({**kept, "loss": sum(window) / len(window)})
+            window = []
+    return tuple(points)

@@ -1,0 +1,254 @@
+"""What happens around each optimizer step: the step's record, evaluation, early stop, checkpoint, interruption.
+
+Everything a later session needs is in `Watched`, written into each checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import Interrupted, TrainingError
+from ..files import read_json, sync_folder, write_jsonl
+from ..records import Progress
+from . import checkpoint
+from .schedule import Schedule
+
+CHECKPOINT_EVERY_S = 30.0
+# A checkpoint that takes long is taken less often, so that it costs at most a twentieth of the time.
+CHECKPOINT_SHARE = 20
+
+
+@dataclass
+class Watched:
+    """State of a training across sessions."""
+
+    fingerprint: str
+    wall_s: float = 0.0
+    peak_bytes: int = 0
+    evals: list[dict[str, float]] = field(default_factory=list)  # step, dev_metric, dev_loss
+    best_step: int = 0
+    best_metric: float = -math.inf
+    best_loss: float = math.inf
+    num_worse: int = 0  # evaluations since the best one
+    stopped_early: bool = False
+    finished: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Watched:
+        given = {k: v for k, v in row.items() if v is not None}
+        return cls(**given)
+
+
+class Signals:
+    """SIGINT and SIGTERM ask for a stop at the next step's end; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Signals]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+@dataclass
+class Watch:
+    """The decisions at the end of each step; `callback` ties them to transformers.Trainer."""
+
+    model_name: str
+    out_dir: Path
+    schedule: Schedule
+    state: Watched
+    eval_steps: frozenset[int]
+    patience: int
+    evaluate: Callable[[], tuple[float, float]]  # (dev metric, dev loss)
+    peak_bytes: Callable[[], int]
+    should_stop: Callable[[float], Exception | None]  # given the wall seconds so far
+    signals: Signals
+    progress: Progress
+    skips_overflow: bool = False  # float16: the gradient scaler leaves out steps whose gradient overflows
+    started_s: float = field(default_factory=time.perf_counter)
+    leaving: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.before_s = self.state.wall_s
+        self.saved_s = self.step_s = time.perf_counter()
+        self.save_cost_s = 0.0
+        self.steps_file = (self.out_dir / "steps.jsonl").open("a", encoding="utf-8")
+
+    def wall_s(self) -> float:
+        """Seconds of training over all sessions."""
+        return self.before_s + time.perf_counter() - self.started_s
+
+    def after_step(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> tuple[bool, bool]:
+        """Record a step; returns (save a checkpoint, stop training).
+
+        Raises: TrainingError when the loss is not finite.
+        """
+        if not (math.isfinite(loss) and (math.isfinite(grad_norm) or self.skips_overflow)):
+            raise TrainingError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}: training diverged; "
+                "lower train.learning_rate (a third is a good try); the last checkpoint is kept"
+            )
+        now = time.perf_counter()
+        tokens = self.schedule.tokens_in(self.schedule.steps[step - 1])
+        line = {
+            "step": step,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "num_tokens": tokens,
+            "tokens_per_s": round(tokens / max(now - self.step_s, 1e-9), 1),
+            "wall_s": round(self.wall_s(), 3),
+        }
+        last = step == len(self.schedule.steps)
+        save = last
+        if step in self.eval_steps:
+            line |= self._evaluate(step)
+            save = True
+        self.steps_file.write(json.dumps(line) + "\n")
+        self.steps_file.flush()
+        self.progress(f"train {self.model_name}", step, len(self.schedule.steps))
+        self.state.finished = last or self.state.stopped_early
+        if not self.state.finished:
+            self.leaving = self.should_stop(self.wall_s()) or self._interruption(step)
+        interval_s = max(CHECKPOINT_EVERY_S, CHECKPOINT_SHARE * self.save_cost_s)
+        save = save or self.leaving is not None or time.perf_counter() - self.saved_s >= interval_s
+        self.step_s = time.perf_counter()
+        return save, self.state.finished
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        metric, loss = self.evaluate()
+        state = self.state
+        found = {"dev_metric": metric, "dev_loss": loss}
+        state.evals.append({"step": step, **found})
+        if metric > state.best_metric or (metric == state.best_metric and loss < state.best_loss):
+            state.best_step, state.best_metric, state.best_loss, state.num_worse = step, metric, loss, 0
+        else:
+            state.num_worse += 1
+            state.stopped_early = state.num_worse >= self.patience and step < len(self.schedule.steps)
+        return found
+
+    def _interruption(self, step: int) -> Interrupted | None:
+        if self.signals.received is None:
+            return None
+        return Interrupted(
+            f"stopped by {self.signals.received} after step {step} of {len(self.schedule.steps)} of {self.model_name}; "
+            "a checkpoint is saved, run the same command to continue"
+        )
+
+    def after_save(self, folder: Path) -> None:
+        """Keep the adapter if it is the best, seal the checkpoint, drop old ones; raises what asked for the stop."""
+        state, step = self.state, checkpoint.step_of(folder)
+        best = self.out_dir / "best" / f"step-{step}"
+        if step == state.best_step:
+            copy_adapter(folder, best)
+        state.wall_s, state.peak_bytes = self.wall_s(), max(state.peak_bytes, self.peak_bytes())
+        checkpoint.seal(folder, state.to_json())
+        checkpoint.prune(folder.parent)
+        self._forget_beaten(folder.parent)
+        before_s, self.saved_s = self.step_s, time.perf_counter()
+        self.save_cost_s = self.saved_s - before_s
+        self.step_s = self.saved_s
+        if self.leaving is not None:
+            raise self.leaving
+
+    def _forget_beaten(self, checkpoints: Path) -> None:
+        """Remove best adapters that no kept checkpoint refers to."""
+        kept = {read_json(path)["best_step"] for path in checkpoints.glob(f"*/{checkpoint.STATE}")}
+        for folder in (self.out_dir / "best").glob("step-*"):
+            if checkpoint.step_of(folder) not in kept:
+                shutil.rmtree(folder)
+
+    def callback(self) -> Any:
+        """The TrainerCallback that calls this."""
+        from transformers import TrainerCallback
+
+        watch = self
+
+        class WatchCallback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                watch.step_s = time.perf_counter()
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+                if logs is None or "loss" not in logs:
+                    return  # the summary at the end of training
+                state.log_history.clear()  # ours is steps.jsonl; theirs would grow in every checkpoint
+                save, stop = watch.after_step(
+                    state.global_step, logs["loss"], logs["learning_rate"], float(logs["grad_norm"])
+                )
+                control.should_save = control.should_save or save
+                control.should_training_stop = control.should_training_stop or stop
+
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                watch.after_save(Path(args.output_dir) / f"{checkpoint.PREFIX}{state.global_step}")
+
+        return WatchCallback()
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """The adapter files of source in a new folder target, whole or not at all; base_model_name stays as it is."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copyfile(source / name, partial / name)
+    replace_folder(partial, target)
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Make files and rename durable; a target that is there gives way."""
+    for path in partial.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    sync_folder(target.parent)
+
+
+def restart_steps(out_dir: Path, step: int) -> float:
+    """Cut steps.jsonl after a step; returns the wall seconds of its last line, work since lost included."""
+    path = out_dir / "steps.jsonl"
+    kept, wall_s = [], 0.0
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line a kill cut short
+            wall_s = max(wall_s, row["wall_s"])
+            if row["step"] <= step:
+                kept.append(row)
+    write_jsonl(path, kept)
+    return wall_s
