@@ -1,0 +1,5 @@
+"""python -m shoestring: the command line."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,252 @@
+"""The commands as typer sees them: arguments and help. Bodies live beside, and load when called.
+
+No annotation import from __future__ here: typer reads the annotations.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="shoestring",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Target = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run file, run folder, or name of a run.", show_default=False)
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+RUNS = Path("runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"shoestring {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def shoestring(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The cheapest model that meets your bar, and what it costs.
+
+    One run file says the task, the data and the bar. Shoestring prompts first, fine-tunes the
+    smallest model next, and stops at the first answer that meets the bar with confidence.
+
+    \b
+    Start:  shoestring demo            the whole recipe on generated tickets, in minutes
+            shoestring init DATA_FILE  a run file for your own data
+            shoestring run run.yaml    the recipe; again, to continue after an interruption
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 bar not met, 4 stopped by the budget,
+    5 interrupted and resumable.
+    """
+
+
+@app.command()
+def init(
+    data_file: Annotated[str, typer.Argument(metavar="DATA_FILE", help="JSONL, JSON, CSV or Parquet; .gz of each.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Run file to write.")] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run file.")] = False,
+    is_json: Json = False,
+) -> int:
+    """Write a commented run file for a data file.
+
+    Detects the format, which field is asked and which is answered, and from the answers the kind of
+    task; proposes a metric and a bar. Read the file before you run it.
+
+    \b
+    Example: shoestring init tickets.jsonl --out tickets.yaml
+    """
+    from .init import command
+
+    return command(data_file, out, force, is_json)
+
+
+@app.command()
+def run(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Do the whole recipe, or continue it.
+
+    Curate, decide, plan, train and evaluate rung by rung, export, report. Stops at the first
+    arm or rung whose lower confidence bound meets the bar. Finished stages are not repeated, so
+    the same command continues an interrupted run.
+
+    \b
+    Example: shoestring run run.yaml
+    """
+    return _stages(target, runs_dir, is_json, None)
+
+
+@app.command()
+def curate(
+    targets: Annotated[list[str], typer.Argument(metavar="RUN | FILES...", help="A run, or data files with --out.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write here, without a run.")] = None,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
+    """Validate, clean and split the data.
+
+    Every dropped row is kept with its reason. Given a run, it is the run's first stage. Given
+    data files and --out, it needs no run file: train.jsonl, dev.jsonl, eval.jsonl,
+    dropped.jsonl, faults.jsonl and receipt.json go to DIR.
+
+    \b
+    Example: shoestring curate tickets.jsonl --out curated
+    """
+    from .curate import command
+
+    return command(targets, out, runs_dir, is_json)
+
+
+@app.command()
+def decide(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Measure what needs no training.
+
+    Zero-shot and few-shot prompting, a linear model, configured endpoints. All are scored on
+    the same held-out rows. If one meets the bar, fine-tuning is not needed.
+
+    \b
+    Example: shoestring decide run.yaml
+    """
+    return _stages(target, runs_dir, is_json, "decide")
+
+
+@app.command()
+def plan(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Predict memory, time and dollars of each rung.
+
+    Nothing is spent. Prints every derived training value with its reason.
+
+    \b
+    Example: shoestring plan run.yaml
+    """
+    return _stages(target, runs_dir, is_json, "plan")
+
+
+@app.command()
+def train(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Train the cheapest rung that fits.
+
+    Continues from its newest checkpoint. Baselines are measured first; if one meets the bar
+    nothing is trained, unless the run file says decide.train_anyway.
+
+    \b
+    Example: shoestring train run.yaml
+    """
+    return _stages(target, runs_dir, is_json, "train")
+
+
+@app.command("eval")
+def evaluate(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Train and score rung by rung until one meets the bar.
+
+    What 'run' does, without the export.
+
+    \b
+    Example: shoestring eval run.yaml
+    """
+    return _stages(target, runs_dir, is_json, "eval")
+
+
+@app.command()
+def export(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Write the chosen adapter and merged weights.
+
+    The adapter gets a model card; the merged weights are read back and checked against it.
+
+    \b
+    Example: shoestring export runs/tickets
+    """
+    from .running import export_command
+
+    return export_command(target, runs_dir, is_json)
+
+
+@app.command()
+def report(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """Write the run's report again.
+
+    One HTML file that needs nothing else, made from the files of the run folder.
+
+    \b
+    Example: shoestring report runs/tickets
+    """
+    from .running import report_command
+
+    return report_command(target, runs_dir, is_json)
+
+
+@app.command()
+def runs(runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+    """List the runs and what they cost.
+
+    Stage reached, verdict, score, predicted and actual dollars, when.
+
+    \b
+    Example: shoestring runs
+    """
+    from .listing import command
+
+    return command(runs_dir, is_json)
+
+
+@app.command()
+def explain(
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="Dotted key; without one, all are listed.")] = None,
+    run_target: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Also say the value it has in this run, and why.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the run file's JSON Schema.")] = False,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
+    """Say what a key of the run file means.
+
+    Its type, default and limits; with --run, the value it has in a run and where it came from.
+
+    \b
+    Example: shoestring explain task.bar
+             shoestring explain train.lora_rank --run runs/tickets
+    """
+    from .explain import command
+
+    return command(key, run_target, schema, runs_dir, is_json)
+
+
+@app.command()
+def demo(
+    runs_dir: RunsDir = RUNS,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    is_json: Json = False,
+) -> int:
+    """Run the whole recipe on generated tickets.
+
+    Takes a few minutes on two cores, with the embedded models. Writes the tickets and a run
+    file to demo/ beside the runs folder, then does what 'shoestring run demo/demo.yaml' does.
+    Needs no network and no GPU.
+
+    \b
+    Example: shoestring demo
+    """
+    from .demo import command
+
+    return command(runs_dir, fresh, is_json)
+
+
+def _stages(target: str, runs_dir: Path, is_json: bool, until: Any) -> int:
+    from .running import command
+
+    return command(target, runs_dir, is_json, until)

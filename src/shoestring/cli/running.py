@@ -1,0 +1,240 @@
+"""Bodies of the commands that work on one run: run, decide, plan, train, eval, export, report, curate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput, ConfigError
+from ..records import Verdict
+from ..units import count, duration, gib, usd
+from .output import emit, say, warn
+from .progress import Screen
+from .tables import arms_table, score_text, table, time_span, usd_span
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+BAR_NOT_MET_CODE = 3
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".arrow")
+
+
+def open_run(target: str, runs_dir: Path) -> Run:
+    """The run that target means: a run folder, the name of one in runs_dir, or a run file. Raises: ConfigError."""
+    from ..recipe import Run
+
+    path = Path(target)
+    if path.is_dir():
+        return Run.from_folder(path)
+    if not path.exists() and (runs_dir / target / "run.yaml").is_file():
+        return Run.from_folder(runs_dir / target)
+    if path.suffix.lower() in DATA_SUFFIXES and path.is_file():
+        raise ConfigError(f"{target} is a data file; first write a run file for it: shoestring init {target}")
+    return Run.from_file(path, runs_dir=runs_dir)
+
+
+def execute(run: Run, until: str | None) -> Verdict:
+    """The run with its progress drawn on standard error."""
+    with Screen() as screen:
+        return run.execute(progress=screen.progress, log=screen.log, until=until)
+
+
+def command(target: str, runs_dir: Path, is_json: bool, until: str | None) -> int:
+    """Execute a run to its end or to a stage, and print what came out."""
+    run = open_run(target, runs_dir)
+    verdict = execute(run, until)
+    if is_json:
+        emit(stage_summary(run, until))
+    else:
+        show = {"curate": show_curated, "decide": show_arms, "plan": show_plan, "train": show_trained}
+        show.get(until or "", show_arms)(run)
+        if until == "decide":
+            show_decided(verdict)
+        elif until is None or until == "eval":
+            show_verdict(run)
+    is_final = until is None or until == "eval"
+    return BAR_NOT_MET_CODE if is_final and not verdict.met else 0
+
+
+def stage_summary(run: Run, until: str | None) -> dict[str, Any]:
+    """The run's summary with the result of the stage that was asked for."""
+    summary = run.summary()
+    if until == "plan":
+        summary["plan"] = result_of(run, "plan.json")
+    elif until == "curate":
+        summary["curate"] = result_of(run, "curate.json")
+    elif until == "train":
+        summary["train"] = [result for _, result in trained(run)]
+    return summary
+
+
+def result_of(run: Run, name: str) -> Any:
+    """The result of a stage's record, None if the stage is not finished."""
+    record = run.run_folder.record(name)
+    return record["result"] if record else None
+
+
+def trained(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """(folder, train result) of each trained rung, oldest first."""
+    found = []
+    for path in (run.folder / "rungs").glob("*/train.json"):
+        record = run.run_folder.record(str(path.relative_to(run.folder)))
+        if record:
+            found.append((record["finished_at"], str(path.parent), record["result"]))
+    return [(folder, result) for _, folder, result in sorted(found, key=lambda item: item[0])]
+
+
+# ---- what a person reads --------------------------------------------------------------------
+
+
+def show_curated(run: Run) -> None:
+    """Counts of the curate stage."""
+    show_curate_result(result_of(run, "curate.json"), run.folder / "data")
+
+
+def show_curate_result(result: dict[str, Any], folder: Path) -> None:
+    """Rows in, kept and dropped by reason, and where they are."""
+    counts = result["counts"]
+    kept = ", ".join(f"{counts.get(f'rows_{part}', 0):,} {part}" for part in ("train", "dev", "eval"))
+    say(f"{counts['rows_in']:,} rows read: {kept}; {counts.get('dropped', 0):,} dropped")
+    reasons = {**result["dropped_by_code"]}
+    if reasons:
+        rows = [(code, f"{number:,}") for code, number in sorted(reasons.items(), key=lambda item: -item[1])]
+        say(table(("dropped because", "rows"), rows, right=(1,)))
+    for code, number in sorted(result["faults_by_code"].items()):
+        say(f"noticed: {code} in {number:,} rows")
+    for note in result.get("notes", ()):
+        say(f"note: {note}")
+    say(f"rows and reasons: {folder}")
+
+
+def show_arms(run: Run) -> None:
+    """The table of arms."""
+    summary = run.summary()
+    verdict = summary["verdict"] or {}
+    mark = "chosen" if verdict.get("met") else "best"
+    say(arms_table(summary["arms"], summary["metric"], verdict.get("arm"), mark=mark))
+
+
+def show_decided(verdict: Verdict) -> None:
+    """What the baselines say about training."""
+    say(f"Fine-tuning needed: {'no' if verdict.met else 'yes'}. {verdict.reason}")
+
+
+def show_verdict(run: Run) -> None:
+    """The answer, why, what it cost, and where the report is."""
+    summary = run.summary()
+    verdict = summary["verdict"]
+    if verdict is None:
+        return
+    say()
+    say(f"Verdict: {verdict['reason']}")
+    if verdict["met"]:
+        say(f"Chosen: {verdict['arm']}, {summary['metric']} {score_text(verdict['score'])}, bar {verdict['bar']:g}")
+    else:
+        say(f"No arm met the bar of {verdict['bar']:g} on {summary['metric']}.")
+    if verdict["next_step"]:
+        say(f"Next: {verdict['next_step']}")
+    say(f"Spent {usd(summary['spent_usd'])} of {usd(summary['budget_usd'])}. Report: {summary['report']}")
+
+
+def show_plan(run: Run) -> None:
+    """The ladder in order of cost, then every derived value with its reason."""
+    plan = result_of(run, "plan.json")
+    rows = []
+    for rung in plan["rungs"]:
+        rows.append(
+            (
+                rung["model"],
+                rung["method"],
+                count(rung["num_params"]),
+                gib(rung["peak_bytes"]["value"]),
+                rung["verdict"].replace("_", " "),
+                time_span(rung["train_s"]),
+                usd_span(rung["cost_usd"]),
+            )
+        )
+    say(table(("rung", "method", "parameters", "peak", "memory", "training time", "cost"), rows, right=(2, 3)))
+    for rung in plan["rungs"]:
+        say()
+        device = rung["device"]
+        say(f"{rung['model']} on {device['name']} ({gib(rung['device_bytes'])}), {rung['price_source']}")
+        say(f"  memory: {rung['reason']}")
+        show_settings(rung["settings"])
+    for note in plan["notes"]:
+        say(f"note: {note}")
+
+
+def show_settings(settings: dict[str, Any]) -> None:
+    """Resolved training values, each with where it came from."""
+    names = [name for name in settings if name != "reasons"]
+    values = {name: value_text(settings[name]) for name in names}
+    width = max(len(name) + len(values[name]) for name in names) + 3
+    for name in names:
+        shown = f"{name} = {values[name]}"
+        say(f"  {shown:<{width}}  {settings['reasons'].get(name, '')}".rstrip())
+
+
+def value_text(value: Any) -> str:
+    """A setting as it would stand in a run file."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def show_trained(run: Run) -> None:
+    """The rungs that have been trained so far."""
+    results = trained(run)
+    if not results:
+        say("Nothing was trained: a baseline meets the bar (decide.train_anyway: true trains all the same).")
+        show_verdict(run)
+    for folder, result in results:
+        dev = "not measured" if result["dev_metric"] is None else f"{result['dev_metric']:.3f}"
+        say(
+            f"{result['model']}: {result['method']}, {result['num_steps']} steps in {duration(result['wall_s'])}, "
+            f"{run.config.task.metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
+        )
+        say(f"  adapter: {Path(folder) / 'adapter'}")
+
+
+# ---- export and report ----------------------------------------------------------------------
+
+
+def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
+    """Finish the run's export; refuses where nothing was trained and scored."""
+    run = open_run(target, runs_dir)
+    if not list((run.folder / "rungs").glob("*/eval.json")):
+        verdict = result_of(run, "ladder.json")
+        if verdict and verdict["met"]:
+            raise BadInput(
+                f"{run.folder}: {verdict['arm']} meets the bar without fine-tuning, so there is nothing to export; "
+                "decide.train_anyway: true in the run file trains all the same"
+            )
+        raise BadInput(f"{run.folder}: no rung is trained and scored yet; first: shoestring run {target}")
+    verdict_now = execute(run, None)
+    result = result_of(run, "export.json")
+    if is_json:
+        emit({**run.summary(), "export": result})
+    else:
+        check = result["merge_check"]
+        say(f"adapter: {run.folder / result['adapter_dir']}")
+        say(f"merged:  {run.folder / result['merged_dir']}")
+        say(
+            f"merged against adapter on {check['num_tokens']:,} tokens: same first choice on "
+            f"{check['top1_agreement_frac']:.2%}, mean difference of log-probability "
+            f"{check['mean_abs_logprob_diff']:.2g} ({'passed' if check['passed'] else 'FAILED'})"
+        )
+        if not verdict_now.met:
+            warn(f"note: this model does not meet the bar: {verdict_now.reason}")
+    return 0
+
+
+def report_command(target: str, runs_dir: Path, is_json: bool) -> int:
+    """Render the report from the files of the run folder."""
+    run = open_run(target, runs_dir)
+    if not run.folder.is_dir():
+        raise BadInput(f"{run.folder}: no such run folder yet; first: shoestring run {target}")
+    path = run.write_report()
+    if is_json:
+        emit(run.summary())
+    else:
+        say(str(path))
+    return 0

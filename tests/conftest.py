@@ -1,0 +1,34 @@
+"""What every test runs under: no network, few threads, gpu and network tests only where they can run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, rather than skip, what this machine has nothing for."""
+    kept, left_out = [], []
+    has_network = os.environ.get("SHOESTRING_TEST_NETWORK", "") not in ("", "0")
+    for item in items:
+        needs_gpu = item.get_closest_marker("gpu") is not None
+        needs_network = item.get_closest_marker("network") is not None
+        runs = (not needs_gpu or has_cuda()) and (not needs_network or has_network)
+        (kept if runs else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device (torch is imported only if a gpu test asks)."""
+    import torch
+
+    return torch.cuda.is_available()
