@@ -1,0 +1,46 @@
+"""How a stage is run once: its record is read back, or the work is done, entered in the ledger, and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..records import Estimate
+from ..runfolder import fingerprint
+from . import closing
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+T = TypeVar("T")
+
+
+def once(
+    run: Run,
+    name: str,
+    work: Callable[[], tuple[Any, T]],
+    read: Callable[[Any], T],
+    *,
+    after: str | None,
+    depends_on: Any,
+    predicted: Mapping[str, Estimate] | None = None,
+) -> T:
+    """The value of the stage with record `name`.
+
+    work() returns (JSON-ready result, value); read(result) gives the value back in a later session.
+    The record counts while the fingerprint of `depends_on`, and of the stage `after` which it follows, is the same.
+    """
+    inputs_print = run.prints[name] = fingerprint(name, run.prints.get(after or ""), depends_on)
+    finished = run.run_folder.finished(name, inputs_print)
+    if finished is not None:
+        return read(finished)
+    if run.run_folder.record(name) is not None:
+        run.log(f"{name}: the run file or the data changed; doing this stage again (superseded/ keeps the old)")
+    run.run_folder.retract("ladder.json")
+    started = time.monotonic()
+    result, value = work()
+    wall_s = time.monotonic() - started
+    closing.enter(run, name, predicted or {}, value, wall_s)
+    run.run_folder.finish(name, inputs_print, result, wall_s)
+    return value

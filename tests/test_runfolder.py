@@ -1,0 +1,74 @@
+"""The run folder: records count only while their inputs do, and one process holds it at a time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shoestring.errors import RunFolderError
+from shoestring.files import write_whole
+from shoestring.runfolder import RunFolder, fingerprint, rung_name
+
+
+def test_a_finished_record_is_read_back_for_the_same_inputs_only(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.finish("decide.json", "aaaa", {"arms": [1]}, wall_s=2.0)
+
+    assert folder.finished("decide.json", "aaaa") == {"arms": [1]}
+    assert folder.finished("decide.json", "bbbb") is None
+
+
+def test_a_replaced_record_is_kept_in_superseded(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.finish("plan.json", "aaaa", 1, wall_s=0)
+    folder.finish("plan.json", "bbbb", 2, wall_s=0)
+
+    kept = list((tmp_path / "superseded").iterdir())
+    assert [json.loads(p.read_text())["result"] for p in kept] == [1]
+
+
+def test_a_torn_record_counts_as_not_finished(tmp_path):
+    (tmp_path / "plan.json").write_text('{"stage": "plan", "fingerprint": "aaaa", "resu')
+
+    assert RunFolder(tmp_path).finished("plan.json", "aaaa") is None
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
+    code = (
+        "import sys, pathlib; from shoestring.runfolder import RunFolder\n"
+        f"with RunFolder(pathlib.Path({str(tmp_path)!r})).locked():\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match=f"process {holder.pid}"), RunFolder(tmp_path).locked():
+            pass
+        holder.kill()
+    with RunFolder(tmp_path).locked():  # a killed holder lets go
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    target = tmp_path / "record.json"
+    write_whole(target, "old")
+    (tmp_path / "blocked").write_text("a file where a folder is needed")
+
+    with pytest.raises(RunFolderError, match="cannot write"):
+        write_whole(tmp_path / "blocked" / "record.json", "new")
+
+    assert target.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blocked", "record.json"]
+
+
+def test_rung_names_are_safe_and_distinct():
+    assert rung_name("shoestring-1m") == "shoestring-1m"
+    assert "/" not in rung_name("Qwen/Qwen3-0.6B")
+    assert rung_name("a/b-c") != rung_name("a-b/c")
+    assert rung_name("../..") not in (".", "..")
+
+
+def test_fingerprints_see_every_part_and_not_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint("a", 1) != fingerprint("a", 2)
