@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-DATA = Path(os.environ.get("SHOESTRING_BENCH_DATA", Path(__file__).resolve().parents[1] / "../shared/data")).resolve()
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def machine() -> dict[str, Any]:

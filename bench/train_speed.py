@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import json
 import math
 import os
@@ -31,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import DATA, machine, versions
+from bench import EXAMPLES, machine, versions
 from shoestring.records import Device, Example, Message, TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,20 +56,14 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def data(num_rows: int) -> tuple[str, list[tuple[str, str]], list[tuple[str, str]]]:
-    """Name, training and held-out (prompt, answer) rows: banking77 where it is, else generated look-ups."""
-    if (DATA / "banking77" / "train.csv").is_file():
-        found = []
-        for name, wanted in (("train.csv", num_rows), ("test.csv", HELD_OUT_ROWS)):
-            with (DATA / "banking77" / name).open(newline="") as file:
-                rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
-            stride = max(1, len(rows) // wanted)
-            found.append(rows[::stride][:wanted])
-        return "banking77", found[0], found[1]
-    rows = [
-        (f"Which number follows {i} when you count in steps of {i % 9 + 1}, starting there?", str(i + i % 9 + 1))
-        for i in range(num_rows + HELD_OUT_ROWS)
-    ]
-    return "generated look-ups", rows[:num_rows], rows[num_rows:]
+    """Name, training and held-out (prompt, answer) rows, evenly spaced over banking77."""
+    found = []
+    for name, wanted in (("train", num_rows), ("test", HELD_OUT_ROWS)):
+        with gzip.open(EXAMPLES / "banking77" / f"{name}.csv.gz", "rt", newline="") as file:
+            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+        stride = max(1, len(rows) // wanted)
+        found.append(rows[::stride][:wanted])
+    return "banking77", found[0], found[1]
 
 
 def examples(rows: list[tuple[str, str]]) -> list[Example]:
@@ -80,10 +75,11 @@ def examples(rows: list[tuple[str, str]]) -> list[Example]:
 
 def matched_batch_tokens(lengths: list[int], num_epochs: float, num_steps: int) -> int:
     """The step budget with which the schedule has num_steps steps, or as close as it gets."""
+    from shoestring.train.loss import ROUND_WIDTH
     from shoestring.train.schedule import build_schedule
 
     def steps_at(budget: int) -> int:
-        return len(build_schedule(lengths, num_epochs, budget, MICRO_BATCH_TOKENS, 0).steps)
+        return len(build_schedule(lengths, num_epochs, budget, MICRO_BATCH_TOKENS, 0, ROUND_WIDTH).steps)
 
     middle = sum(lengths) * num_epochs / num_steps
     candidates = [max(1, int(middle * factor / 100)) for factor in range(85, 150)]
