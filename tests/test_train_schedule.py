@@ -19,6 +19,14 @@ def test_six_rows_by_hand():
     assert schedule.num_tokens(len(schedule.steps)) == schedule.num_padded_tokens(len(schedule.steps)) == 30
 
 
+def test_widths_are_rounded_up_inside_the_budget():
+    """Rows of 5 take 8 each: three fit 24, where four would fit unrounded."""
+    schedule = build_schedule([5] * 6, 1, batch_tokens=24, micro_batch_tokens=24, seed=0, round_to=8)
+    assert [len(batch) for step in schedule.steps for batch in step] == [3, 3]
+    assert schedule.num_padded_tokens(2) == 48
+    assert schedule.num_tokens(2) == 30
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_num_epochs_times_and_budgets_held(seed):
     rng = random.Random(seed)

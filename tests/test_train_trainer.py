@@ -105,6 +105,24 @@ def test_the_loss_is_the_models_own_on_answer_tokens(tiny):
     assert loss.choose_path(model, batch) == loss.FULL
 
 
+def test_rounding_shapes_up_changes_no_gradient(tiny):
+    tokenizer = load_tokenizer(tiny)
+    rows = [encode_example(tokenizer, e) for e in additions(5, 8)]
+    model = load_base(tiny, device=EXACT).requires_grad_(True)
+    found = []
+    for rounded in (False, True):
+        batch = loss.collate(rows, tokenizer.pad_token_id, rounded=rounded)
+        model.zero_grad()
+        summed = loss.loss_sum(model, batch)
+        summed.backward()
+        found.append((summed.item(), [p.grad.clone() for p in model.parameters()]))
+    assert batch["ids"].shape[1] % loss.ROUND_WIDTH == 0 == len(batch["targets"]) % loss.ROUND_TARGETS
+    assert loss.num_loss_tokens(rows) == (batch["targets"] != loss.IGNORED).sum()
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_micro_batches_of_any_size_give_the_same_gradients(tiny, tmp_path):
     tokenizer = load_tokenizer(tiny)
     rows = [encode_example(tokenizer, e) for e in additions(6, 95)]

@@ -25,8 +25,11 @@ class StepItems:
         return len(self.schedule.steps)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batches = [loss.collate([self.rows[r] for r in batch], self.pad_id) for batch in self.schedule.steps[index]]
-        return {"micro_batches": batches, "num_loss_tokens": sum(len(b["targets"]) for b in batches)}
+        groups = [[self.rows[r] for r in batch] for batch in self.schedule.steps[index]]
+        return {
+            "micro_batches": [loss.collate(rows, self.pad_id, rounded=True) for rows in groups],
+            "num_loss_tokens": sum(map(loss.num_loss_tokens, groups)),
+        }
 
 
 def only_item(items: list[Any]) -> Any:

@@ -12,9 +12,10 @@ from .loss import answer_logits, collate, precision
 from .tokens import Encoded, encode_example, end_token_id
 
 
-def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int, what: str) -> list[Encoded]:
+def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None, what: str) -> list[Encoded]:
     """Every row tokenised and checked: an answer to learn, its end token supervised, not longer than seq_len.
 
+    seq_len: None for rows that are only scored; curation holds them to the model's context.
     Raises: TrainingError naming the row.
     """
     end = end_token_id(tokenizer)
@@ -27,7 +28,7 @@ def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int, what:
             raise TrainingError(f"{where} has no answer token to learn from; `shoestring curate` drops empty answers")
         if supervised[-1] != end:
             raise TrainingError(f"{where}: the end token is not supervised, so the model would never learn to stop")
-        if len(row.ids) > seq_len:
+        if seq_len is not None and len(row.ids) > seq_len:
             raise TrainingError(
                 f"{where} has {len(row.ids)} tokens, seq_len is {seq_len}; "
                 "curate with this seq_len, or raise train.seq_len"

@@ -29,6 +29,7 @@ class Schedule:
 
     steps: tuple[Step, ...]
     lengths: tuple[int, ...]  # tokens a row
+    round_to: int = 1  # the width of a micro-batch is a multiple of this
 
     def tokens_in(self, step: Step) -> int:
         """Tokens of one step, padding excluded."""
@@ -40,16 +41,27 @@ class Schedule:
 
     def num_padded_tokens(self, num_steps: int) -> int:
         """Tokens of the first num_steps steps with padding."""
-        return sum(padded_tokens([self.lengths[r] for r in batch]) for step in self.steps[:num_steps] for batch in step)
+        batches = [batch for step in self.steps[:num_steps] for batch in step]
+        return sum(padded_tokens([self.lengths[r] for r in batch], self.round_to) for batch in batches)
 
 
-def padded_tokens(lengths: Sequence[int]) -> int:
-    """Tokens a micro-batch of rows of these lengths takes: each row as long as the longest."""
-    return len(lengths) * max(lengths, default=0)
+def padded_tokens(lengths: Sequence[int], round_to: int = 1) -> int:
+    """Tokens a micro-batch of rows of these lengths takes: each row as long as the longest, rounded up."""
+    return len(lengths) * round_up(max(lengths, default=0), round_to)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below number."""
+    return -(-number // multiple) * multiple
 
 
 def build_schedule(
-    lengths: Sequence[int], num_epochs: float, batch_tokens: int, micro_batch_tokens: int, seed: int
+    lengths: Sequence[int],
+    num_epochs: float,
+    batch_tokens: int,
+    micro_batch_tokens: int,
+    seed: int,
+    round_to: int = 1,
 ) -> Schedule:
     """Every row num_epochs times (a fractional last epoch takes its share of a fresh shuffle).
 
@@ -67,6 +79,7 @@ def build_schedule(
     if not lengths:
         raise BadInput("there are no training rows; look at data/dropped.jsonl for why rows were left out")
     rng = random.Random(seed)
+    widths = [round_up(length, round_to) for length in lengths]
     steps: list[Step] = []
     left = num_epochs
     while left > 0:
@@ -74,9 +87,9 @@ def build_schedule(
         rng.shuffle(order)
         if left < 1:
             order = order[: math.ceil(left * len(order) - 1e-9)]
-        steps += _epoch(order, lengths, batch_tokens, min(micro_batch_tokens, batch_tokens), rng)
+        steps += _epoch(order, widths, batch_tokens, min(micro_batch_tokens, batch_tokens), rng)
         left = round(left - 1, 9)
-    return Schedule(tuple(steps), tuple(lengths))
+    return Schedule(tuple(steps), tuple(lengths), round_to)
 
 
 def _epoch(

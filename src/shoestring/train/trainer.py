@@ -68,13 +68,14 @@ def train_rung(
             raise cannot_write(out_dir, error) from error
         tokenizer = load_tokenizer(model)
         rows = preflight.encode_rows(tokenizer, train, settings.seq_len, "training")
-        dev_rows = preflight.encode_rows(tokenizer, dev, settings.seq_len, "dev") if dev else []
+        dev_rows = preflight.encode_rows(tokenizer, dev, None, "dev") if dev else []
         schedule = build_schedule(
             [len(row.ids) for row in rows],
             settings.num_epochs,
             settings.batch_tokens,
             settings.micro_batch_tokens,
             settings.seed,
+            round_to=loss.ROUND_WIDTH,
         )
         print_ = fingerprint(model, train, dev, settings, device)
         resume, state, restarted = _resume(out_dir, print_)
@@ -324,7 +325,7 @@ def _result(
 ) -> TrainResult:
     lines = read_jsonl(out_dir / "steps.jsonl")
     num_steps = lines[-1]["step"]
-    answers = [len(row.ids) - max(row.num_prompt_tokens, 1) for row in rows]
+    answers = [loss.num_loss_tokens([row]) for row in rows]
     used = {
         **{k: v for k, v in asdict(settings).items() if k != "reasons"},
         **facts,
