@@ -147,5 +147,5 @@ def test_what_is_wrong_with_paths_is_said(tmp_path):
         Run.from_folder(tmp_path)
     path = write_run(tmp_path)
     (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(DataError, match="rows.jsonl"):
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
         Run.from_file(path, runs_dir=tmp_path / "runs").execute()

@@ -6,6 +6,7 @@ run again, so the same call continues a run that was interrupted. The work is in
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,9 +79,13 @@ class Run:
         with self.run_folder.locked():
             closing.open_folder(self)
             try:
-                return self._main_path(until)
-            finally:
-                self.write_report()
+                verdict = self._main_path(until)
+            except BaseException:
+                with contextlib.suppress(OSError):  # what stopped the run is what the user must hear of
+                    self.write_report()
+                raise
+            self.write_report()
+            return verdict
 
     def _main_path(self, until: str | None) -> Verdict:
         task = self.config.task

@@ -11,7 +11,7 @@ from ..config import RunConfig, TaskConfig
 from ..embedded import family
 from ..market.prices import Price, price_for
 from ..plan.shapes import ModelShape, shape_of
-from ..records import Curated, Device, Example
+from ..records import Curated, Device, Example, Progress
 from ..runfolder import rung_name
 from ..train.base import detect_device, resolve_model
 
@@ -53,6 +53,11 @@ def price(run: Run) -> Price:
 def max_new_tokens(task: TaskConfig, train: Sequence[Example]) -> int:
     """The run file's limit, or half the bytes of the longest training answer plus a margin, at most 512."""
     return task.max_new_tokens or min(512, max(len(e.completion.encode()) for e in train) // 2 + 16)
+
+
+def named(progress: Progress, name: str) -> Progress:
+    """The progress with a label of ours in place of the part's own."""
+    return lambda label, done, total: progress(name, done, total)
 
 
 def dev_rows(run: Run, curated: Curated) -> list[Example]:

@@ -14,7 +14,7 @@ from ..errors import BudgetStopped, MissingDependency
 from ..evaluate.generation import load_generator
 from ..records import ArmScore, Curated, Example, Generate, Message, Verdict, arm_from_json, to_json
 from ..units import usd
-from .common import device, max_new_tokens, models_of, price, sample_rows
+from .common import device, max_new_tokens, models_of, named, price, sample_rows
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -67,7 +67,7 @@ class Prompting:
                         task=self.task,
                         labels=self.curated.labels,
                         price_usd_per_hour=price_usd_per_hour,
-                        progress=self.run.progress,
+                        progress=named(self.run.progress, name),
                         seed=self.run.config.seed,
                         details=details,
                     )

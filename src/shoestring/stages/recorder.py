@@ -38,6 +38,7 @@ def once(
     if run.run_folder.record(name) is not None:
         run.log(f"{name}: the run file or the data changed; doing this stage again (superseded/ keeps the old)")
     run.run_folder.retract("ladder.json")
+    run.log(f"{name.removesuffix('.json')} ...")
     started = time.monotonic()
     result, value = work()
     wall_s = time.monotonic() - started

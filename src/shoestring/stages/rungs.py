@@ -23,7 +23,7 @@ from ..records import (
 )
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, usd
-from .common import dev_rows, device
+from .common import dev_rows, device, named
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -114,7 +114,8 @@ def evaluate(
         device=device(run),
         max_new_tokens=rung.settings.max_new_tokens,
     )
-    completions = generator.generate([e.prompt for e in curated.eval], run.progress)
+    progress = named(run.progress, f"evaluate {rung.model}")
+    completions = generator.generate([e.prompt for e in curated.eval], progress)
     generator.close()
     eval_s = time.monotonic() - started
     arm = score_arm(
