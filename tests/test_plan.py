@@ -43,7 +43,7 @@ def test_settings_by_hand():
     assert settings.learning_rate == pytest.approx(5e-4 * (2000 / 192) ** 0.781, rel=0.005)
     assert settings.seq_len == 128  # 100 rounded up to a multiple of 32
     assert settings.batch_tokens == 1600 == settings.micro_batch_tokens  # 16 rows of 100
-    assert settings.num_epochs == 10  # 600 steps of 16 rows would be 30 passes over 320
+    assert settings.num_epochs == 10  # 2,500 steps of 16 rows would be 125 passes over 320
     assert settings.max_new_tokens == 16  # 10 x 1.15 + 4, to a multiple of 4
     assert settings.method == "lora"
 

@@ -29,7 +29,7 @@ LR_EXPONENT = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775, "qwen3_5": 0.07
 
 TINY_PARAMS = 100_000_000  # below: a demonstration model, which learns little a step
 EPOCHS, EPOCHS_TINY_MIN, EPOCHS_TINY_MAX = 3.0, 3.0, 10.0
-TINY_STEPS = 600  # aimed at; early stopping guards against too many
+TINY_STEPS = 2500  # aimed at; early stopping guards against too many
 
 ROWS_PER_STEP_FEW, ROWS_PER_STEP_MANY = 16, 32
 MANY_ROWS = 2000  # from here a step holds ROWS_PER_STEP_MANY rows
