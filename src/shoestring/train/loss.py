@@ -18,7 +18,7 @@ from .tokens import Encoded
 # Settings under which a model changes its logits after the head; then the model's own forward pass is used.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 # Matrix kernels are made and kept for each shape: fewer shapes are faster, and on CPU take far less memory
-# (shoestring-5m on banking77, 100 steps: 1.31 GB and 3,310 tokens a CPU-second, against 1.82 GB and 2,890).
+# (a 5.2M Llama on banking77, 100 steps: 1.31 GB and 3,310 tokens a CPU-second, against 1.82 GB and 2,890).
 ROUND_WIDTH, ROUND_TARGETS = 8, 64
 IGNORED = -100  # target of a position that only fills up; torch's default ignore_index
 AT_LOSS_TOKENS, FULL = "head at loss tokens", "head at every token"
