@@ -68,7 +68,8 @@ def build_trainer(
         num_train_epochs=1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings.warmup_frac * num_steps),
+        # The first warm-up step has rate zero: a run of a few steps must not spend one of them on nothing.
+        warmup_steps=math.floor(settings.warmup_frac * num_steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
