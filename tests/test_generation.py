@@ -98,11 +98,24 @@ def test_equal_prompts_are_run_once_and_progress_counts_rows(generator: LocalGen
 def test_a_prompt_that_leaves_no_room_is_refused_by_number(folder: Path, generator: LocalGenerator) -> None:
     long = (Message("user", "x" * 300),)
     with pytest.raises(
-        ModelError, match=r"prompt 2 \('xxx.*\) has \d+ tokens; .* 256, less 24 kept for the answer leaves 232"
+        ModelError, match=r"prompt 2 \('xxx.*\) has \d+ tokens; .* 256, which leaves none for the answer"
     ):
         generator.generate([*prompts_of(1), long])
     with pytest.raises(ModelError, match="max_new_tokens 256 leaves no room"):
         load_generator(str(folder), device=CPU, max_new_tokens=256)
+
+
+def test_a_long_prompt_shortens_its_own_answer_alone(generator: LocalGenerator) -> None:
+    room = generator.context_tokens - 4  # a prompt that leaves four tokens
+    long = next(
+        prompt
+        for prompt in ((Message("user", "x" * n),) for n in range(200, 260))
+        if len(encode_prompt(generator.tokenizer, prompt)) == room
+    )
+    generator.stop_ids = [10**6]
+    cut, beside = generator.generate([long, *prompts_of(1)])
+    assert (cut.num_completion_tokens, cut.stopped) == (4, False)
+    assert beside.num_completion_tokens == 24
 
 
 def test_an_answer_cut_at_the_limit_says_so(generator: LocalGenerator) -> None:

@@ -193,7 +193,7 @@ class RunConfig(_Section):
     """Names the run folder runs/NAME."""
     task: TaskConfig
     data: DataConfig
-    models: list[str] = ["embedded"]
+    models: list[str] = Field(default=["embedded"], min_length=1)
     """Ladder rungs: hub names or local folders, or the family name `embedded`."""
     method: Literal["auto", "lora", "qlora"] = "auto"
     """auto: LoRA where the 16-bit base fits, else QLoRA."""

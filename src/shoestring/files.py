@@ -81,6 +81,15 @@ def read_jsonl(path: Path) -> list[Any]:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def read_whole_lines(path: Path) -> list[Any]:
+    """The JSON values of an appended file; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     digest = hashlib.sha256()

@@ -32,10 +32,12 @@ class Ledger:
         predicted: Mapping[str, Estimate | Mapping[str, float] | None] | None,
         actual: Mapping[str, float | None],
         price_usd_per_hour: float | None,
+        fingerprint: str = "",
     ) -> dict[str, Any]:
         """Append one entry, durably; returns it.
 
-        predicted and actual: by quantity, of usd, s and bytes; predicted as Estimates.
+        predicted and actual: by quantity, of usd, s and bytes; predicted as Estimates. fingerprint: of the inputs
+        of what was paid for, so that an entry can be recognised.
         Raises: RunFolderError when the file cannot be written.
         """
         spreads = {k: _spread(v) for k, v in predicted.items() if v is not None} if predicted else None
@@ -49,6 +51,7 @@ class Ledger:
             "predicted": spreads,
             "actual": spent,
             "price_usd_per_hour": price_usd_per_hour,
+            "fingerprint": fingerprint,
         }
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:

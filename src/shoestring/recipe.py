@@ -81,7 +81,7 @@ class Run:
             try:
                 verdict = self._main_path(until)
             except BaseException:
-                with contextlib.suppress(OSError):  # what stopped the run is what the user must hear of
+                with contextlib.suppress(Exception):  # what stopped the run is what the user must hear of
                     self.write_report()
                 raise
             self.write_report()
@@ -138,7 +138,7 @@ class Run:
         work = partial(rungs.train, self, rung, curated, name)
         train_usd = rung.train_s.scaled(rung.price_usd_per_hour / SECONDS_PER_HOUR)
         predicted = {"usd": train_usd, "s": rung.train_s, "bytes": rung.peak_bytes}
-        after, depends_on = "curate.json", inputs.train(rung)
+        after, depends_on = "curate.json", inputs.train(self, rung)
         return once(self, name, work, train_from_json, after=after, depends_on=depends_on, predicted=predicted)
 
     def measure(self, rung: RungPlan, curated: Curated, baselines: list[ArmScore]) -> ArmScore:
@@ -146,7 +146,7 @@ class Run:
         self.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
         work = partial(rungs.evaluate, self, rung, self.train(rung, curated), curated, baselines)
         name, after = rung_file(rung.model, "eval.json"), rung_file(rung.model, "train.json")
-        depends_on, predicted = inputs.evaluate(self), {"s": rung.eval_s}
+        depends_on, predicted = inputs.evaluate(self, rung), {"s": rung.eval_s}
         arm = once(self, name, work, rungs.from_json, after=after, depends_on=depends_on, predicted=predicted)
         self.log(f"Rung {rung.model}: {arm.metric} {arm.score.value:.3f} [{arm.score.low:.3f}, {arm.score.high:.3f}]")
         return arm

@@ -54,20 +54,24 @@ class RunFolder:
 
         Raises: RunFolderError naming the process that holds it, or why the folder cannot be written.
         """
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            with lock:
-                write_json(self.path / ".holder.json", {"pid": os.getpid(), "host": platform.node()})
-                yield
+            lock.acquire()
+            write_json(self.path / ".holder.json", {"pid": os.getpid(), "host": platform.node()})
         except Timeout:
             raise RunFolderError(
                 f"{self.path} is in use by {self._holder()}; wait for it, stop it, or give this run another name"
             ) from None
         except OSError as error:
+            lock.release()
             if isinstance(error, RunFolderError):
                 raise
             raise cannot_write(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _holder(self) -> str:
         try:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import RunFolderError
+from ..errors import BadInput, RunFolderError
 from ..files import write_whole
 from .output import emit, say, warn
 from .running import BAR_NOT_MET_CODE, execute, show_arms, show_verdict
@@ -65,9 +65,12 @@ def prepare(source: Path, fresh: bool) -> Path:
     from ..demo.tickets import write_tickets
 
     run_file = source / "demo.yaml"
-    if fresh or not (source / "train.jsonl").is_file() or not (source / "truth.json").is_file():
+    rows, truth = source / "train.jsonl", source / "truth.json"
+    if rows.exists() and not truth.exists():
+        raise BadInput(f"{rows} is there and not the demo's; nothing was written: use --runs-dir ELSEWHERE/runs")
+    if fresh or not rows.exists():
         write_tickets(source)
-    if fresh or not run_file.is_file():
+    if not run_file.is_file():
         write_whole(run_file, RUN_FILE.format(path=run_file))
     return run_file
 

@@ -24,10 +24,12 @@ def open_run(target: str, runs_dir: Path) -> Run:
     from ..recipe import Run
 
     path = Path(target)
-    if path.is_dir():
+    if (path / "run.yaml").is_file():
         return Run.from_folder(path)
-    if not path.exists() and (runs_dir / target / "run.yaml").is_file():
+    if not path.is_file() and (runs_dir / target / "run.yaml").is_file():
         return Run.from_folder(runs_dir / target)
+    if path.is_dir():
+        return Run.from_folder(path)  # says why it is none
     if path.suffix.lower() in DATA_SUFFIXES and path.is_file():
         raise ConfigError(f"{target} is a data file; first write a run file for it: shoestring init {target}")
     return Run.from_file(path, runs_dir=runs_dir)
@@ -211,6 +213,8 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
         raise BadInput(f"{run.folder}: no rung is trained and scored yet; first: shoestring run {target}")
     verdict_now = execute(run, None)
     result = result_of(run, "export.json")
+    if result is None:
+        raise BadInput(f"{run.folder}: {verdict_now.reason}; no fine-tune is needed, so there is nothing to export")
     if is_json:
         emit({**run.summary(), "export": result})
     else:

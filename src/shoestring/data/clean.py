@@ -56,6 +56,10 @@ class Outcome:
         self.faults.append(Fault(code, example.source, example.line, shorten(evidence, 400), repair))
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def answer_problem(answer: str, kind: str) -> tuple[str, str] | None:
     """Code and evidence when an answer cannot be a right one whatever the prompt; else None."""
     text = answer.strip()
@@ -67,11 +71,15 @@ def answer_problem(answer: str, kind: str) -> tuple[str, str] | None:
             return "placeholder_answer", f"the answer is a placeholder: {text}"
     if kind == "extract":
         try:
-            json.loads(text)
+            value = json.loads(text, parse_constant=_refuse_constant)
+            if not isinstance(value, dict | list):
+                return "answer_not_json", f"neither an object nor a list: {text[:120]}"
         except (ValueError, RecursionError) as error:
             if text[0] in "{[" and is_cut_off(text):
                 return "truncated_answer", f"the JSON answer breaks off: …{text[-60:]}"
             return "answer_not_json", f"{str(error).split(':')[0]}: {text[:120]}"
+    elif kind == "math" and not re.search(r"\d", text):
+        return "no_number", f"a math answer states a number: {text[:120]}"
     elif kind != "classify" and re.match(r'\{\s*"|\[\s*\{\s*"', text) and is_cut_off(text):
         # Text tasks: only what plainly is JSON can be seen to break off.
         try:

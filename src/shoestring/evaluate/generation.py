@@ -99,13 +99,12 @@ class LocalGenerator:
 
     def _encode(self, prompt: tuple[Message, ...], row: int) -> list[int]:
         ids = encode_prompt(self.tokenizer, prompt)
-        room = self.context_tokens - self.max_new_tokens
-        if len(ids) > room:
+        if len(ids) >= self.context_tokens:
             start = prompt[-1].content[:40]
             raise ModelError(
-                f"prompt {row + 1} ({start!r}...) has {len(ids)} tokens; {self.name} reads {self.context_tokens}, less "
-                f"{self.max_new_tokens} kept for the answer leaves {room}; shorten the prompt (fewer shots, a shorter "
-                "task.instruction), lower task.max_new_tokens, or take a model with a longer context"
+                f"prompt {row + 1} ({start!r}...) has {len(ids)} tokens; {self.name} reads {self.context_tokens}, "
+                "which leaves none for the answer; shorten the prompt (fewer shots, a shorter task.instruction), "
+                "or take a model with a longer context"
             )
         return ids
 
@@ -136,6 +135,7 @@ class LocalGenerator:
                 pad_id=self.tokenizer.pad_token_id,
                 max_new_tokens=self.max_new_tokens,
                 name=self.name,
+                limits=[min(self.max_new_tokens, self.context_tokens - len(ids[i])) for i in batch],
             )
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
@@ -189,9 +189,11 @@ def decode_greedy(
     pad_id: int,
     max_new_tokens: int,
     name: str = "the model",
+    limits: Sequence[int] | None = None,
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt, end token included, and whether one was reached.
 
+    limits: most new tokens of each prompt, where the context leaves fewer than max_new_tokens.
     Raises: ModelError where the model's logits are not finite.
     """
     import torch
@@ -212,6 +214,7 @@ def decode_greedy(
         stops = torch.tensor(stop_ids, device=device)
         new_tokens = torch.full((num_rows, max_new_tokens), pad_id, device=device)
         lengths = torch.full((num_rows,), max_new_tokens, device=device)
+        limits_B = torch.tensor(limits or [max_new_tokens] * num_rows, device=device)
         active_B = torch.ones(num_rows, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
             logits_BV = forward(cache, input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT)
@@ -219,7 +222,7 @@ def decode_greedy(
             if not torch.isfinite(logits_BV.gather(1, next_B[:, None])).all():
                 raise ModelError(f"{name} gives logits that are not finite; its weights or its adapter are damaged")
             new_tokens[rows_B[active_B], step] = next_B[active_B]
-            ends_B = active_B & torch.isin(next_B, stops)
+            ends_B = active_B & (torch.isin(next_B, stops) | (limits_B[rows_B] <= step + 1))
             lengths[rows_B[ends_B]] = step + 1
             active_B = active_B & ~ends_B
             num_active = int(active_B.sum())

@@ -73,6 +73,8 @@ def planned_device(name: str | None, present: Device) -> Device:
             f"market.device = {name!r} is not in the GPU table; near rows: {rows}; "
             "or leave market.device out to plan for this machine"
         )
+    if spec is gpu_spec(present.name):
+        return present
     reason = f"{spec.device} computes in {spec.dtype}, by the GPU table"
     return Device(
         kind="cuda",

@@ -201,9 +201,8 @@ def _max_new_tokens(config: RunConfig, shape: ModelShape, counts: TokenCounts) -
         return config.task.max_new_tokens, GIVEN
     longest = max(counts.answer)
     wanted = round_up(longest * (1 + ANSWER_MARGIN_FRAC) + ANSWER_MARGIN_TOKENS, 4)
-    room = shape.context_tokens - max(counts.eval_prompt or counts.prompt)
-    limit = min(MAX_NEW_TOKENS_CAP, max(room, 1))
+    limit = min(MAX_NEW_TOKENS_CAP, shape.context_tokens - 1)  # a long prompt shortens its own answer alone
     if wanted <= limit:
         return wanted, f"the longest training answer has {longest} tokens; {ANSWER_MARGIN_FRAC:.0%} margin"
-    why = f"the cap of {MAX_NEW_TOKENS_CAP}" if limit == MAX_NEW_TOKENS_CAP else f"room in the context of {shape.name}"
+    why = f"the cap of {MAX_NEW_TOKENS_CAP}" if limit == MAX_NEW_TOKENS_CAP else f"the context of {shape.name}"
     return limit, f"the longest training answer has {longest} tokens; held to {why}"

@@ -88,8 +88,14 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
     return result, result
 
 
-def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wall_s: float) -> None:
-    """Write the ledger line of a finished stage: seconds, dollars and bytes beside what was predicted."""
+def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wall_s: float, inputs_print: str) -> None:
+    """Write the ledger line of a finished stage: seconds, dollars and bytes beside what was predicted.
+
+    Once for the same inputs: a kill between this line and the stage's record must not count it twice.
+    """
+    item = name.removesuffix(".json")
+    if any(e["item"] == item and e.get("fingerprint") == inputs_print for e in run.ledger.entries()):
+        return
     usd_per_hour = price(run).usd_per_hour
     actual: dict[str, float] = {"s": wall_s}
     api_usd = 0.0
@@ -100,17 +106,20 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
         api_usd = sum(arm.cost_usd for arm in value if arm.model in endpoints)
     actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR + api_usd
     run.ledger.record(
-        name.removesuffix(".json"),
+        item,
         stage=Path(name).stem,
         predicted={key: to_json(estimate) for key, estimate in predicted.items()} or None,
         actual=actual,
         price_usd_per_hour=usd_per_hour,
+        fingerprint=inputs_print,
     )
 
 
 def conclude(run: Run, verdict: Verdict, model: str | None) -> None:
     """Write the verdict's record; one that says the same already stays."""
     result = {**to_json(verdict), "model": model}
+    if model is None:
+        run.run_folder.retract("export.json")
     if run.run_folder.finished("ladder.json", fingerprint(result)) is None:
         run.run_folder.finish("ladder.json", fingerprint(result), result, 0.0)
 

@@ -9,6 +9,8 @@ from ..config import TaskConfig
 from ..data.sources import files_of
 from ..files import sha256_file
 from ..records import RungPlan
+from ..train.locate import model_print
+from ..train.trainer import NOT_OF_THE_RESULT
 from .common import device, models_of
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def curate(run: Run) -> Any:
         config.curate.model_dump(),
         config.task.kind,
         config.seed,
-        models_of(config),
+        _models(run),
         config.train.seq_len,
         [[path.name, sha256_file(path)] for path in files],
     ]
@@ -34,7 +36,7 @@ def decide(run: Run) -> Any:
     """The baselines asked for, the task, the models and the price."""
     config = run.config
     arms = config.decide.model_dump(exclude={"train_anyway"})
-    return [arms, _without_bar(config.task), models_of(config), config.market.model_dump(), config.seed]
+    return [arms, _without_bar(config.task), _models(run), config.market.model_dump(), config.seed]
 
 
 def plan(run: Run) -> Any:
@@ -43,7 +45,7 @@ def plan(run: Run) -> Any:
     return [
         config.train.model_dump(),
         config.market.model_dump(),
-        models_of(config),
+        _models(run),
         config.method,
         config.deadline_h,
         config.seed,
@@ -52,16 +54,22 @@ def plan(run: Run) -> Any:
     ]
 
 
-def train(rung: RungPlan) -> Any:
-    """What training computes from: the settings, not their reasons; the precision, not the machine."""
+def train(run: Run, rung: RungPlan) -> Any:
+    """What training computes from: weights, settings, precision, and the metric that stops it early."""
     settings = asdict(rung.settings)
-    settings.pop("reasons")
-    return [rung.model, settings, rung.device.dtype]
+    for key in NOT_OF_THE_RESULT:
+        del settings[key]
+    return [model_print(rung.model), settings, rung.device.dtype, run.config.task.metric]
 
 
-def evaluate(run: Run) -> Any:
-    """How outputs are scored."""
-    return [_without_bar(run.config.task), run.config.seed]
+def evaluate(run: Run, rung: RungPlan) -> Any:
+    """How outputs are made and scored, and the baselines they are paired with."""
+    baselines = run.prints.get("decide.json")
+    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens, baselines]
+
+
+def _models(run: Run) -> list[str]:
+    return [model_print(model) for model in models_of(run.config)]
 
 
 def _without_bar(task: TaskConfig) -> Any:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Records that no longer hold once a stage is done again, where that is more than the verdict.
+FOLLOW = {"curate.json": ("ladder.json", "decide.json", "plan.json", "export.json")}
+
 
 def once(
     run: Run,
@@ -37,11 +40,16 @@ def once(
         return read(finished)
     if run.run_folder.record(name) is not None:
         run.log(f"{name}: the run file or the data changed; doing this stage again (superseded/ keeps the old)")
-    run.run_folder.retract("ladder.json")
+    run.run_folder.retract(name)
+    for stale in FOLLOW.get(name, ("ladder.json",)):
+        run.run_folder.retract(stale)
+    if name == "curate.json":
+        for record in (run.folder / "rungs").glob("*/eval.json"):
+            run.run_folder.retract(str(record.relative_to(run.folder)))
     run.log(f"{name.removesuffix('.json')} ...")
     started = time.monotonic()
     result, value = work()
     wall_s = time.monotonic() - started
-    closing.enter(run, name, predicted or {}, value, wall_s)
+    closing.enter(run, name, predicted or {}, value, wall_s, inputs_print)
     run.run_folder.finish(name, inputs_print, result, wall_s)
     return value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, BudgetStopped, DoesNotFit
 from ..evaluate.generation import load_generator, make_generate
 from ..evaluate.score import metric_value, score_arm
 from ..evaluate.statistics import paired_difference
-from ..files import read_json, write_json
+from ..files import read_json, read_whole_lines, write_json
 from ..records import (
     ArmScore,
     Curated,
@@ -59,9 +60,27 @@ def begin(run: Run, rung: RungPlan, inputs_print: str) -> None:
     folder = run.run_folder.rung(rung.model)
     marker = folder / "inputs.json"
     if folder.exists() and (not marker.exists() or read_json(marker)["fingerprint"] != inputs_print):
+        enter_abandoned(run, rung, folder)
         moved = run.run_folder.set_aside(folder)
         run.log(f"Rung {rung.model}: inputs changed; the earlier attempt is kept in {moved}")
     write_json(marker, {"fingerprint": inputs_print})
+
+
+def enter_abandoned(run: Run, rung: RungPlan, folder: Path) -> None:
+    """Write the ledger line of a training that was begun and is given up: its seconds were paid for."""
+    steps, marker = folder / "steps.jsonl", folder / "inputs.json"
+    begun = read_json(marker)["fingerprint"] if marker.exists() else ""
+    if not steps.exists() or any(entry.get("fingerprint") == begun for entry in run.ledger.entries()):
+        return
+    wall_s = max((row["wall_s"] for row in read_whole_lines(steps)), default=0.0)
+    run.ledger.record(
+        f"rungs/{folder.name}/abandoned",
+        stage="train",
+        predicted=None,
+        actual={"s": wall_s, "usd": wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR},
+        price_usd_per_hour=rung.price_usd_per_hour,
+        fingerprint=begun,
+    )
 
 
 def train(run: Run, rung: RungPlan, curated: Curated, name: str) -> tuple[Any, TrainResult]:

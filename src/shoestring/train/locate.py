@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from ..embedded import embedded_path, family
 from ..errors import ModelError
+from ..files import sha256_file
 
 HUB_TIMEOUT_S = 10.0
+BIG_BYTES = 100_000_000
 
 
 def resolve_model(name: str) -> str:
@@ -47,6 +50,23 @@ def resolve_model(name: str) -> str:
         f"unknown model {name!r}: {guess}It is no embedded model ({', '.join(names)}), no folder here, "
         "and no hub name of the shape OWNER/NAME such as Qwen/Qwen3-0.6B"
     )
+
+
+@lru_cache(maxsize=64)
+def model_print(name: str) -> str:
+    """What a model's folder holds, so that other weights under the same name are told apart; a hub name stands as is.
+
+    Files to BIG_BYTES count by content, larger ones by size and time of change.
+    """
+    path = Path(resolve_model(name))
+    if not path.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model")):
+        facts = file.stat()
+        what = sha256_file(file) if facts.st_size <= BIG_BYTES else str(facts.st_mtime_ns)
+        digest.update(f"{file.name} {facts.st_size} {what}\n".encode())
+    return f"{name} {digest.hexdigest()[:16]}"
 
 
 @lru_cache(maxsize=64)

@@ -26,12 +26,15 @@ from ..units import gib
 from . import checkpoint, loss, preflight
 from .attention import use_short_row_attention
 from .base import library_versions, load_base, load_tokenizer, quiet_loading
+from .locate import model_print
 from .loop import StepItems, build_trainer
 from .schedule import Schedule, build_schedule
 from .tokens import Encoded
 from .watch import Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
 
 HISTORY_POINTS = 150
+# Settings that the trained weights do not depend on, or only to rounding.
+NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens")
 ORIGIN = "shoestring.json"
 
 
@@ -205,10 +208,10 @@ def fingerprint(
 ) -> str:
     """Of everything that decides the result; a checkpoint made from anything else is not continued."""
     values = asdict(settings)
-    for key in ("reasons", "num_threads", "max_new_tokens"):
+    for key in NOT_OF_THE_RESULT:
         del values[key]
     ids = [[e.id for e in train], [e.id for e in dev]]
-    text = json.dumps([model, ids, values, device.kind, device.dtype], sort_keys=True)
+    text = json.dumps([model_print(model), ids, values, device.kind, device.dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
