@@ -50,12 +50,6 @@ class TrainingError(ShoestringError):
     """Training cannot go on: non-finite loss, empty mask, adapter without effect."""
 
 
-class BarNotMet(ShoestringError):
-    """Every arm and rung was measured and none reached the bar."""
-
-    exit_code = 3
-
-
 class BudgetStopped(ShoestringError):
     """The next step would pass the budget; the run can be resumed with a larger one."""
 

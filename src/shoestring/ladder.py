@@ -1,7 +1,7 @@
 """Which rung next, and when to stop: cheapest first, the first whose lower bound meets the bar ends the climb.
 
-Rungs are tested in a fixed order, each at the same 95 % level; climbing several rungs is several
-tries, which the verdict says when more than one was needed.
+Rungs are tested in a fixed order, each at the same 95 % level: of k rungs just below the bar one passes
+wrongly with a chance of at most k times 2.5 %.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def climb(
     """Measure rungs in order until one meets the bar; returns the measured arms and the verdict.
 
     measure(rung) trains and evaluates one rung. Rungs predicted not to fit are passed over.
-    The verdict is taken over the fine-tunes alone once one was measured: a baseline that met the
-    bar would have ended the run before, unless the user asked to train anyway.
+    The verdict is taken over baselines and rungs: where the user trained although a baseline meets the bar,
+    the baseline is still the cheapest answer.
     """
     measured: list[ArmScore] = []
     for rung in rungs:

@@ -4,7 +4,7 @@ Sources: which activations a transformer layer keeps, Korthikanti et al. 2022 (a
 section 4); LoRA trains rank x (in + out) parameters a matrix, Hu et al. 2021 (arXiv 2106.09685);
 NF4 with double quantisation holds 4 + 8/64 + 32/(64 x 256) = 4.127 bits a parameter, Dettmers et al.
 2023 (arXiv 2305.14314, section 3). The activation coefficients below are Korthikanti's derivation done
-again for Llama layers under PEFT, and agree with the bytes autograd keeps (tests/test_plan_memory.py).
+again for Llama layers under PEFT, and agree with the bytes autograd keeps (tests/test_plan.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOSS_FRAC_DEFAULT = 0.3  # of a micro-batch's tokens, where the caller does not 
 
 # What the process holds besides tensors, low, expected and high. CPU: resident set of Python with torch,
 # transformers, PEFT, datasets and scikit-learn imported, 0.56 GB measured on 2026-11-24, and the decoding of the
-# dev rows. CUDA: context and kernels; fitcheck found most of its error there (shared/design/peers/market.md, 5).
+# dev rows. CUDA: context and kernels; fitcheck found most of its error there.
 RUNTIME_BYTES = {"cpu": (550e6, 640e6, 1200e6), "cuda": (600e6, 750e6, 1100e6), "mps": (500e6, 700e6, 1400e6)}
 # oneDNN compiles a bfloat16 kernel for every shape it meets and keeps 1,024 of them: 0.55 GB more after 25 steps
 # of 25 row lengths (shoestring-3m, 2026-11-24), and no more in later runs of the process; none in float32.

@@ -2,8 +2,7 @@
 
 Sources: LoRA Without Regret (Schulman et al., Thinking Machines, 2025): all linear layers, learning rate
 ten times that of full fine-tuning and nearly independent of rank, rank by the size of the task, small
-batches. Tinker cookbook, hyperparam_utils: the learning rate by hidden size. Collected with their grade of
-evidence in shared/design/peers/trainers.md section 4.
+batches. Tinker cookbook, hyperparam_utils: the learning rate by hidden size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seconds of one fine-tune: load + steps x floor + FLOPs / achieved rate + evaluation.
 
 FLOPs of LoRA without recomputation are 4N a token: 2N forward and 2N for the gradient of the inputs;
-the frozen weights need no gradient (shared/design/peers/trainers.md section 5). The adapter itself costs
+the frozen weights need no gradient. The adapter itself costs
 6 a parameter, attention 6 x positions attended x q_dim a layer, the output head 4 x vocab x hidden where loss
 is borne. Rates and floors are priors (priors.csv) with a low and a high until this machine has been measured.
 """
