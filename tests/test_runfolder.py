@@ -1,6 +1,7 @@
 """The run folder: records count only while their inputs do, and one process holds it at a time."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -72,3 +73,12 @@ def test_rung_names_are_safe_and_distinct():
 def test_fingerprints_see_every_part_and_not_the_order_of_keys():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint("a", 1) != fingerprint("a", 2)
+
+
+def test_files_have_the_mode_the_umask_asks_for(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "private.json", "{}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600

@@ -101,7 +101,7 @@ def shape_of(model: str, path: Path | None = None) -> ModelShape:
     if row is None:
         raise ModelError(
             f"{model!r} is neither a local folder nor in the model table{_near(model, rows)}; "
-            "give a folder that holds config.json and weights, or a name 'shoestring models' lists"
+            "give a folder that holds config.json and weights, or a name of the table plan/models.csv"
         )
     return _shape_from_row(row)
 
