@@ -95,10 +95,11 @@ class RunFolder:
             return None
         return record["result"]
 
-    def retract(self, relative: str) -> None:
-        """Set a record aside that no longer holds, if it is there."""
-        if (self.path / relative).exists():
-            self.set_aside(self.path / relative)
+    def retract(self, *patterns: str) -> None:
+        """Set the records aside that no longer hold, those that are there."""
+        for pattern in patterns:
+            for record in list(self.path.glob(pattern)):
+                self.set_aside(record)
 
     def finish(self, relative: str, stage_fingerprint: str, result: Any, wall_s: float) -> None:
         """Write the completion record of a stage, whole; the one it replaces goes to superseded/."""

@@ -1,8 +1,15 @@
 """Units as they are printed; inside the program memory is bytes, time seconds, money US dollars."""
 
+import math
+
 SECONDS_PER_HOUR = 3600.0
 BYTES_PER_GIB = 1024**3
 BYTES_PER_GB = 1000**3
+
+
+def round_up(number: float, multiple: int) -> int:
+    """The least multiple that is not below number."""
+    return math.ceil(number / multiple) * multiple
 
 
 def gib(num_bytes: float) -> str:

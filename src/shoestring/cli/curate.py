@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, DataError
 from . import running
 from .output import emit
 from .progress import Screen
-
-if TYPE_CHECKING:
-    from ..records import Curated
 
 
 def command(targets: list[str], out: Path | None, runs_dir: Path, is_json: bool) -> int:
@@ -30,7 +25,7 @@ def _files(files: list[str], out: Path, is_json: bool) -> int:
     from ..config import RunConfig
     from ..data.curate import curate
     from ..data.detect import detect
-    from ..data.store import write_curated
+    from ..data.store import summary, write_curated
 
     _check_out(out)
     missing = next((name for name in files if not Path(name).exists()), None)
@@ -47,7 +42,7 @@ def _files(files: list[str], out: Path, is_json: bool) -> int:
     with Screen() as screen:
         curated = curate(config, Path.cwd(), progress=screen.progress)
     write_curated(curated, out)
-    result = as_result(curated)
+    result = summary(curated)
     if is_json:
         emit({**result, "folder": str(out)})
     else:
@@ -61,14 +56,3 @@ def _check_out(out: Path) -> None:
         raise BadInput(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "receipt.json").is_file():
         raise BadInput(f"--out {out} holds other files; give an empty or new folder")
-
-
-def as_result(curated: Curated) -> dict[str, Any]:
-    """What the curate record of a run holds."""
-    return {
-        "counts": curated.counts,
-        "labels": list(curated.labels) if curated.labels else None,
-        "notes": list(curated.notes),
-        "dropped_by_code": dict(Counter(row.code for row in curated.dropped)),
-        "faults_by_code": dict(Counter(fault.code for fault in curated.faults)),
-    }

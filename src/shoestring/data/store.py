@@ -21,15 +21,19 @@ def write_curated(curated: Curated, folder: Path) -> None:
     parts: tuple[tuple[Any, ...], ...] = (curated.train, curated.dev, curated.eval, curated.dropped, curated.faults)
     for name, rows in zip(FILES, parts, strict=True):
         write_jsonl(folder / name, (to_json(row) for row in rows))
-    receipt = {
+    hashes = {name: sha256_file(folder / name) for name in FILES}
+    write_json(folder / "receipt.json", {**summary(curated), "sha256": hashes})
+
+
+def summary(curated: Curated) -> dict[str, Any]:
+    """Counts and reasons, JSON-ready: the receipt, a run's curate record, and what `--json` prints."""
+    return {
         "counts": curated.counts,
         "labels": to_json(curated.labels),
         "notes": list(curated.notes),
         "dropped_by_code": dict(Counter(row.code for row in curated.dropped).most_common()),
         "faults_by_code": dict(Counter(fault.code for fault in curated.faults).most_common()),
-        "sha256": {name: sha256_file(folder / name) for name in FILES},
     }
-    write_json(folder / "receipt.json", receipt)
 
 
 def read_curated(folder: Path) -> Curated:

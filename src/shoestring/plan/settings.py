@@ -14,7 +14,7 @@ from typing import Any
 from ..config import RunConfig
 from ..errors import ModelError
 from ..records import Device, TokenCounts, TrainSettings
-from ..units import count
+from ..units import count, round_up
 from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
 from .shapes import ModelShape
 
@@ -40,11 +40,6 @@ ANSWER_MARGIN_FRAC, ANSWER_MARGIN_TOKENS, MAX_NEW_TOKENS_CAP = 0.15, 4, 1024
 
 REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
 GIVEN = "given in the run file"
-
-
-def round_up(number: float, multiple: int) -> int:
-    """The least multiple that is not below number."""
-    return math.ceil(number / multiple) * multiple
 
 
 def median(lengths: Sequence[int]) -> int:

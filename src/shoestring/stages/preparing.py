@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..data.curate import curate as curate_rows
-from ..data.store import read_curated, write_curated
+from ..data.store import read_curated, summary, write_curated
 from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, TokenCounts, to_json
@@ -29,18 +28,7 @@ def curate(run: Run) -> tuple[Any, Curated]:
         progress=run.progress,
     )
     write_curated(curated, run.folder / "data")
-    return curated_summary(curated), curated
-
-
-def curated_summary(curated: Curated) -> dict[str, Any]:
-    """The curate record: counts and reasons; the rows are in data/."""
-    return {
-        "counts": curated.counts,
-        "labels": curated.labels,
-        "notes": list(curated.notes),
-        "dropped_by_code": dict(Counter(row.code for row in curated.dropped).most_common()),
-        "faults_by_code": dict(Counter(fault.code for fault in curated.faults).most_common()),
-    }
+    return summary(curated), curated
 
 
 def read(run: Run) -> Curated:

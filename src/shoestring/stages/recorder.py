@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Records that no longer hold once a stage is done again, where that is more than the verdict.
-FOLLOW = {"curate.json": ("ladder.json", "decide.json", "plan.json", "export.json")}
+# Records that no longer hold once a stage is done again, as patterns; the verdict never does.
+FOLLOW = {"curate.json": ("decide.json", "plan.json", "export.json", "rungs/*/eval.json")}
 
 
 def once(
@@ -40,12 +40,7 @@ def once(
         return read(finished)
     if run.run_folder.record(name) is not None:
         run.log(f"{name}: the run file or the data changed; doing this stage again (superseded/ keeps the old)")
-    run.run_folder.retract(name)
-    for stale in FOLLOW.get(name, ("ladder.json",)):
-        run.run_folder.retract(stale)
-    if name == "curate.json":
-        for record in (run.folder / "rungs").glob("*/eval.json"):
-            run.run_folder.retract(str(record.relative_to(run.folder)))
+    run.run_folder.retract(name, "ladder.json", *FOLLOW.get(name, ()))
     run.log(f"{name.removesuffix('.json')} ...")
     started = time.monotonic()
     result, value = work()

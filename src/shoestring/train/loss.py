@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..records import Device
-from .schedule import round_up
+from ..units import round_up
 from .tokens import Encoded
 
 # Settings under which a model changes its logits after the head; then the model's own forward pass is used.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import BadInput
+from ..units import round_up
 
 # Rows are sorted by length inside chunks of about so many steps: long enough for little padding, short
 # enough that a step is not all of one kind.
@@ -48,11 +49,6 @@ class Schedule:
 def padded_tokens(lengths: Sequence[int], round_to: int = 1) -> int:
     """Tokens a micro-batch of rows of these lengths takes: each row as long as the longest, rounded up."""
     return len(lengths) * round_up(max(lengths, default=0), round_to)
-
-
-def round_up(number: int, multiple: int) -> int:
-    """The least multiple that is not below number."""
-    return -(-number // multiple) * multiple
 
 
 def build_schedule(
