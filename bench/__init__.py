@@ -7,6 +7,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from shoestring.versions import package_versions as versions
+
+__all__ = ["EXAMPLES", "machine", "versions"]
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -25,16 +28,3 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was measured with."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("shoestring", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

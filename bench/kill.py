@@ -60,12 +60,12 @@ def worker(model: str, out_dir: Path, num_rows: int) -> None:
 class Forked:
     """A run in a fork of this process, which has imported everything but computed nothing: starts at once."""
 
-    def __init__(self, model: str, out_dir: Path, num_rows: int) -> None:
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
         self.pid = os.fork()
         self.returncode: int | None = None
         if self.pid == 0:
             try:
-                worker(model, out_dir, num_rows)
+                work(*arguments)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -92,6 +92,10 @@ def start(model: str, out_dir: Path, num_rows: int) -> Run:
     command = [sys.executable, "-m", "bench.kill", "--worker", str(out_dir), "--model", model, "--rows", str(num_rows)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=sys.stderr, cwd=Path(__file__).resolve().parents[1])
+
+
+def start_forked(model: str, out_dir: Path, num_rows: int) -> Run:
+    return Forked(worker, model, out_dir, num_rows)
 
 
 def num_lines(path: Path) -> int:
@@ -166,7 +170,7 @@ def main() -> None:
     if options.forked:
         import peft  # noqa: F401
         from transformers import Trainer  # noqa: F401
-    begin = Forked if options.forked else start
+    begin = start_forked if options.forked else start
     result = {
         **measure(options.model, options.kills, options.rows, start=begin),
         "versions": versions(),

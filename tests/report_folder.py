@@ -176,7 +176,6 @@ def write_run(folder: Path, *, until: str = "end") -> RunConfig:
         "decide.json",
         {
             "arms": to_json(baselines),
-            "differences": [],
             "instruction": "Name the topic.",
             "detectable_difference": 0.09,
         },
@@ -219,13 +218,7 @@ def write_run(folder: Path, *, until: str = "end") -> RunConfig:
         if until == "train":
             return config
         tuned = arm(f"lora {model}", "finetune", model, frac, held_out, trained.wall_s + 9)
-        differences = [paired_difference(tuned, b) for b in baselines]
-        finish(
-            f"{rung_dir}/eval.json",
-            {"arm": to_json(tuned), "differences": to_json(differences)},
-            9.0,
-            {"s": rung.eval_s},
-        )
+        finish(f"{rung_dir}/eval.json", {"arm": to_json(tuned)}, 9.0, {"s": rung.eval_s})
         arms.append(tuned)
     best = arms[-1]
     verdict = Verdict(
@@ -237,7 +230,8 @@ def write_run(folder: Path, *, until: str = "end") -> RunConfig:
         f"The lower end of its interval, {best.score.low:.3f}, reaches the bar of 0.8; no cheaper arm does.",
         "shoestring export runs/tickets",
     )
-    finish("ladder.json", to_json(verdict), 0.0)
+    differences = [paired_difference(best, b) for b in baselines]
+    finish("ladder.json", {**to_json(verdict), "differences": to_json(differences)}, 0.0)
     check = MergeCheck(5120, 2.1e-4, 0.9996, 1.4, 1.0, True)
     finish(
         "export.json",

@@ -321,6 +321,11 @@ def test_explain_says_where_a_runs_value_came_from(here: Path, capfd: pytest.Cap
     assert run(["plan", "trial"]) == 0
     out = capfd.readouterr().out
     assert settings["reasons"]["learning_rate"] in out
+    (here / "run.yaml").write_text(RUN_FILE + "train: {lora_rank: 8}\n")
+    assert run(["explain", "train.lora_rank", "--run", "run.yaml"]) == 0
+    out = capfd.readouterr().out
+    assert "8 (from the run file)" in out
+    assert "planned before the run file was changed" in out
 
 
 def test_runs_lists_whole_and_broken_folders(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,9 @@ def test_what_a_run_resolves_to_reads_back_equal() -> None:
             GOOD + "decide:\n  endpoints:\n  - name: x\n    url: y\n",
             ["unknown key 'decide.endpoints.0.url'", "base_url"],
         ),
+        (GOOD + "curate: &x [*x]\n", ["run file:7", "contains itself", "write it out"]),
+        (GOOD + "curate: &x {eval_rows: *x}\n", ["run file:7", "contains itself"]),
+        (GOOD + "curate: " + "[" * 1000, ["nested too deep"]),
         ("", ["mapping", "NoneType"]),
         ("- a\n", ["mapping", "list"]),
         ("name: [\n", ["run file:2", "not valid YAML"]),
@@ -77,6 +80,12 @@ def test_faults_are_named_with_line_and_way_out(text: str, words: list[str]) -> 
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert caught.value.exit_code == 2
+
+
+def test_aliases_of_aliases_are_read_once_each() -> None:
+    doubling = "".join(f"k{i}: &k{i} [*k{i - 1}, *k{i - 1}]\n" for i in range(1, 60))
+    with pytest.raises(ConfigError, match="unknown key 'k59'"):
+        parse_run_file(f"{GOOD}k0: &k0 [1]\n{doubling}")
 
 
 def test_all_faults_are_told_at_once() -> None:

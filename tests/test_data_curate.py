@@ -6,7 +6,7 @@ import random
 import pytest
 
 from shoestring.config import RunConfig
-from shoestring.data.clean import answer_problem
+from shoestring.data.clean import RowLimit, answer_problem
 from shoestring.data.curate import curate
 from shoestring.data.normalise import answer_key, meaning_key, normalise_prompt
 from shoestring.data.store import read_curated, write_curated
@@ -54,6 +54,10 @@ def curated(folder, rows, kind="generate", **parts):
 
 def lines(result, code):
     return [(d.line, d.partner_line) for d in result.dropped if d.code == code]
+
+
+def word_lengths(examples):
+    return [(len(e.user_text.split()), len(e.completion.split()) + 1) for e in examples]
 
 
 def adds_up(result):
@@ -174,15 +178,47 @@ def test_open_tasks_may_have_several_answers_unless_they_exclude_each_other(tmp_
 def test_over_long_rows_say_how_much_answer_would_be_lost(tmp_path):
     rows = filler(60)
     rows[4]["completion"] = "word " * 30
-
-    def lengths(examples):
-        return [(len(e.user_text.split()), len(e.completion.split()) + 1) for e in examples]
-
     write(tmp_path, rows)
-    result = curate(config(), tmp_path, lengths=lengths, seq_len=20)
+    result = curate(config(), tmp_path, limits=[RowLimit("m", word_lengths, 20, 20)])
     assert [(d.code, d.line) for d in result.dropped] == [("too_long", 5)]
     # 7 prompt words and 30 + 1 answer tokens against 20.
-    assert result.dropped[0].evidence == "38 tokens, limit 20: 18 of 31 answer tokens would be lost"
+    evidence = "38 tokens, the context of m is 20: 18 of 31 answer tokens would be lost"
+    assert result.dropped[0].evidence == evidence
+    assert adds_up(result)
+
+
+def test_a_row_keeps_to_the_limits_of_every_tokenizer(tmp_path):
+    """A long context with a wasteful tokenizer can be tighter than a short one: 3 tokens a word against 60."""
+    rows = filler(60)
+    rows[4]["completion"] = "word " * 30
+    write(tmp_path, rows)
+    thrifty = RowLimit("thrifty", word_lengths, 50, 50)
+    wasteful = RowLimit("wasteful", lambda rows: [(3 * p, 3 * a) for p, a in word_lengths(rows)], 60, 60)
+    assert not curate(config(), tmp_path, limits=[thrifty]).dropped
+    for limits in ([thrifty, wasteful], [wasteful, thrifty]):
+        result = curate(config(), tmp_path, limits=limits)
+        assert [d.line for d in result.dropped] == [5] and "the context of wasteful is 60" in result.dropped[0].evidence
+
+
+@pytest.mark.parametrize("has_eval", [True, False])
+def test_a_short_seq_len_does_not_make_the_test_easier(tmp_path, has_eval):
+    """Held-out rows keep to the context; rows past train.seq_len leave the training rows alone."""
+
+    def made(seed):
+        return [{**row, "completion": "word " * (30 if i % 2 else 5)} for i, row in enumerate(filler(80, seed=seed))]
+
+    write(tmp_path, made(0))
+    write(tmp_path, made(1), "eval.jsonl")
+    data = {"data": {"eval": "eval.jsonl"}} if has_eval else {}
+    result = curate(config(**data), tmp_path, limits=[RowLimit("m", word_lengths, 100, 20)])
+    totals = {
+        part: [sum(pair) for pair in word_lengths(list(getattr(result, part)))] for part in ("train", "dev", "eval")
+    }
+    assert max(totals["train"]) <= 20 and max(totals["dev"]) <= 20
+    long = sum(total > 20 for total in totals["eval"])
+    assert long == 40 if has_eval else long >= 5
+    reasons = {d.evidence.split(":")[0] for d in result.dropped if d.code == "too_long"}
+    assert reasons and all("train.seq_len is 20" in reason for reason in reasons)
     assert adds_up(result)
 
 

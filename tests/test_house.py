@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "shoestring"
 
 # Layers, lowest first. A part may import lower layers, itself, and what ALSO names.
 LAYERS: list[set[str]] = [
-    {"errors", "units", "records"},
+    {"errors", "units", "records", "versions"},
     {"files"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
@@ -34,6 +34,7 @@ LAYERS: list[set[str]] = [
 ALSO = {
     ("decide", "evaluate"),  # arms are scored where they are made
     ("ladder", "decide"),  # the verdict
+    ("ladder", "embedded"),  # the family is written out as rungs
     ("train", "embedded"),
     ("serve", "train"),
     ("serve", "evaluate.generation"),
@@ -49,6 +50,7 @@ NETWORK = {"urllib", "http", "socket", "ssl", "requests", "httpx", "httpx2", "ai
 NETWORK_HOMES = ("market", "launch", "data", "decide.client", "train.base", "train.locate")
 NETWORK_HARMLESS = {"urllib.parse", "urllib.error"}
 MAX_LINES = 400
+MAX_RECIPE_LINES = 150
 MAX_OPTIONS = 10
 
 
@@ -191,6 +193,10 @@ def test_files_stay_short() -> None:
     }
     long = {name: length for name, length in lengths.items() if length >= MAX_LINES}
     assert not long
+
+
+def test_the_main_path_is_short() -> None:
+    assert len((PACKAGE / "recipe.py").read_text(encoding="utf-8").splitlines()) < MAX_RECIPE_LINES
 
 
 def test_commands_have_few_options_and_say_what_they_do() -> None:

@@ -53,6 +53,24 @@ def test_torn_last_line_is_ignored_reported_and_survived(tmp_path):
     assert [e["item"] for e in ledger.entries()] == ["one", "two", "three"]
 
 
+def test_a_training_under_way_is_priced_from_its_step_records(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for name, mark in (("a", "aaaa"), ("b", "bbbb")):
+        (tmp_path / "rungs" / name).mkdir(parents=True)
+        (tmp_path / "rungs" / name / "inputs.json").write_text(json.dumps({"fingerprint": mark, "num_entries": 0}))
+        lines = '{"step": 1, "wall_s": 90.0}\n{"step": 2, "wall_s": 180.0}\n{"step": 3, "wal'
+        (tmp_path / "rungs" / name / "steps.jsonl").write_text(lines)
+    entry = {"stage": "train", "predicted": None, "price_usd_per_hour": 1, "fingerprint": "aaaa"}
+    ledger.record("rungs/a/train", actual={"usd": 0.5}, **entry)
+
+    assert ledger.live_s() == {"b": 180.0}
+    assert ledger.spent_usd() == 0.5
+    assert ledger.spent_usd(live_usd_per_hour=2) == pytest.approx(0.6)  # a twentieth of an hour
+    assert ledger.spent_usd(live_usd_per_hour=2, but="b") == 0.5
+    (tmp_path / "rungs" / "a" / "inputs.json").write_text(json.dumps({"fingerprint": "aaaa", "num_entries": 1}))
+    assert ledger.live_s() == {"a": 180.0, "b": 180.0}  # begun again after that line
+
+
 def test_lines_are_one_json_object_each_whatever_the_item(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.record('a "b"\n\u2028</script>', stage="s", predicted=None, actual={}, price_usd_per_hour=None)

@@ -8,7 +8,7 @@ from shoestring.market.prices import Price
 from shoestring.plan.devices import gpu_spec, gpu_table, planned_device
 from shoestring.plan.ladder_plan import busy_note, plan_ladder
 from shoestring.plan.memory import NF4_BYTES_PER_PARAM, activation_bytes_per_token, predict_memory, weight_bytes
-from shoestring.plan.settings import GIVEN, resolve_settings
+from shoestring.plan.settings import GIVEN, answer_limit, resolve_settings
 from shoestring.plan.shapes import shape_from_config, shape_of
 from shoestring.plan.throughput import predict_time, priors, quantile, train_flops_per_token
 from shoestring.records import Device, TokenCounts, plan_from_json, to_json
@@ -46,6 +46,18 @@ def test_settings_by_hand():
     assert settings.num_epochs == 10  # 2,500 steps of 16 rows would be 125 passes over 320
     assert settings.max_new_tokens == 16  # 10 x 1.15 + 4, to a multiple of 4
     assert settings.method == "lora"
+
+
+def test_one_rule_limits_the_answers_of_prompts_and_of_fine_tunes():
+    task = config().task
+    assert answer_limit(task, (3, 10), 1024, "m")[0] == resolve_settings(config(), TINY, COUNTS, CPU).max_new_tokens
+    assert answer_limit(task, (700,), 4096, "m")[0] == 812  # 700 x 1.15 + 4, to a multiple of 4
+    assert answer_limit(task, (700,), 512, "m") == (
+        511,
+        "the longest training answer has 700 tokens; held to the context of m",
+    )
+    given = config(task={"kind": "extract", "bar": 0.8, "max_new_tokens": 7}).task
+    assert answer_limit(given, (700,), 512, "m") == (7, GIVEN)
 
 
 def test_learning_rates_of_the_tinker_rule():

@@ -108,6 +108,8 @@ def test_empty_and_damaged_folders_still_render(tmp_path):
     write_whole(tmp_path / "decide.json", '{"stage": "decide", "resu')
     write_whole(tmp_path / "plan.json", '{"result": {"rungs": [{"model": "x"}], "notes": []}}')
     write_whole(tmp_path / "meta.json", "[]")
+    for name, text in (("inputs.json", '{"finger'), ("steps.jsonl", '{"step": 1, "wall_s": 2.0}')):
+        write_whole(tmp_path / "rungs/shoestring-3m" / name, text)
     with (tmp_path / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"at": "2026-')
     text = Page(render_report(tmp_path)).text
@@ -115,7 +117,17 @@ def test_empty_and_damaged_folders_still_render(tmp_path):
     assert "plan.json: not as this version writes it" in text
     assert "meta.json: not a record" in text
     assert "ledger.jsonl, line 10: cut by an interruption" in text
+    assert "rungs: what a training under way took cannot be read" in text
     assert "Use lora shoestring-3m" in text and "lora shoestring-1m" in text  # the rungs are found in their folders
+
+
+def test_a_training_done_twice_is_told_from_the_earlier_one(tmp_path):
+    write_run(tmp_path)
+    ledger = tmp_path / "ledger.jsonl"
+    lines = ledger.read_text(encoding="utf-8").splitlines(keepends=True)
+    ledger.write_text("".join([*lines, *[line for line in lines if '"rungs/shoestring-1m/train"' in line]]))
+    text = Page(render_report(tmp_path)).text
+    assert text.count("shoestring-1m · train (earlier): time") == text.count("shoestring-1m · train: time") == 1
 
 
 def test_report_has_a_phone_and_a_dark_layout(finished):

@@ -29,6 +29,17 @@ def test_a_replaced_record_is_kept_in_superseded(tmp_path):
     assert [json.loads(p.read_text())["result"] for p in kept] == [1]
 
 
+def test_what_a_killed_process_left_half_written_goes_at_the_next_start(tmp_path):
+    (tmp_path / "rungs/m/.adapter.partial").mkdir(parents=True)
+    for name in ("plan.json", ".plan.json.x1.tmp", "rungs/m/.adapter.partial/a", "rungs/m/.steps.jsonl.x2.tmp"):
+        (tmp_path / name).write_text("{}")
+
+    with RunFolder(tmp_path).locked():
+        files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+
+    assert files == {"plan.json", ".lock", ".holder.json"}
+
+
 def test_a_torn_record_counts_as_not_finished(tmp_path):
     (tmp_path / "plan.json").write_text('{"stage": "plan", "fingerprint": "aaaa", "resu')
 
@@ -61,6 +72,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
 
     assert target.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blocked", "record.json"]
+
+
+def test_ctrl_c_in_the_middle_of_a_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    target = tmp_path / "record.json"
+    write_whole(target, "old")
+
+    def pressed(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(target, "new")
+
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_rung_names_are_safe_and_distinct():

@@ -2,9 +2,10 @@
 
 import pytest
 
-from shoestring.errors import ModelError
+from shoestring.config import RunConfig
+from shoestring.errors import ConfigError, ModelError
 from shoestring.records import Example, Message
-from shoestring.train import base, device, locate
+from shoestring.train import base, device, locate, tokens
 from tests.tiny import TEMPLATE, make_model, make_tokenizer
 
 
@@ -111,6 +112,31 @@ def test_unknown_models_are_named_with_the_next_step(tmp_path, name, message):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=message):
         base.resolve_model(name.format(folder=tmp_path, adapter=tmp_path / "adapter"))
+
+
+def test_model_folders_are_looked_for_beside_the_run_file(tmp_path, monkeypatch):
+    project, here = tmp_path / "project", tmp_path / "here"
+    for folder in (project / "models/m", project / "shoestring-1m", here / "only-here", tmp_path / "shared"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+
+    def seen(*models):
+        config = RunConfig.model_validate(
+            {"name": "t", "task": {"kind": "chat", "bar": 0.5}, "data": {"train": "t.jsonl"}, "models": list(models)}
+        )
+        return locate.with_model_folders(config, project).models
+
+    assert seen("models/m", "./models/m", "../shared") == [*[str(project / "models/m")] * 2, str(tmp_path / "shared")]
+    same = ["embedded", "shoestring-1m", "Qwen/Qwen3-0.6B", str(here / "only-here")]
+    assert seen(*same) == same
+    with pytest.raises(ConfigError, match=f"beside the run file.*{here / 'only-here'}"):
+        seen("only-here")
+
+
+def test_tokenizers_that_count_alike_are_known_as_one(tmp_path):
+    templates = {"first": TEMPLATE, "again": TEMPLATE, "plain": None}
+    first, again, plain = (loaded(tmp_path / name, make_tokenizer(text)) for name, text in templates.items())
+    assert tokens.tokenizer_print(first) == tokens.tokenizer_print(again) != tokens.tokenizer_print(plain)
 
 
 def test_a_hub_name_out_of_reach_is_refused_at_once(monkeypatch):

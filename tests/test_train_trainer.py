@@ -13,9 +13,10 @@ import torch
 
 from shoestring.errors import BudgetStopped, DoesNotFit, Interrupted, RunFolderError, TrainingError
 from shoestring.records import Device, Example, Message, TrainSettings
-from shoestring.train import loss
+from shoestring.train import checkpoint, device, loss
 from shoestring.train.attention import causal_attention
 from shoestring.train.base import load_base, load_tokenizer
+from shoestring.train.device import CLEAR_REFS, peak_bytes
 from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import encode_example
@@ -203,6 +204,20 @@ def test_a_rung_learns_and_says_what_it_did(rung, tiny):
     assert (rung.folder / "rung/adapter/tokenizer.json").is_file()
 
 
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux can reset the mark")
+def test_the_peak_is_that_of_training_not_of_what_went_before(rung):
+    torch.ones(150_000_000).sum()  # 600 MB, given back
+    before = peak_bytes(HALF)
+    result = rung()
+    assert 2**26 < result.peak_bytes < before - 300_000_000
+    assert result.settings["peak"] == "resident size of the process"
+
+
+def test_without_a_mark_to_reset_the_peak_says_what_it_covers(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "CLEAR_REFS", tmp_path / "proc" / "clear_refs")
+    assert "work before training included" in device.reset_peak(HALF) and peak_bytes(HALF) > 2**26
+
+
 def test_training_stops_early_and_keeps_the_best(rung):
     values = iter([0.4, 0.9, 0.5, 0.6, 0.7, 0.8])
     result = rung(metric=lambda model, tokenizer: next(values), num_evals=6, num_epochs=4, patience=2)
@@ -265,12 +280,13 @@ def test_damaged_and_half_written_checkpoints_are_passed_over(rung):
     older, newest = sorted(checkpoints.iterdir(), key=lambda p: int(p.name.split("-")[1]))
     optimizer = newest / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-1] + b"\0")
-    half = checkpoints / f"checkpoint-{int(newest.name.split('-')[1]) + 1}"
-    half.mkdir()
-    (half / "adapter_model.safetensors").write_bytes(b"half")
+    # One that a kill cut short in the writing, and one in the removal, which is no longer sealed.
+    for half in (checkpoints / f"checkpoint-{int(newest.name.split('-')[1]) + 1}", checkpoints / "checkpoint-1"):
+        half.mkdir()
+        (half / "adapter_model.safetensors").write_bytes(b"half")
     shutil.rmtree(rung.folder / "rung/adapter")
     result = rung("rung")
-    assert not half.exists() and older.exists()
+    assert older.exists() and all(checkpoint.is_intact(folder) for folder in checkpoints.iterdir())
     assert recorded(rung.folder / "rung") == list(range(1, result.num_steps + 1))
     assert adapter_bytes(rung.folder / "rung") == adapter_bytes(rung.folder / "whole")
 

@@ -168,7 +168,7 @@ class TrainConfig(_Section):
     micro_batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens (padding included) of one forward and backward pass."""
     seq_len: int | None = Field(default=None, ge=16)
-    """Longest row in tokens; longer rows are dropped by curation and counted."""
+    """Longest training row in tokens; longer ones are dropped and counted, held-out rows keep to the context alone."""
     patience: int = Field(default=2, ge=1)
     """Evaluations without a better dev score before training stops."""
     num_evals: int = Field(default=6, ge=1, le=100)
@@ -194,7 +194,7 @@ class RunConfig(_Section):
     task: TaskConfig
     data: DataConfig
     models: list[str] = Field(default=["embedded"], min_length=1)
-    """Ladder rungs: hub names or local folders, or the family name `embedded`."""
+    """Ladder rungs: hub names, folders (relative to the run file), or the family name `embedded`."""
     method: Literal["auto", "lora", "qlora"] = "auto"
     """auto: LoRA where the 16-bit base fits, else QLoRA."""
     budget_usd: float = Field(default=10.0, ge=0)
@@ -252,7 +252,10 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
     """Check the text of a run file. Raises: ConfigError."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        fault = _key_fault(node, (), set())
         raw = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{name}: lists or mappings are nested too deep; a run file needs four levels") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -260,9 +263,8 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: a run file is a mapping with name, task and data; this holds {type(raw).__name__}")
-    duplicate = _duplicate_key(node)
-    if duplicate:
-        raise ConfigError(f"{name}:{duplicate[1]}: key {duplicate[0]!r} is given twice; keep one")
+    if fault:
+        raise ConfigError(f"{name}:{fault}")
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -270,22 +272,24 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
         raise ConfigError("\n".join(lines)) from None
 
 
-def _duplicate_key(node: Any) -> tuple[str, int] | None:
+def _key_fault(node: Any, above: tuple[Any, ...], checked: set[int]) -> str | None:
+    """Line and fault of a key given twice, or of an alias that stands inside what it means."""
+    if not isinstance(node, yaml.CollectionNode):
+        return None
+    line = node.start_mark.line + 1
+    if any(node is outer for outer in above):
+        return f"{line}: what begins here contains itself through an alias (*); write it out"
+    if id(node) in checked:  # aliases of aliases: each thing once
+        return None
+    checked.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
-        for key, value in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                return key.value, key.start_mark.line + 1
+                return f"{key.start_mark.line + 1}: key {key.value!r} is given twice; keep one"
             seen.add(key.value)
-            inner = _duplicate_key(value)
-            if inner:
-                return inner
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            inner = _duplicate_key(value)
-            if inner:
-                return inner
-    return None
+    inner = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+    return next((fault for part in inner if (fault := _key_fault(part, (*above, node), checked))), None)
 
 
 def _line_of(node: Any, location: tuple[Any, ...]) -> int:

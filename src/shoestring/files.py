@@ -31,11 +31,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C leaves no litter either
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise cannot_write(path, error) from error
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
 
 
 def _umask() -> int:

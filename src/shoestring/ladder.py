@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from .config import TaskConfig
+from .config import RunConfig, TaskConfig
 from .decide.verdict import verdict
+from .embedded import family
 from .records import ArmScore, RungPlan, Verdict
+
+
+def models_of(config: RunConfig) -> list[str]:
+    """The ladder's models, each once, the family name written out."""
+    names = [model for name in config.models for model in (family() if name == "embedded" else [name])]
+    return list(dict.fromkeys(names))
 
 
 def climb(
@@ -30,11 +37,12 @@ def climb(
         if rung.verdict == "does_not_fit":
             continue
         measured.append(measure(rung))
-        if meets(measured[-1], task.bar):
+        if measured[-1].meets(task.bar):
             break
     return measured, verdict([*baselines, *measured], task)
 
 
-def meets(arm: ArmScore, bar: float) -> bool:
-    """Whether the lower end of the arm's 95 % interval reaches the bar."""
-    return arm.score.low >= bar
+def choose(measured: Sequence[ArmScore], bar: float) -> ArmScore:
+    """Of fine-tunes in the ladder's order the first that meets the bar; without one, the best."""
+    met = [arm for arm in measured if arm.meets(bar)]
+    return met[0] if met else max(measured, key=lambda arm: arm.score.value)

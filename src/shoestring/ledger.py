@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import cannot_write
+from .files import cannot_write, read_json, read_whole_lines
 from .records import Estimate
+from .units import SECONDS_PER_HOUR
 
 QUANTITIES = ("usd", "s", "bytes")
 
@@ -97,9 +98,21 @@ class Ledger:
         """Line numbers (from 1) that hold no whole entry: what a kill cut, or a person edited."""
         return self._read()[1]
 
-    def spent_usd(self) -> float:
-        """Sum of the actual dollars."""
-        return sum(e["actual"].get("usd", 0.0) for e in self.entries())
+    def live_s(self) -> dict[str, float]:
+        """Seconds of trainings that were begun and are not entered yet, by rung folder, from their step records."""
+        prints = [entry.get("fingerprint") for entry in self.entries()]
+        live = {}
+        for marker in self.path.parent.glob("rungs/*/inputs.json"):
+            steps, begun = marker.with_name("steps.jsonl"), read_json(marker)
+            if steps.is_file() and begun["fingerprint"] not in prints[begun["num_entries"] :]:
+                live[marker.parent.name] = max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0)
+        return live
+
+    def spent_usd(self, *, live_usd_per_hour: float = 0.0, but: str = "") -> float:
+        """Sum of the actual dollars, and of trainings under way at a price an hour, but for one rung folder's."""
+        entered_usd = sum(e["actual"].get("usd", 0.0) for e in self.entries())
+        live_s = sum(wall_s for name, wall_s in self.live_s().items() if name != but)
+        return entered_usd + live_s * live_usd_per_hour / SECONDS_PER_HOUR
 
 
 def _spread(value: Estimate | Mapping[str, float]) -> dict[str, float]:

@@ -6,86 +6,60 @@ run again, so the same call continues a run that was interrupted. The work is in
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from . import records
 from .config import RunConfig, load_run_file
-from .errors import ConfigError
-from .ladder import climb, meets
+from .ladder import choose, climb
 from .ledger import Ledger
-from .records import (
-    ArmScore,
-    Curated,
-    Device,
-    Plan,
-    Progress,
-    RungPlan,
-    TrainResult,
-    Verdict,
-    no_progress,
-    plan_from_json,
-    train_from_json,
-)
+from .records import ArmScore, Curated, Device, Log, Plan, Progress, RungPlan, TrainResult, Verdict, no_log, no_progress
 from .report.html import render_report
 from .runfolder import RunFolder
 from .stages import closing, deciding, inputs, preparing, rungs
 from .stages.common import rung_file
 from .stages.recorder import once
-from .units import SECONDS_PER_HOUR, duration, usd
+from .train.locate import with_model_folders
 
 
 class Run:
     """One run: a run file, its folder, and the stages between them."""
 
-    def __init__(self, config: RunConfig, *, base_dir: Path, folder: Path) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, *, base_dir: Path, folder: Path, run_file: Path | None = None) -> None:
+        self.config = with_model_folders(config, base_dir)
         self.base_dir = base_dir  # what the paths in the run file are relative to
-        self.folder = folder
+        self.folder, self.run_file = folder, run_file
         self.run_folder = RunFolder(folder)
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.progress: Progress = no_progress
-        self.log: Callable[[str], None] = lambda line: None
+        self.log: Log = no_log
         self.device: Device | None = None  # detected on first use
+        self.counts: dict[str, records.TokenCounts] = {}  # by model, counted once a session
         self.prints: dict[str, str] = {}  # record name -> fingerprint of the stage's inputs
 
     @classmethod
     def from_file(cls, path: str | Path, *, runs_dir: Path = Path("runs")) -> Run:
         """A run from its run file; the folder is runs_dir/NAME. Raises: ConfigError."""
-        config = load_run_file(path)
-        return cls(config, base_dir=Path(path).resolve().parent, folder=Path(runs_dir) / config.name)
+        config, run_file = load_run_file(path), Path(path).resolve()
+        folder = Path(runs_dir) / config.name
+        closing.refuse_other_run_file(config.name, folder, run_file)
+        return cls(config, base_dir=run_file.parent, folder=folder, run_file=run_file)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Run:
         """Reopen a run folder through the run.yaml it holds. Raises: ConfigError."""
-        folder = Path(folder)
-        if not (folder / "run.yaml").is_file():
-            raise ConfigError(f"{folder} is not a run folder (it has no run.yaml); 'shoestring runs' lists them")
-        return cls(load_run_file(folder / "run.yaml"), base_dir=closing.base_dir_of(folder), folder=folder)
+        base_dir = closing.base_dir_of(Path(folder))
+        return cls(load_run_file(Path(folder) / "run.yaml"), base_dir=base_dir, folder=Path(folder))
 
-    def execute(
-        self,
-        progress: Progress = no_progress,
-        log: Callable[[str], None] = lambda line: None,
-        until: str | None = None,
-    ) -> Verdict:
+    def execute(self, progress: Progress = no_progress, log: Log = no_log, until: str | None = None) -> Verdict:
         """Run or continue the recipe, to the end or until a stage (curate, decide, plan, train, eval) is done.
 
         Raises: BudgetStopped, Interrupted and other ShoestringErrors; the folder stays resumable.
         """
         self.progress, self.log = progress, log
-        with self.run_folder.locked():
-            closing.open_folder(self)
-            try:
-                verdict = self._main_path(until)
-            except BaseException:
-                with contextlib.suppress(Exception):  # what stopped the run is what the user must hear of
-                    self.write_report()
-                raise
-            self.write_report()
-            return verdict
+        with closing.opened(self):
+            return self._main_path(until)
 
     def _main_path(self, until: str | None) -> Verdict:
         task = self.config.task
@@ -98,53 +72,53 @@ class Run:
             return without_training
         if without_training.met and not self.config.decide.train_anyway:
             self.log(f"No fine-tuning needed: {without_training.reason}")
-            return self.conclude(without_training, None)
+            return closing.conclude(self, without_training)
         plan = self.plan(curated)
         if until == "plan":
             return deciding.unfinished(task, until)
+        rungs.set_aside_stale(self, *plan.rungs)
         first = rungs.first_that_fits(plan)
         if until == "train":
             self.train(first, curated)
             return deciding.unfinished(task, until)
-        tuned, verdict = climb(plan.rungs, baselines, task, lambda rung: self.measure(rung, curated, baselines))
-        met = [arm for arm in tuned if meets(arm, task.bar)]
-        chosen = met[0] if met else max(tuned, key=lambda arm: arm.score.value)
+        tuned, verdict = climb(plan.rungs, baselines, task, lambda rung: self.measure(rung, curated))
         if until is None:
-            self.export(chosen, curated)
-        return self.conclude(verdict, chosen)
+            self.export(choose(tuned, task.bar), curated)
+        return closing.conclude(self, verdict, tuned, baselines)
 
     # ---- stages in order: record, work, how it is read back, what it follows and depends on ----
 
     def curate(self) -> Curated:
         """Load, validate, clean and split; data/ holds the result, dropped rows with their reasons."""
-        work = partial(preparing.curate, self)
-        read = lambda _: preparing.read(self)  # noqa: E731
-        return once(self, "curate.json", work, read, after=None, depends_on=inputs.curate(self))
+        preparing.forget_deleted(self)
+        work, read = partial(preparing.curate, self), partial(preparing.read, self)
+        curated = once(self, "curate.json", work, read, after=None, depends_on=inputs.curate(self))
+        self.prints["curate.json"] = preparing.outcome(self)
+        return curated
 
     def decide(self, curated: Curated) -> list[ArmScore]:
         """Score prompting and linear baselines on held-out rows."""
-        work = partial(deciding.decide, self, curated)
-        depends_on = inputs.decide(self)
-        return once(self, "decide.json", work, deciding.from_json, after="curate.json", depends_on=depends_on)
+        work, read = partial(deciding.decide, self, curated), deciding.from_json
+        return once(self, "decide.json", work, read, after="curate.json", depends_on=inputs.decide(self))
 
     def plan(self, curated: Curated) -> Plan:
         """Predict memory, hours and dollars of each rung, cheapest first."""
-        work = partial(preparing.plan, self, curated)
-        return once(self, "plan.json", work, plan_from_json, after="curate.json", depends_on=inputs.plan(self))
+        work, read = partial(preparing.plan, self, curated), records.plan_from_json
+        return once(self, "plan.json", work, read, after="curate.json", depends_on=inputs.plan(self))
 
     def train(self, rung: RungPlan, curated: Curated) -> TrainResult:
         """Train one rung, or continue its newest complete checkpoint. Raises: BudgetStopped."""
-        name = rung_file(rung.model, "train.json")
-        work = partial(rungs.train, self, rung, curated, name)
-        train_usd = rung.train_s.scaled(rung.price_usd_per_hour / SECONDS_PER_HOUR)
-        predicted = {"usd": train_usd, "s": rung.train_s, "bytes": rung.peak_bytes}
-        after, depends_on = "curate.json", inputs.train(self, rung)
-        return once(self, name, work, train_from_json, after=after, depends_on=depends_on, predicted=predicted)
+        name, after, depends_on = rung_file(rung.model, "train.json"), "curate.json", inputs.train(self, rung)
+        work, read, predicted = (
+            partial(rungs.train, self, rung, curated),
+            records.train_from_json,
+            rungs.predicted(rung),
+        )
+        return once(self, name, work, read, after=after, depends_on=depends_on, predicted=predicted)
 
-    def measure(self, rung: RungPlan, curated: Curated, baselines: list[ArmScore]) -> ArmScore:
-        """Train and evaluate one rung."""
-        self.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
-        work = partial(rungs.evaluate, self, rung, self.train(rung, curated), curated, baselines)
+    def measure(self, rung: RungPlan, curated: Curated) -> ArmScore:
+        """Train and evaluate one rung. Raises: BudgetStopped."""
+        work = partial(rungs.evaluate, self, rung, self.train(rung, curated), curated)
         name, after = rung_file(rung.model, "eval.json"), rung_file(rung.model, "train.json")
         depends_on, predicted = inputs.evaluate(self, rung), {"s": rung.eval_s}
         arm = once(self, name, work, rungs.from_json, after=after, depends_on=depends_on, predicted=predicted)
@@ -153,14 +127,16 @@ class Run:
 
     def export(self, chosen: ArmScore, curated: Curated) -> dict[str, Any]:
         """Adapter with model card, and merged weights checked against it."""
-        work = partial(closing.export, self, chosen, curated)
-        after = rung_file(chosen.model, "eval.json")
+        work, after = partial(closing.export, self, chosen, curated), rung_file(chosen.model, "eval.json")
         return once(self, "export.json", work, dict, after=after, depends_on=chosen.arm)
 
-    def conclude(self, verdict: Verdict, chosen: ArmScore | None) -> Verdict:
-        """Write the verdict's record."""
-        closing.conclude(self, verdict, chosen.model if chosen else None)
-        return verdict
+    def export_trained(self, progress: Progress = no_progress, log: Log = no_log) -> ArmScore:
+        """Export the best of what is trained and scored, and train nothing. Raises: BadInput."""
+        self.progress, self.log = progress, log
+        chosen = choose(closing.trained_and_scored(self), self.config.task.bar)
+        with closing.opened(self):
+            self.export(chosen, preparing.read_again(self))
+        return chosen
 
     def write_report(self) -> Path:
         """Render report.html from the files of the folder."""

@@ -20,6 +20,14 @@ def no_progress(label: str, done: int, total: int | None) -> None:
     """The Progress that draws nothing."""
 
 
+# log(line): one line for the person who watches.
+Log = Callable[[str], None]
+
+
+def no_log(line: str) -> None:
+    """The Log that says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation; role is system, user, assistant or tool."""
@@ -166,6 +174,10 @@ class ArmScore:
     interval: str  # how the interval was made: "wilson", "bootstrap"
     rows: tuple[RowScore, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+
+    def meets(self, bar: float) -> bool:
+        """Whether the lower end of the 95 % interval reaches the bar."""
+        return self.score.low >= bar
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -69,9 +70,18 @@ class RunFolder:
                 raise
             raise cannot_write(self.path, error) from error
         try:
+            self._sweep()
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written; whoever holds the lock is the only writer."""
+        for left in [*self.path.rglob(".*.tmp"), *self.path.rglob(".*.partial")]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def _holder(self) -> str:
         try:

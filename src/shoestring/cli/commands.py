@@ -163,9 +163,10 @@ def evaluate(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) ->
 
 @app.command()
 def export(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
-    """Write the chosen adapter and merged weights.
+    """Write the best trained adapter and merged weights.
 
-    The adapter gets a model card; the merged weights are read back and checked against it.
+    Uses what is trained and scored, and trains nothing. The adapter gets a model card; the merged
+    weights are read back and checked against it.
 
     \b
     Example: shoestring export runs/tickets

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BadInput
 from .output import emit, say
-from .running import open_run, result_of
+from .running import is_changed, open_run, result_of
 from .tables import table
 
 LIMITS = {
@@ -187,7 +187,7 @@ def _show(told: dict[str, Any], key: Key | None) -> None:
     for rung in run["rungs"]:
         reason = f": {rung['reason']}" if rung["reason"] else ""
         say(f"  {rung['model']} uses {yaml_text(rung['value'])}{reason}")
-    if not run["rungs"] and run["hint"]:
+    if run["hint"]:
         say(f"  {run['hint']}")
 
 
@@ -218,4 +218,6 @@ def value_in_run(run: Any, target: str, key: str) -> dict[str, Any]:
             )
     if plan is None and name in _setting_names():
         told["hint"] = f"not planned yet; 'shoestring plan {target}' derives it and says why"
+    elif told["rungs"] and is_changed(run):
+        told["hint"] = f"planned before the run file was changed; 'shoestring plan {target}' plans anew"
     return told

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, ConfigError
-from ..records import Verdict
+from ..records import Verdict, to_json
 from ..units import count, duration, gib, usd
 from .output import emit, say, warn
 from .progress import Screen
@@ -76,14 +76,20 @@ def result_of(run: Run, name: str) -> Any:
     return record["result"] if record else None
 
 
-def trained(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """(folder, train result) of each trained rung, oldest first."""
-    found = []
-    for path in (run.folder / "rungs").glob("*/train.json"):
-        record = run.run_folder.record(str(path.relative_to(run.folder)))
-        if record:
-            found.append((record["finished_at"], str(path.parent), record["result"]))
-    return [(folder, result) for _, folder, result in sorted(found, key=lambda item: item[0])]
+def is_changed(run: Run) -> bool:
+    """Whether the run file says something else than when it was last run."""
+    from ..recipe import Run
+
+    return (run.folder / "run.yaml").is_file() and Run.from_folder(run.folder).config != run.config
+
+
+def trained(run: Run) -> list[tuple[Path, dict[str, Any]]]:
+    """(rung folder, train result) of each trained rung of the run file."""
+    from ..ladder import models_of
+
+    folders = [run.run_folder.rung(model) for model in models_of(run.config)]
+    records = [(folder, run.run_folder.record(f"rungs/{folder.name}/train.json")) for folder in folders]
+    return [(folder, record["result"]) for folder, record in records if record]
 
 
 # ---- what a person reads --------------------------------------------------------------------
@@ -194,27 +200,31 @@ def show_trained(run: Run) -> None:
             f"{result['model']}: {result['method']}, {result['num_steps']} steps in {duration(result['wall_s'])}, "
             f"{run.config.task.metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
         )
-        say(f"  adapter: {Path(folder) / 'adapter'}")
+        say(f"  adapter: {folder / 'adapter'}")
 
 
 # ---- export and report ----------------------------------------------------------------------
 
 
 def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
-    """Finish the run's export; refuses where nothing was trained and scored."""
-    run = open_run(target, runs_dir)
-    if not list((run.folder / "rungs").glob("*/eval.json")):
-        verdict = result_of(run, "ladder.json")
+    """Export the best rung that is trained and scored, as the run folder holds it; nothing is trained."""
+    from ..recipe import Run
+
+    asked = open_run(target, runs_dir)
+    if not list((asked.folder / "rungs").glob("*/eval.json")):
+        verdict = result_of(asked, "ladder.json")
         if verdict and verdict["met"]:
             raise BadInput(
-                f"{run.folder}: {verdict['arm']} meets the bar without fine-tuning, so there is nothing to export; "
+                f"{asked.folder}: {verdict['arm']} meets the bar without fine-tuning, so there is nothing to export; "
                 "decide.train_anyway: true in the run file trains all the same"
             )
-        raise BadInput(f"{run.folder}: no rung is trained and scored yet; first: shoestring run {target}")
-    verdict_now = execute(run, None)
+        raise BadInput(f"{asked.folder}: no rung is trained and scored yet; first: shoestring run {target}")
+    run = Run.from_folder(asked.folder)
+    if is_changed(asked):
+        warn(f"note: {target} was changed since it was run; exporting what was trained before the change")
+    with Screen() as screen:
+        chosen = run.export_trained(screen.progress, screen.log)
     result = result_of(run, "export.json")
-    if result is None:
-        raise BadInput(f"{run.folder}: {verdict_now.reason}; no fine-tune is needed, so there is nothing to export")
     if is_json:
         emit({**run.summary(), "export": result})
     else:
@@ -226,8 +236,11 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
             f"{check['top1_agreement_frac']:.2%}, mean difference of log-probability "
             f"{check['mean_abs_logprob_diff']:.2g} ({'passed' if check['passed'] else 'FAILED'})"
         )
-        if not verdict_now.met:
-            warn(f"note: this model does not meet the bar: {verdict_now.reason}")
+        if not chosen.meets(run.config.task.bar):
+            warn(
+                f"note: {chosen.arm} does not meet the bar of {run.config.task.bar:g} "
+                f"({chosen.metric} {score_text(to_json(chosen.score))})"
+            )
     return 0
 
 

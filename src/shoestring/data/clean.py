@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,22 @@ SHORT_ANSWER_WORDS = 5
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
+Lengths = Callable[[list[Example]], list[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimit:
+    """How long a row may be for one model: its context for every row, seq_len for the rows that are trained on.
+
+    lengths gives (prompt tokens, answer tokens with the end token) of each row.
+    """
+
+    model: str
+    lengths: Lengths
+    context_tokens: int
+    seq_len: int
+
+
 @dataclass(slots=True)
 class Item:
     """An example on its way through curation, with its source row and what it is compared by."""
@@ -35,6 +51,7 @@ class Item:
     prompt_key: str = ""
     answer_key: str = ""
     meaning_key: str = ""
+    past_seq_len: str = ""  # evidence that it is too long to be trained on, though not to be answered
 
 
 @dataclass
@@ -194,22 +211,29 @@ def _both_answers(item: Item, other: Item, votes: Counter[str], total: int) -> s
     )
 
 
-def drop_over_long(
-    items: list[Item], lengths: Callable[[list[Example]], list[tuple[int, int]]], seq_len: int, out: Outcome
-) -> list[Item]:
-    """Rows that fit seq_len; a longer one would lose the end of its answer, so it is left out with that number."""
-    kept: list[Item] = []
-    measured = lengths([item.example for item in items])
-    assert len(measured) == len(items), "lengths must give one pair a row"
-    for item, (num_prompt, num_answer) in zip(items, measured, strict=True):
-        total = num_prompt + num_answer
-        if total <= seq_len:
-            kept.append(item)
-            continue
-        lost = min(num_answer, total - seq_len)
-        evidence = f"{total} tokens, limit {seq_len}: {lost} of {num_answer} answer tokens would be lost"
-        out.drop(item, "too_long", evidence)
-    return kept
+def drop_past_context(items: list[Item], limits: Sequence[RowLimit], out: Outcome) -> list[Item]:
+    """Rows that every model can read to the end of the answer; the others are left out with what would be lost.
+
+    Rows that are only too long to be trained on stay, and are marked.
+    """
+    past_context: dict[int, str] = {}
+    for limit in limits:
+        measured = limit.lengths([item.example for item in items])
+        for index, (num_prompt, num_answer) in enumerate(measured):
+            total, item = num_prompt + num_answer, items[index]
+            if total > limit.context_tokens:
+                what = f"the context of {limit.model}"
+                past_context.setdefault(index, _too_long(total, num_answer, limit.context_tokens, what))
+            elif total > limit.seq_len and not item.past_seq_len:
+                item.past_seq_len = _too_long(total, num_answer, limit.seq_len, "train.seq_len")
+    for index, evidence in past_context.items():
+        out.drop(items[index], "too_long", evidence)
+    return [item for index, item in enumerate(items) if index not in past_context]
+
+
+def _too_long(total: int, num_answer: int, limit_tokens: int, what: str) -> str:
+    lost = min(num_answer, total - limit_tokens)
+    return f"{total} tokens, {what} is {limit_tokens}: {lost} of {num_answer} answer tokens would be lost"
 
 
 def drop_leaks(train: list[Item], held_out: list[Item], out: Outcome) -> list[Item]:

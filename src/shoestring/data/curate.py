@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from ..records import Curated, DroppedRow, Example, Progress, no_progress
 from .clean import (
     Item,
     Outcome,
+    RowLimit,
     check_eval_repeats,
     check_labels,
     drop_leaks,
-    drop_over_long,
+    drop_past_context,
     resolve_repeats,
     validate,
 )
@@ -30,20 +31,18 @@ MIN_ROWS = 20  # below this neither training nor a score means anything
 EVAL_FRAC, EVAL_MIN, EVAL_MAX, EVAL_MAX_FRAC = 0.1, 100, 1000, 0.3
 DEV_FRAC, DEV_MIN, DEV_MAX, DEV_MAX_FRAC = 0.05, 32, 256, 0.2
 
-Lengths = Callable[[list[Example]], list[tuple[int, int]]]
-
 
 def curate(
     config: RunConfig,
     base_dir: Path,
     *,
-    lengths: Lengths | None = None,
-    seq_len: int | None = None,
+    limits: Sequence[RowLimit] = (),
     progress: Progress = no_progress,
 ) -> Curated:
     """Train, dev and held-out rows of a run; every source row is in one of them or in `dropped`.
 
-    lengths gives (prompt_tokens, answer_tokens with end token) a row; rows above seq_len are left out.
+    limits: what a row must keep to, one for each model; rows held out keep to the context alone, so that
+    train.seq_len does not make the score easier.
     Raises: DataError when a source cannot be used or too few rows remain.
     """
     kind, rules, seed = config.task.kind, config.curate, config.seed
@@ -66,9 +65,7 @@ def curate(
     if loaded_eval is not None:
         held_out = check_eval_repeats(validate(_items(loaded_eval), kind, out, progress), kind, out)
         train = drop_leaks(train, held_out, out)
-    if lengths is not None and seq_len is not None:
-        train = drop_over_long(train, lengths, seq_len, out)
-        held_out = drop_over_long(held_out, lengths, seq_len, out)
+    train, held_out = drop_past_context(train, limits, out), drop_past_context(held_out, limits, out)
     _refuse_too_few(train, held_out if loaded_eval is not None else None, config, out)
 
     close = num_near(train, held_out, progress) if held_out else 0
@@ -91,6 +88,11 @@ def curate(
                 f"no row could be held out: the {len(train)} rows are too much alike to separate; "
                 "give held-out rows under data.eval"
             )
+    long = {i for i, item in enumerate(train) if item.past_seq_len}
+    for i in sorted(long):
+        out.drop(train[i], "too_long", train[i].past_seq_len)
+    train, clusters = _without(train, clusters, long)
+    _refuse_too_few(train, None, config, out)
     taken = draw(train, clusters, _dev_size(len(train)), name="dev", seed=seed, is_classify=is_classify)
     dev = [train[i] for i in sorted(taken)]
     train, _ = _without(train, clusters, taken)

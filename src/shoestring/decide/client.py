@@ -102,7 +102,7 @@ class _Client:
     renamed: dict[str, str | None] = field(default_factory=dict)  # parameters this endpoint wants otherwise
 
     def __post_init__(self) -> None:
-        self.url = self.config.base_url.rstrip("/") + "/chat/completions"
+        self.url = _url(self.config)
         self.opener = urllib.request.build_opener(_RefuseRedirects())
 
     def generate(self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress) -> list[Completion]:
@@ -148,7 +148,7 @@ class _Client:
         return [completions[row] for row in range(len(prompts))]
 
     def _answer(self, prompt: tuple[Message, ...], stop: threading.Event) -> Completion:
-        path = self._cache_path(prompt)
+        path = _cache_path(self.config, prompt, self.cache_dir, self.max_new_tokens)
         cached = _read_cached(path)
         if cached is not None:
             return cached
@@ -258,15 +258,31 @@ class _Client:
             raise http.client.IncompleteRead(b"", response.length)
         return b"".join(pieces)
 
-    def _cache_path(self, prompt: tuple[Message, ...]) -> Path:
-        identity = [self.url, self.config.model, self.max_new_tokens, [[m.role, m.content] for m in prompt]]
-        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        return self.cache_dir / digest[:2] / f"{digest}.json"
-
     def _error(self, what: str, status: int | None) -> EndpointError:
         step = NEXT_STEPS.get(status or 0, "try again later, answers so far are cached; or take the endpoint out")
         key = self.config.api_key_env or "(none sent)"
         return EndpointError(f"endpoint {self.config.name!r} ({self.url}): {what}; {step.format(key=key)}")
+
+
+def is_cached(config: EndpointConfig, prompt: tuple[Message, ...], cache_dir: Path, max_new_tokens: int) -> bool:
+    """Whether a prompt's answer is kept already and costs nothing more."""
+    return _read_cached(_cache_path(config, prompt, cache_dir, max_new_tokens)) is not None
+
+
+def cached_usd(cache_dir: Path) -> float:
+    """Dollars that the answers kept in cache_dir cost when they were made; each was paid for once."""
+    kept = [_read_cached(path) for path in cache_dir.glob("*/*.json")]
+    return sum(completion.cost_usd for completion in kept if completion is not None)
+
+
+def _url(config: EndpointConfig) -> str:
+    return config.base_url.rstrip("/") + "/chat/completions"
+
+
+def _cache_path(config: EndpointConfig, prompt: tuple[Message, ...], cache_dir: Path, max_new_tokens: int) -> Path:
+    identity = [_url(config), config.model, max_new_tokens, [[m.role, m.content] for m in prompt]]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return cache_dir / digest[:2] / f"{digest}.json"
 
 
 def _read_cached(path: Path) -> Completion | None:

@@ -44,7 +44,7 @@ def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
         )
     baselines = sorted((arm for arm in arms if arm.kind != "finetune"), key=_cheapness)
     finetunes = [arm for arm in arms if arm.kind == "finetune"]
-    met = [arm for arm in [*baselines, *finetunes] if arm.score.low >= task.bar]
+    met = [arm for arm in [*baselines, *finetunes] if arm.meets(task.bar)]
     if met:
         return _bar_met(met, baselines, finetunes, task)
     best = max(arms, key=lambda arm: (arm.score.value, arm.score.low))

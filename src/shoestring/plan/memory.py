@@ -29,7 +29,8 @@ ACTIVATION_BYTES = {
     "32": {"hidden": 16, "intermediate": 16, "q_dim": 8, "kv_dim": 8},
 }
 NUM_ADAPTED = 7  # q, k, v, o, gate, up, down: each keeps a vector of length rank a token
-# train/attention.py keeps the attention weights of short rows on a CPU in bfloat16: fp32 softmax and 16-bit copy.
+# train/attention.py takes rows to SHORT_ROW_TOKENS on a CPU in bfloat16, and keeps their attention weights:
+# fp32 softmax and 16-bit copy.
 SHORT_ROW_TOKENS, SHORT_ROW_BYTES = 256, 6
 # Where loss is borne: log-softmax and its gradient in fp32, and the head's 16-bit output.
 LOGIT_BYTES = {"16": 10, "32": 8}

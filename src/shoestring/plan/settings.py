@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import RunConfig
+from ..config import RunConfig, TaskConfig
 from ..errors import ModelError
 from ..records import Device, TokenCounts, TrainSettings
 from ..units import count, round_up
@@ -102,7 +102,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     reasons["weight_decay"] = f"none on adapters; {REGRET}"
     reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
     reasons["seed"] = GIVEN if "seed" in config.model_fields_set else "default"
-    max_new, reasons["max_new_tokens"] = _max_new_tokens(config, shape, counts)
+    max_new, reasons["max_new_tokens"] = answer_limit(config.task, counts.answer, shape.context_tokens, shape.name)
     return TrainSettings(
         method=method,
         warmup_frac=WARMUP_FRAC,
@@ -190,13 +190,17 @@ def _micro_batch(
         micro = max(seq_len, round_up(micro / 2, ROUND_TOKENS))
 
 
-def _max_new_tokens(config: RunConfig, shape: ModelShape, counts: TokenCounts) -> tuple[int, str]:
-    if config.task.max_new_tokens is not None:
-        return config.task.max_new_tokens, GIVEN
-    longest = max(counts.answer)
+def answer_limit(task: TaskConfig, answer_tokens: Sequence[int], context_tokens: int, name: str) -> tuple[int, str]:
+    """Most tokens generated for an answer, of prompting arms and fine-tunes alike, and why.
+
+    answer_tokens: lengths of the training answers under the model's tokenizer, end token included.
+    """
+    if task.max_new_tokens is not None:
+        return task.max_new_tokens, GIVEN
+    longest = max(answer_tokens)
     wanted = round_up(longest * (1 + ANSWER_MARGIN_FRAC) + ANSWER_MARGIN_TOKENS, 4)
-    limit = min(MAX_NEW_TOKENS_CAP, shape.context_tokens - 1)  # a long prompt shortens its own answer alone
+    limit = min(MAX_NEW_TOKENS_CAP, context_tokens - 1)  # a long prompt shortens its own answer alone
     if wanted <= limit:
         return wanted, f"the longest training answer has {longest} tokens; {ANSWER_MARGIN_FRAC:.0%} margin"
-    why = f"the cap of {MAX_NEW_TOKENS_CAP}" if limit == MAX_NEW_TOKENS_CAP else f"the context of {shape.name}"
+    why = f"the cap of {MAX_NEW_TOKENS_CAP}" if limit == MAX_NEW_TOKENS_CAP else f"the context of {name}"
     return limit, f"the longest training answer has {longest} tokens; held to {why}"

@@ -87,7 +87,7 @@ def lora_params_per_rank(
 
 
 def shape_of(model: str, path: Path | None = None) -> ModelShape:
-    """Shape from path/config.json where given (or where model is a folder), else from the table.
+    """Shape from path (a config.json or its folder) where given, or where model is a folder, else from the table.
 
     Raises: ModelError for an unknown name, an unreadable config, or an architecture not counted.
     """
@@ -96,20 +96,29 @@ def shape_of(model: str, path: Path | None = None) -> ModelShape:
     if path is not None:
         file = path / "config.json" if path.is_dir() else path
         return shape_from_config(model, _read_config(file), source=str(file))
-    rows = table()
-    row = rows.get(model) or {name.lower(): r for name, r in rows.items()}.get(model.lower())
+    row = _row(model)
     if row is None:
         raise ModelError(
-            f"{model!r} is neither a local folder nor in the model table{_near(model, rows)}; "
+            f"{model!r} is neither a local folder nor in the model table{near_rows(model)}; "
             "give a folder that holds config.json and weights, or a name of the table plan/models.csv"
         )
     return _shape_from_row(row)
 
 
-def _near(model: str, names: Any) -> str:
-    """Near names, compared whole and without the owner."""
-    short = {name.split("/")[-1].lower(): name for name in names}
-    whole = {name.lower(): name for name in names}
+def in_table(model: str) -> bool:
+    """Whether the table has a row for this model, of whatever kind."""
+    return _row(model) is not None
+
+
+def _row(model: str) -> dict[str, str] | None:
+    rows = table()
+    return rows.get(model) or {name.lower(): row for name, row in rows.items()}.get(model.lower())
+
+
+def near_rows(model: str) -> str:
+    """The table's names near this one, compared whole and without the owner, in brackets; empty if there is none."""
+    short = {name.split("/")[-1].lower(): name for name in table()}
+    whole = {name.lower(): name for name in table()}
     close = [short[n] for n in difflib.get_close_matches(model.split("/")[-1].lower(), short, n=3, cutoff=0.5)]
     close += [whole[n] for n in difflib.get_close_matches(model.lower(), whole, n=2, cutoff=0.6)]
     unique = list(dict.fromkeys(close))[:3]

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from ..config import RunConfig, load_run_file
 from ..errors import BadInput
 from ..files import read_json
+from ..ladder import models_of
 from ..ledger import Ledger
 from ..records import ArmScore, Plan, TrainResult, arm_from_json, plan_from_json, train_from_json
 from ..runfolder import rung_name
+from ..units import SECONDS_PER_HOUR
 
 MAX_DROPPED_SHOWN = 20
 T = TypeVar("T")
@@ -26,7 +28,6 @@ class RungFiles:
     model: str
     train: TrainResult | None = None
     arm: ArmScore | None = None
-    differences: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -45,6 +46,7 @@ class RunFiles:
     verdict: dict[str, Any] | None = None
     exported: dict[str, Any] | None = None
     ledger: list[dict[str, Any]] = field(default_factory=list)
+    live_s: dict[str, float] = field(default_factory=dict)  # of trainings that the ledger does not hold yet
     dropped: list[dict[str, Any]] = field(default_factory=list)  # examples, the codes by turns
     problems: list[str] = field(default_factory=list)
 
@@ -54,8 +56,20 @@ class RunFiles:
         return [*self.baselines, *(r.arm for r in self.rungs if r.arm)]
 
     @property
+    def price_usd_per_hour(self) -> float:
+        """What the plan reckons with."""
+        return max((rung.price_usd_per_hour for rung in self.plan.rungs), default=0.0) if self.plan else 0.0
+
+    @property
     def spent_usd(self) -> float:
-        return sum(e["actual"].get("usd", 0.0) for e in self.ledger)
+        """What the ledger holds, and trainings under way."""
+        entered_usd = sum(e["actual"].get("usd", 0.0) for e in self.ledger)
+        return entered_usd + sum(self.live_s.values()) * self.price_usd_per_hour / SECONDS_PER_HOUR
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of every stage, and of trainings under way."""
+        return sum(e["actual"].get("s", 0.0) for e in self.ledger) + sum(self.live_s.values())
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -75,6 +89,10 @@ def read_run(folder: Path) -> RunFiles:
     run.exported = _result(run, "export.json", dict)
     ledger = Ledger(folder / "ledger.jsonl")
     run.ledger = ledger.entries()
+    try:
+        run.live_s = ledger.live_s()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        run.problems.append(f"rungs: what a training under way took cannot be read ({error}); not counted")
     for line in ledger.torn_lines():
         run.problems.append(f"ledger.jsonl, line {line}: cut by an interruption, not counted")
     run.rungs = _rungs(run)
@@ -109,17 +127,17 @@ def _result(run: RunFiles, name: str, read: Callable[[Any], T]) -> T | None:
 
 
 def _rungs(run: RunFiles) -> list[RungFiles]:
-    """The plan's rungs in order, then any other rung folder."""
-    models = {rung_name(r.model): r.model for r in run.plan.rungs} if run.plan else {}
+    """The run file's rungs, those of the plan in its order; any rung folder where the run file cannot be read."""
     base = run.folder / "rungs"
-    others = sorted(p.name for p in base.iterdir() if p.is_dir() and p.name not in models) if base.is_dir() else []
+    folders = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
+    models = {rung_name(model): model for model in models_of(run.config)} if run.config else dict.fromkeys(folders, "")
+    planned = [rung_name(rung.model) for rung in run.plan.rungs] if run.plan else []
     rungs = []
-    for name, model in [*models.items(), *((n, n) for n in others)]:
+    for name in sorted(models, key=lambda name: planned.index(name) if name in planned else len(planned)):
         train = _result(run, f"rungs/{name}/train.json", train_from_json)
-        rung = RungFiles(train.model if train else model, train)
+        rung = RungFiles(train.model if train else models[name] or name, train)
         if (base / name / "eval.json").exists():
             rung.arm = _result(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
-            rung.differences = _result(run, f"rungs/{name}/eval.json", lambda r: list(r["differences"])) or []
         rung.history = list(train.history) if train else _steps(base / name / "steps.jsonl")
         rungs.append(rung)
     return rungs

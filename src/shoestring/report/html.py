@@ -115,7 +115,7 @@ def _figures(run: RunFiles, arm: ArmScore | None) -> Markup:
     if run.ledger:
         budget = f"of a budget of {usd(run.config.budget_usd)}" if run.config else ""
         figures.append(("spent", usd(run.spent_usd), budget))
-        figures.append(("time", duration(sum(e["actual"].get("s", 0.0) for e in run.ledger)), "all stages"))
+        figures.append(("time", duration(run.spent_s), "all stages"))
     if arm:
         figures.append(("held-out rows", f"{arm.num_rows:,}", f"{arm.interval.capitalize()} interval"))
     cells = "".join(f"<div><dt>{esc(n)}</dt><dd>{esc(v)}<small>{esc(s)}</small></dd></div>" for n, v, s in figures)
@@ -136,7 +136,7 @@ def _scores(run: RunFiles) -> Markup:
     for arm in arms:
         name = f"<b>{esc(arm.arm)}</b>" if arm.arm == chosen else esc(arm.arm)
         spread = f"{arm.score.low:.3f}–{arm.score.high:.3f}"
-        met = "met" if arm.score.low >= bar else "not met"
+        met = "met" if arm.meets(bar) else "not met"
         rows.append(
             [
                 join(name),
@@ -165,18 +165,17 @@ def _scores(run: RunFiles) -> Markup:
 
 def _differences(run: RunFiles) -> Markup:
     rows = []
-    for rung in run.rungs:
-        for d in rung.differences:
-            gap: dict[str, Any] = d["difference"]
-            rows.append(
-                [
-                    esc(f"{d['arm_a']} − {d['arm_b']}"),
-                    esc(f"{gap['value']:+.3f}"),
-                    esc(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
-                    esc(f"{d['p_value']:.2g}"),
-                    esc(d["method"]),
-                ]
-            )
+    for d in (run.verdict or {}).get("differences", ()):
+        gap: dict[str, Any] = d["difference"]
+        rows.append(
+            [
+                esc(f"{d['arm_a']} − {d['arm_b']}"),
+                esc(f"{gap['value']:+.3f}"),
+                esc(f"{gap['low']:+.3f} to {gap['high']:+.3f}"),
+                esc(f"{d['p_value']:.2g}"),
+                esc(d["method"]),
+            ]
+        )
     if not rows:
         return Markup("")
     head = ["difference on the same rows", "value", "95\u00a0% interval", "p", "by"]

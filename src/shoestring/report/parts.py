@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import Estimate
-from ..units import count, duration, gib, usd
+from ..units import SECONDS_PER_HOUR, count, duration, gib, usd
 from .folder import RunFiles
 from .svg import ratio_bar, share_bar
 from .text import Markup, block, clip, details, esc, join, number, section, table
@@ -86,18 +86,24 @@ def predicted(run: RunFiles) -> Markup:
     """What was predicted beside what happened, from the ledger; rungs not yet run with their prediction alone."""
     rows = []
     seen = set()
-    for entry in run.ledger:
+    newest = {entry["item"]: place for place, entry in enumerate(run.ledger)}
+    for place, entry in enumerate(run.ledger):
+        name = entry["item"] if newest[entry["item"]] == place else f"{entry['item']} (earlier)"
         predictions = entry.get("predicted") or {}
         for key, spread in sorted(predictions.items(), key=lambda item: list(UNITS).index(item[0])):
             seen.add(entry["item"])
             estimate = Estimate(spread["expected"], spread["low"], spread["high"])
-            rows.append(_predicted_row(entry["item"], key, estimate, entry["actual"].get(key)))
+            rows.append(_predicted_row(name, key, estimate, entry["actual"].get(key)))
     for rung in run.plan.rungs if run.plan else ():
         if any(rung.model == r.model and r.train for r in run.rungs) or any(rung.model in item for item in seen):
             continue
         for key, estimate in (("s", rung.train_s), ("bytes", rung.peak_bytes), ("usd", rung.cost_usd)):
             rows.append(_predicted_row(f"{rung.model} · not finished", key, estimate, None))
     spent = [e for e in run.ledger if e["actual"].get("usd") is not None]
+    live = [
+        [esc(f"{name} · train, under way"), esc(duration(s)), esc(usd(s * run.price_usd_per_hour / SECONDS_PER_HOUR))]
+        for name, s in run.live_s.items()
+    ]
     if not rows and not spent:
         return Markup("")
     parts: list[str] = []
@@ -114,7 +120,8 @@ def predicted(run: RunFiles) -> Markup:
             ]
             for e in spent
         ]
-        total = esc(f"Every expense: {len(spent)} entries, {usd(run.spent_usd)} in all")
+        cells += [[*cell, esc("not yet")] for cell in live]
+        total = esc(f"Every expense: {len(cells)} entries, {usd(run.spent_usd)} in all")
         parts.append(details(total, table(["item", "time", "dollars", "entered (UTC)"], cells, numeric=(1, 2))))
     sources = {r.price_source for r in run.plan.rungs} if run.plan else set()
     prices = {r.price_usd_per_hour for r in run.plan.rungs} if run.plan else set()

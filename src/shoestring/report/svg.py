@@ -49,7 +49,7 @@ def arm_chart(arms: Sequence[ArmScore], bar: float, chosen: str | None) -> Marku
     for index, arm in enumerate(arms):
         y = top + ARM_ROW_PX * index
         score = arm.score
-        met = score.low >= bar
+        met = arm.meets(bar)
         kind = "tuned" if arm.kind == "finetune" else "base"
         state = f"{kind} {'met' if met else 'unmet'}{' chosen' if arm.arm == chosen else ''}"
         value = f"{score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]"

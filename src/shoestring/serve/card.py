@@ -13,8 +13,10 @@ from ..config import RunConfig
 from ..embedded import embedded_path, family
 from ..files import read_json, write_whole
 from ..records import ArmScore, MergeCheck
-from ..train.base import library_versions, resolve_model
+from ..train.base import resolve_model
+from ..train.trainer import ORIGIN
 from ..units import duration, usd
+from ..versions import package_versions
 
 
 def write_model_card(
@@ -81,7 +83,7 @@ def _what(config: RunConfig, arm: ArmScore, is_adapter: bool) -> list[str]:
 
 def _scores(config: RunConfig, arm: ArmScore) -> list[str]:
     score = arm.score
-    met = "met" if score.low >= config.task.bar else "not met"
+    met = "met" if arm.meets(config.task.bar) else "not met"
     others = [(name, value) for name, value in arm.metrics.items() if name != arm.metric]
     return [
         "## Scores",
@@ -113,7 +115,7 @@ def _cost(arm: ArmScore) -> list[str]:
 def _merge(folder: Path, check: MergeCheck | None, is_adapter: bool) -> list[str]:
     if check is None or is_adapter:
         return []
-    origin: dict[str, Any] = read_json(folder / "shoestring.json") if (folder / "shoestring.json").is_file() else {}
+    origin: dict[str, Any] = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     verdict = "passed" if check.passed else "**failed: use the adapter instead of these weights**"
     return [
         "## Merge check",
@@ -166,7 +168,7 @@ def _loading(arm: ArmScore, is_adapter: bool) -> list[str]:
 
 
 def _made_with(folder: Path) -> list[str]:
-    origin: dict[str, Any] = read_json(folder / "shoestring.json") if (folder / "shoestring.json").is_file() else {}
-    versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
+    origin: dict[str, Any] = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    versions = ", ".join(f"{name} {number}" for name, number in package_versions().items())
     method = {"qlora": "QLoRA (NF4 base, double quantised)", "lora": "LoRA"}.get(origin.get("method", ""), "LoRA")
     return ["## Made with", "", f"Shoestring; {method}; {versions}."]

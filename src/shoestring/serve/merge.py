@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, ModelError
+from ..evaluate.generation import decode_greedy
 from ..files import cannot_write, read_json, write_json
 from ..records import Device, Example, MergeCheck
 from ..train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
 from ..train.loss import answer_logits, collate
 from ..train.tokens import Encoded, encode_example
+from ..train.trainer import ORIGIN
 from ..train.watch import replace_folder
 
-ORIGIN = "shoestring.json"
 # The merge error may be at most this share of what the adapter itself changes.
 ERROR_SHARE = 0.1
 # Both sets of weights giving the same greatest token, and the same greedy text, at least so often.
@@ -207,22 +208,12 @@ def _batches(rows: Sequence[Encoded]) -> list[list[Encoded]]:
 
 
 def _greedy(model: Any, tokenizer: Any, rows: Sequence[Encoded]) -> list[list[int]]:
-    """Greedy answers, left-padded in one batch, as long as the longest expected answer and a little more."""
-    import torch
-
-    prompts = [row.ids[: row.num_prompt_tokens] for row in rows]
-    longest = max(len(prompt) for prompt in prompts)
-    ids_BT = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    room = max(len(row.ids) - row.num_prompt_tokens for row in rows) + GREEDY_MARGIN_TOKENS
-    with torch.no_grad():
-        out_BT = model.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=room,
-            do_sample=False,
-            eos_token_id=stop_token_ids(tokenizer, model),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    new: list[list[int]] = out_BT[:, longest:].tolist()
-    return new
+    """Greedy answers, as long as the longest expected answer and a little more."""
+    answers = decode_greedy(
+        model,
+        [row.ids[: row.num_prompt_tokens] for row in rows],
+        stop_ids=stop_token_ids(tokenizer, model),
+        pad_id=tokenizer.pad_token_id,
+        max_new_tokens=max(len(row.ids) - row.num_prompt_tokens for row in rows) + GREEDY_MARGIN_TOKENS,
+    )
+    return [tokens for tokens, _ in answers]

@@ -2,63 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import BadInput, ConfigError
+from ..evaluate.statistics import paired_difference
 from ..files import read_json, write_json, write_whole
-from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, to_json
+from ..ladder import choose, models_of
+from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, to_json
 from ..runfolder import fingerprint
 from ..serve.card import write_model_card
 from ..serve.merge import merge_adapter
 from ..units import SECONDS_PER_HOUR
-from .common import device, models_of, price, rung_file, sample_rows
+from ..versions import package_versions
+from .common import device, price, rung_file, sample_rows
 
 if TYPE_CHECKING:
     from ..recipe import Run
 
-PACKAGES = ("shoestring", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
 MERGE_CHECK_ROWS = 64
 
 
-def open_folder(run: Run) -> None:
-    """Write run.yaml as resolved and meta.json."""
-    head = f"# Resolved by shoestring; data paths are relative to {run.base_dir}\n"
-    resolved = run.config.model_dump(mode="json")
-    write_whole(run.folder / "run.yaml", head + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    meta = {
-        "base_dir": str(run.base_dir),
-        "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "device": asdict(device(run)),
-        "command": sys.argv,
-    }
-    write_json(run.folder / "meta.json", meta)
+@contextlib.contextmanager
+def opened(run: Run) -> Iterator[None]:
+    """Hold the folder: run.yaml as resolved and meta.json at the start, the report at the end however it ends."""
+    with run.run_folder.locked():
+        head = f"# Resolved by shoestring; data paths are relative to {run.base_dir}\n"
+        resolved = run.config.model_dump(mode="json")
+        write_whole(run.folder / "run.yaml", head + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        meta = {
+            "folder": str(run.folder.resolve()),
+            "run_file": str(run.run_file) if run.run_file else meta_of(run.folder).get("run_file"),
+            "base_dir": str(run.base_dir),
+            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": package_versions(),
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+            "device": asdict(device(run)),
+            "command": sys.argv,
+        }
+        write_json(run.folder / "meta.json", meta)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # what stopped the run is what the user must hear of
+                run.write_report()
+            raise
+        run.write_report()
 
 
-def _version(package: str) -> str:
+def meta_of(folder: Path) -> dict[str, Any]:
+    """meta.json, empty where it is missing or damaged."""
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        meta = read_json(folder / "meta.json")
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def refuse_other_run_file(name: str, folder: Path, run_file: Path) -> None:
+    """Raises: ConfigError where the folder holds the run of another run file with the same name.
+
+    A run file that is gone, or says the same, claims nothing; nor does a folder that was copied or moved since.
+    """
+    meta = meta_of(folder)
+    earlier = Path(meta.get("run_file") or folder)
+    if meta.get("folder") != str(folder.resolve()) or not earlier.is_file():
+        return
+    if earlier.read_bytes() != run_file.read_bytes():
+        raise ConfigError(
+            f"{folder} holds the run of {earlier}, and {run_file} has the same name, {name!r}: "
+            "give one of them another name, or keep this run elsewhere with --runs-dir"
+        )
 
 
 def base_dir_of(folder: Path) -> Path:
     """The folder that the data paths of a reopened run are relative to. Raises: ConfigError."""
-    try:
-        return Path(read_json(folder / "meta.json")["base_dir"])
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{folder}: meta.json is missing or damaged; give the original run file instead") from None
+    if not (folder / "run.yaml").is_file():
+        raise ConfigError(f"{folder} is not a run folder (it has no run.yaml); 'shoestring runs' lists them")
+    base_dir = meta_of(folder).get("base_dir")
+    if base_dir is None:
+        raise ConfigError(f"{folder}: meta.json is missing or damaged; give the original run file instead")
+    return Path(base_dir)
+
+
+def trained_and_scored(run: Run) -> list[ArmScore]:
+    """Arms of the rungs that are trained and scored, in the ladder's order; their fingerprints become the run's.
+
+    Raises: BadInput where there is none.
+    """
+    arms = []
+    for model in planned_models(run):
+        scored = run.run_folder.record(rung_file(model, "eval.json"))
+        if scored:
+            run.prints[rung_file(model, "eval.json")] = scored["fingerprint"]
+            arms.append(arm_from_json(scored["result"]["arm"]))
+    if not arms:
+        raise BadInput(f"{run.folder}: no rung is trained and scored yet; first: shoestring run {run.folder}")
+    return arms
+
+
+def planned_models(run: Run) -> list[str]:
+    """The run file's models: in the plan's order of cost those it holds, then the others."""
+    models, plan = models_of(run.config), run.run_folder.record("plan.json")
+    planned = [rung["model"] for rung in plan["result"]["rungs"]] if plan else []
+    return sorted(models, key=lambda model: planned.index(model) if model in planned else len(planned))
 
 
 def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
@@ -91,20 +147,17 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
 def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wall_s: float, inputs_print: str) -> None:
     """Write the ledger line of a finished stage: seconds, dollars and bytes beside what was predicted.
 
-    Once for the same inputs: a kill between this line and the stage's record must not count it twice.
+    Answers of endpoints have lines of their own.
+    A kill between this line and the stage's record must not count it twice: the newest line is then this one.
     """
     item = name.removesuffix(".json")
-    if any(e["item"] == item and e.get("fingerprint") == inputs_print for e in run.ledger.entries()):
+    if any(e["item"] == item and e.get("fingerprint") == inputs_print for e in run.ledger.entries()[-1:]):
         return
     usd_per_hour = price(run).usd_per_hour
     actual: dict[str, float] = {"s": wall_s}
-    api_usd = 0.0
     if isinstance(value, TrainResult):
         actual = {"s": value.wall_s, "bytes": value.peak_bytes}
-    if name == "decide.json":
-        endpoints = {endpoint.name for endpoint in run.config.decide.endpoints}
-        api_usd = sum(arm.cost_usd for arm in value if arm.model in endpoints)
-    actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR + api_usd
+    actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR
     run.ledger.record(
         item,
         stage=Path(name).stem,
@@ -115,26 +168,34 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
     )
 
 
-def conclude(run: Run, verdict: Verdict, model: str | None) -> None:
-    """Write the verdict's record; one that says the same already stays."""
-    result = {**to_json(verdict), "model": model}
+def conclude(run: Run, verdict: Verdict, tuned: Sequence[ArmScore] = (), baselines: Sequence[ArmScore] = ()) -> Verdict:
+    """Write the verdict's record, with each fine-tune paired with each baseline; one that says the same stays."""
+    model = choose(tuned, verdict.bar).model if tuned else None
     if model is None:
         run.run_folder.retract("export.json")
-    if run.run_folder.finished("ladder.json", fingerprint(result)) is None:
-        run.run_folder.finish("ladder.json", fingerprint(result), result, 0.0)
+    scored = [run.prints[rung_file(arm.model, "eval.json")] for arm in tuned]
+    inputs_print = fingerprint(to_json(verdict), model, scored, run.prints.get("decide.json"))
+    if run.run_folder.finished("ladder.json", inputs_print) is None:
+        differences = [paired_difference(a, b, seed=run.config.seed) for a in tuned for b in baselines]
+        result = {**to_json(verdict), "model": model, "differences": to_json(differences)}
+        run.run_folder.finish("ladder.json", inputs_print, result, 0.0)
+    return verdict
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The run as one JSON-ready dict, from its records."""
-    decided = run.run_folder.record("decide.json")
+    """The run as one JSON-ready dict, from its records; rungs that the run file no longer names are left out."""
+    decided, planned = run.run_folder.record("decide.json"), run.run_folder.record("plan.json")
     arms = list(decided["result"]["arms"]) if decided else []
     reached = [stage for stage in ("curate", "decide", "plan") if run.run_folder.record(f"{stage}.json")]
-    for model in models_of(run.config):
+    for model in planned_models(run):
+        if (run.run_folder.rung(model) / "steps.jsonl").is_file():
+            reached.append(f"train {model}")
         scored = run.run_folder.record(rung_file(model, "eval.json"))
         if scored:
             arms.append(scored["result"]["arm"])
             reached.append(f"eval {model}")
     concluded = run.run_folder.record("ladder.json")
+    prices = [rung["price_usd_per_hour"] for rung in planned["result"]["rungs"]] if planned else []
     return {
         "name": run.config.name,
         "folder": str(run.folder),
@@ -143,7 +204,7 @@ def summary(run: Run) -> dict[str, Any]:
         "bar": run.config.task.bar,
         "arms": [_arm_summary(arm) for arm in arms],
         "verdict": concluded["result"] if concluded else None,
-        "spent_usd": run.ledger.spent_usd(),
+        "spent_usd": run.ledger.spent_usd(live_usd_per_hour=max(prices, default=0.0)),
         "budget_usd": run.config.budget_usd,
         "report": str(run.folder / "report.html"),
     }

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import RunConfig, TaskConfig
-from ..embedded import family
+from ..errors import ModelError
 from ..market.prices import Price, price_for
-from ..plan.shapes import ModelShape, shape_of
-from ..records import Curated, Device, Example, Progress
+from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
+from ..records import Curated, Device, Example, Progress, TokenCounts
 from ..runfolder import rung_name
-from ..train.base import detect_device, resolve_model
+from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
+from ..train.locate import hub_config
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -28,21 +28,22 @@ def device(run: Run) -> Device:
     return run.device
 
 
-def models_of(config: RunConfig) -> list[str]:
-    """The ladder's models, each once, the family name written out."""
-    names = [model for name in config.models for model in (family() if name == "embedded" else [name])]
-    return list(dict.fromkeys(names))
-
-
 def rung_file(model: str, name: str) -> str:
     """Relative path of a rung's record."""
     return f"rungs/{rung_name(model)}/{name}"
 
 
 def shape(model: str) -> ModelShape:
-    """Architecture numbers of a model, from its folder's config.json or the project's table."""
+    """Architecture numbers of a model: from its folder's config.json, the project's table, or the hub's config.json."""
     source = Path(resolve_model(model))
-    return shape_of(model, source if source.is_dir() else None)
+    if source.is_dir():
+        return shape_of(model, source)
+    if in_table(model):
+        return shape_of(model)
+    try:
+        return shape_of(model, hub_config(model))
+    except ModelError as error:
+        raise ModelError(f"{error}{near_rows(model)}") from error
 
 
 def price(run: Run) -> Price:
@@ -50,9 +51,18 @@ def price(run: Run) -> Price:
     return price_for(device(run), run.config.market)
 
 
-def max_new_tokens(task: TaskConfig, train: Sequence[Example]) -> int:
-    """The run file's limit, or half the bytes of the longest training answer plus a margin, at most 512."""
-    return task.max_new_tokens or min(512, max(len(e.completion.encode()) for e in train) // 2 + 16)
+def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
+    """Lengths of the curated rows under a model's tokenizer, counted once a session."""
+    if model not in run.counts:
+        tokenizer = load_tokenizer(model)
+        train, held_out = (count_lengths(tokenizer, rows) for rows in (curated.train, curated.eval))
+        run.counts[model] = TokenCounts(
+            prompt=tuple(p for p, _ in train),
+            answer=tuple(a for _, a in train),
+            eval_prompt=tuple(p for p, _ in held_out),
+            eval_answer=tuple(a for _, a in held_out),
+        )
+    return run.counts[model]
 
 
 def named(progress: Progress, name: str) -> Progress:

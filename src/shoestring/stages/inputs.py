@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ..config import TaskConfig
 from ..data.sources import files_of
 from ..files import sha256_file
+from ..ladder import models_of
 from ..records import RungPlan
 from ..train.locate import model_print
 from ..train.trainer import NOT_OF_THE_RESULT
-from .common import device, models_of
+from .common import device
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -40,7 +41,7 @@ def decide(run: Run) -> Any:
 
 
 def plan(run: Run) -> Any:
-    """Models, training switches, market, deadline, device."""
+    """Models, training switches, market, deadline, device; the budget, which the plan's notes speak of."""
     config = run.config
     return [
         config.train.model_dump(),
@@ -48,6 +49,7 @@ def plan(run: Run) -> Any:
         _models(run),
         config.method,
         config.deadline_h,
+        config.budget_usd,
         config.seed,
         _without_bar(config.task),
         asdict(device(run)),
@@ -63,9 +65,8 @@ def train(run: Run, rung: RungPlan) -> Any:
 
 
 def evaluate(run: Run, rung: RungPlan) -> Any:
-    """How outputs are made and scored, and the baselines they are paired with."""
-    baselines = run.prints.get("decide.json")
-    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens, baselines]
+    """How outputs are made and scored."""
+    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens]
 
 
 def _models(run: Run) -> list[str]:

@@ -2,38 +2,84 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..config import RunConfig
+from ..data.clean import RowLimit
 from ..data.curate import curate as curate_rows
-from ..data.store import read_curated, summary, write_curated
+from ..data.store import FILES, read_curated, summary, write_curated
+from ..errors import DataError
+from ..files import read_json, sha256_file
+from ..ladder import models_of
 from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
-from ..records import Curated, Plan, TokenCounts, to_json
+from ..records import Curated, Plan, to_json
+from ..runfolder import fingerprint
 from ..train.base import count_lengths, load_tokenizer
-from .common import dev_rows, device, models_of, price, shape
+from ..train.tokens import tokenizer_print
+from .common import dev_rows, device, price, shape, token_counts
 
 if TYPE_CHECKING:
     from ..recipe import Run
 
 
 def curate(run: Run) -> tuple[Any, Curated]:
-    """Load, validate, deduplicate, split; write data/. Lengths are counted under the rung with the least context."""
-    tightest, context_tokens = min(((m, shape(m).context_tokens) for m in models_of(run.config)), key=lambda p: p[1])
-    tokenizer = load_tokenizer(tightest)
-    curated = curate_rows(
-        run.config,
-        run.base_dir,
-        lengths=lambda examples: count_lengths(tokenizer, examples),
-        seq_len=min(run.config.train.seq_len or context_tokens, context_tokens),
-        progress=run.progress,
-    )
-    write_curated(curated, run.folder / "data")
-    return summary(curated), curated
+    """Load, validate, deduplicate, split; write data/. A row must be within the limits of every rung."""
+    run.counts.clear()
+    curated = curate_rows(run.config, run.base_dir, limits=row_limits(run.config), progress=run.progress)
+    before, receipt = outcome(run), run.folder / "data" / "receipt.json"
+    receipt.unlink(missing_ok=True)  # a kill while rows are written must not leave it over others
+    write_curated(curated, receipt.parent)
+    if outcome(run) != before:
+        run.run_folder.retract("decide.json", "plan.json", "export.json", "rungs/*/eval.json")
+    return {**summary(curated), "receipt_sha256": sha256_file(receipt)}, curated
 
 
-def read(run: Run) -> Curated:
-    """The curated rows of an earlier session."""
-    return read_curated(run.folder / "data")
+def outcome(run: Run) -> str:
+    """Fingerprint of the curated rows, which is what later stages depend on: another model may leave them the same."""
+    path = run.folder / "data" / "receipt.json"
+    if not path.is_file():
+        return ""
+    receipt = read_json(path)
+    return fingerprint([receipt["sha256"][part] for part in FILES[:3]], receipt["labels"])
+
+
+def row_limits(config: RunConfig) -> list[RowLimit]:
+    """How long a row may be, once for each tokenizer of the ladder; of rungs that share one, the least context."""
+    limits: dict[str, RowLimit] = {}
+    for model in models_of(config):
+        tokenizer, context_tokens = load_tokenizer(model), shape(model).context_tokens
+        same = limits.get(key := tokenizer_print(tokenizer))
+        if same is None or context_tokens < same.context_tokens:
+            seq_len = min(config.train.seq_len or context_tokens, context_tokens)
+            limits[key] = RowLimit(model, partial(count_lengths, tokenizer), context_tokens, seq_len)
+    return list(limits.values())
+
+
+def read(run: Run, result: dict[str, Any]) -> Curated:
+    """The curated rows of an earlier session. Raises: DataError where they are not those of its record."""
+    curated, receipt = read_curated(run.folder / "data"), run.folder / "data" / "receipt.json"
+    if "receipt_sha256" in result and sha256_file(receipt) != result["receipt_sha256"]:
+        raise DataError(
+            f"{receipt}: not the receipt that curation wrote (its hash is not the one in curate.json); "
+            f"delete {receipt.parent} and run again, or put the change into the source data"
+        )
+    return curated
+
+
+def read_again(run: Run) -> Curated:
+    """The curated rows as the run folder holds them. Raises: DataError."""
+    record = run.run_folder.record("curate.json")
+    if record is None:
+        raise DataError(f"{run.folder}: the data is not curated yet; first: shoestring run {run.folder}")
+    return read(run, record["result"])
+
+
+def forget_deleted(run: Run) -> None:
+    """Curate anew where data/ was deleted."""
+    if not (run.folder / "data" / "receipt.json").is_file():
+        run.run_folder.retract("curate.json")
 
 
 def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
@@ -41,14 +87,7 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
     shapes, counts = {}, {}
     for model in models_of(run.config):
         shapes[model] = shape(model)
-        tokenizer = load_tokenizer(model)
-        train, held_out = (count_lengths(tokenizer, rows) for rows in (curated.train, curated.eval))
-        counts[model] = TokenCounts(
-            prompt=tuple(p for p, _ in train),
-            answer=tuple(a for _, a in train),
-            eval_prompt=tuple(p for p, _ in held_out),
-            eval_answer=tuple(a for _, a in held_out),
-        )
+        counts[model] = token_counts(run, curated, model)
     planned = plan_ladder(
         run.config,
         shapes,

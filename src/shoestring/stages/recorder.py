@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Records that no longer hold once a stage is done again, as patterns; the verdict never does.
-FOLLOW = {"curate.json": ("decide.json", "plan.json", "export.json", "rungs/*/eval.json")}
+
+def print_of(run: Run, name: str, after: str | None, depends_on: Any) -> str:
+    """Fingerprint of what the stage with record `name` is computed from."""
+    return fingerprint(name, run.prints.get(after or ""), depends_on)
 
 
 def once(
@@ -34,13 +36,15 @@ def once(
     work() returns (JSON-ready result, value); read(result) gives the value back in a later session.
     The record counts while the fingerprint of `depends_on`, and of the stage `after` which it follows, is the same.
     """
-    inputs_print = run.prints[name] = fingerprint(name, run.prints.get(after or ""), depends_on)
+    inputs_print = run.prints[name] = print_of(run, name, after, depends_on)
     finished = run.run_folder.finished(name, inputs_print)
     if finished is not None:
         return read(finished)
     if run.run_folder.record(name) is not None:
         run.log(f"{name}: the run file or the data changed; doing this stage again (superseded/ keeps the old)")
-    run.run_folder.retract(name, "ladder.json", *FOLLOW.get(name, ()))
+        run.run_folder.retract(name)
+    if name != "export.json":
+        run.run_folder.retract("ladder.json")
     run.log(f"{name.removesuffix('.json')} ...")
     started = time.monotonic()
     result, value = work()

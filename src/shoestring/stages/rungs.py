@@ -1,20 +1,18 @@
-"""One rung of the ladder: train under the budget guard, evaluate, pair with the baselines."""
+"""One rung of the ladder: train under the budget guard, evaluate."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, BudgetStopped, DoesNotFit
 from ..evaluate.generation import load_generator, make_generate
 from ..evaluate.score import metric_value, score_arm
-from ..evaluate.statistics import paired_difference
-from ..files import read_json, read_whole_lines, write_json
+from ..files import read_json, write_json
 from ..records import (
     ArmScore,
     Curated,
+    Estimate,
     Plan,
     RungPlan,
     TrainResult,
@@ -23,8 +21,10 @@ from ..records import (
     to_json,
 )
 from ..train.trainer import train_rung
-from ..units import SECONDS_PER_HOUR, usd
-from .common import dev_rows, device, named
+from ..units import SECONDS_PER_HOUR, duration, usd
+from . import inputs
+from .common import dev_rows, device, named, rung_file
+from .recorder import print_of
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -39,10 +39,20 @@ def first_that_fits(plan: Plan) -> RungPlan:
     raise DoesNotFit(f"no rung can be trained here: {reasons}; choose smaller models, or method: qlora")
 
 
-def begin(run: Run, rung: RungPlan, inputs_print: str) -> None:
+def train_print(run: Run, rung: RungPlan) -> str:
+    """Fingerprint of what the rung's training is computed from, also the mark of its folder."""
+    return print_of(run, rung_file(rung.model, "train.json"), "curate.json", inputs.train(run, rung))
+
+
+def predicted(rung: RungPlan) -> dict[str, Estimate]:
+    """What training is predicted to take, as the ledger puts it beside the actual."""
+    train_usd = rung.train_s.scaled(rung.price_usd_per_hour / SECONDS_PER_HOUR)
+    return {"usd": train_usd, "s": rung.train_s, "bytes": rung.peak_bytes}
+
+
+def begin(run: Run, rung: RungPlan) -> None:
     """Before training starts or goes on: the budget allows it, and the rung folder belongs to these inputs.
 
-    A folder made from other inputs is set aside, so that no checkpoint of another set-up is continued.
     Raises: BudgetStopped; BadInput where the run is planned for another machine than this one.
     """
     if rung.device != device(run):
@@ -50,42 +60,64 @@ def begin(run: Run, rung: RungPlan, inputs_print: str) -> None:
             f"the run is planned for {rung.device.name} (market.device), this machine is {device(run).name}; "
             "run it there, or take market.device out of the run file"
         )
-    left_usd = run.config.budget_usd - run.ledger.spent_usd()
-    if rung.cost_usd.value > left_usd:
+    set_aside_stale(run, rung)
+    check_budget(run, rung, "training", rung.cost_usd.value)
+    marker = run.run_folder.rung(rung.model) / "inputs.json"
+    if not marker.exists():
+        num_entries = len(run.ledger.entries())  # a line of this training can only come after these
+        write_json(marker, {"fingerprint": train_print(run, rung), "num_entries": num_entries})
+
+
+def check_budget(run: Run, rung: RungPlan, doing: str, predicted_usd: float) -> None:
+    """Refuse work that is predicted to cost more than is left. Raises: BudgetStopped."""
+    left_usd = run.config.budget_usd - spent_before_usd(run, rung)
+    if predicted_usd > left_usd:
         raise BudgetStopped(
-            f"training {rung.model} is predicted to cost {usd(rung.cost_usd.value)}, and of the budget of "
+            f"{doing} {rung.model} is predicted to cost {usd(predicted_usd)}, and of the budget of "
             f"{usd(run.config.budget_usd)} there is {usd(max(left_usd, 0))} left; raise budget_usd and run "
             "the same command again: finished stages are kept"
         )
+
+
+def spent_before_usd(run: Run, rung: RungPlan) -> float:
+    """What the run has cost so far, without a training of this rung that is under way."""
+    folder = run.run_folder.rung(rung.model)
+    return run.ledger.spent_usd(live_usd_per_hour=rung.price_usd_per_hour, but=folder.name)
+
+
+def set_aside_stale(run: Run, *planned: RungPlan) -> None:
+    """Set rung folders aside that were made from other inputs: none of it is continued, nor shown as this run's.
+
+    Their seconds were paid for, so the ledger gets a line. A plan for another machine leaves this one's folders alone.
+    """
+    for rung in planned:
+        _set_aside_stale(run, rung)
+
+
+def _set_aside_stale(run: Run, rung: RungPlan) -> None:
     folder = run.run_folder.rung(rung.model)
     marker = folder / "inputs.json"
-    if folder.exists() and (not marker.exists() or read_json(marker)["fingerprint"] != inputs_print):
-        enter_abandoned(run, rung, folder)
-        moved = run.run_folder.set_aside(folder)
-        run.log(f"Rung {rung.model}: inputs changed; the earlier attempt is kept in {moved}")
-    write_json(marker, {"fingerprint": inputs_print})
-
-
-def enter_abandoned(run: Run, rung: RungPlan, folder: Path) -> None:
-    """Write the ledger line of a training that was begun and is given up: its seconds were paid for."""
-    steps, marker = folder / "steps.jsonl", folder / "inputs.json"
-    begun = read_json(marker)["fingerprint"] if marker.exists() else ""
-    if not steps.exists() or any(entry.get("fingerprint") == begun for entry in run.ledger.entries()):
+    begun = read_json(marker)["fingerprint"] if marker.exists() else None
+    if not folder.exists() or begun == train_print(run, rung) or rung.device != device(run):
         return
-    wall_s = max((row["wall_s"] for row in read_whole_lines(steps)), default=0.0)
-    run.ledger.record(
-        f"rungs/{folder.name}/abandoned",
-        stage="train",
-        predicted=None,
-        actual={"s": wall_s, "usd": wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR},
-        price_usd_per_hour=rung.price_usd_per_hour,
-        fingerprint=begun,
-    )
+    wall_s = run.ledger.live_s().get(folder.name)
+    if wall_s is not None:
+        run.ledger.record(
+            f"rungs/{folder.name}/abandoned",
+            stage="train",
+            predicted=None,
+            actual={"s": wall_s, "usd": wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR},
+            price_usd_per_hour=rung.price_usd_per_hour,
+            fingerprint=begun or "",
+        )
+    moved = run.run_folder.set_aside(folder)
+    run.log(f"Rung {rung.model}: inputs changed; the earlier attempt is kept in {moved}")
 
 
-def train(run: Run, rung: RungPlan, curated: Curated, name: str) -> tuple[Any, TrainResult]:
-    """Fine-tune one rung, or continue its newest complete checkpoint; name is that of its record."""
-    begin(run, rung, run.prints[name])
+def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]:
+    """Fine-tune one rung, or continue its newest complete checkpoint."""
+    begin(run, rung)
+    run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
     task = run.config.task
     dev = dev_rows(run, curated)
 
@@ -93,10 +125,10 @@ def train(run: Run, rung: RungPlan, curated: Curated, name: str) -> tuple[Any, T
         generate = make_generate(model, tokenizer, max_new_tokens=rung.settings.max_new_tokens)
         return metric_value(task, dev, generate([e.prompt for e in dev], no_progress), curated.labels)
 
-    spent_before_usd = run.ledger.spent_usd()
+    before_usd = spent_before_usd(run, rung)
 
     def should_stop(wall_s: float) -> Exception | None:
-        spent_usd = spent_before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR
+        spent_usd = before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR
         if spent_usd <= run.config.budget_usd:
             return None
         return BudgetStopped(
@@ -118,13 +150,12 @@ def train(run: Run, rung: RungPlan, curated: Curated, name: str) -> tuple[Any, T
     return to_json(trained), trained
 
 
-def evaluate(
-    run: Run, rung: RungPlan, trained: TrainResult, curated: Curated, baselines: Sequence[ArmScore]
-) -> tuple[Any, ArmScore]:
-    """Generate on every held-out row with base + adapter, score, and pair with each baseline.
+def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> tuple[Any, ArmScore]:
+    """Generate on every held-out row with base + adapter, and score.
 
-    The arm's seconds and dollars include training: that is what the answer cost.
+    The arm's seconds and dollars include training: that is what the answer cost. Raises: BudgetStopped.
     """
+    check_budget(run, rung, "evaluating", rung.eval_s.value * rung.price_usd_per_hour / SECONDS_PER_HOUR)
     started = time.monotonic()
     generator = load_generator(
         rung.model,
@@ -150,8 +181,7 @@ def evaluate(
         price_usd_per_hour=rung.price_usd_per_hour,
         details={"eval_s": eval_s, "train_s": trained.wall_s, "num_steps": trained.num_steps},
     )
-    differences = [paired_difference(arm, baseline, seed=run.config.seed) for baseline in baselines]
-    return {"arm": to_json(arm), "differences": to_json(differences)}, arm
+    return {"arm": to_json(arm)}, arm
 
 
 def from_json(result: Any) -> ArmScore:

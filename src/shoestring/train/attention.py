@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-SHORT_TOKENS = 256
+from ..plan.memory import SHORT_ROW_TOKENS
+
 NAME = "shoestring_short_rows"
 
 
 def use_short_row_attention(model: Any) -> bool:
     """Switch a model on SDPA to this attention where it is faster: CPU, bfloat16. Longer rows stay on SDPA.
 
-    Returns whether it was switched; True means training steps of at most SHORT_TOKENS tokens use it.
+    Returns whether it was switched; True means training steps of at most SHORT_ROW_TOKENS tokens use it.
     """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -33,7 +34,7 @@ def use_short_row_attention(model: Any) -> bool:
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **kwargs: Any
     ) -> tuple[Any, None]:
         num_tokens = query.shape[2]
-        short = num_tokens <= SHORT_TOKENS and num_tokens == key.shape[2]
+        short = num_tokens <= SHORT_ROW_TOKENS and num_tokens == key.shape[2]
         plain = attention_mask is None and not kwargs.get("dropout") and kwargs.get("position_bias") is None
         causal = kwargs.get("is_causal") if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
         if not (short and plain and causal and query.requires_grad):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import MissingDependency, ModelError
+from ..errors import ModelError, require
 from ..records import Device
 from .device import detect_device
 from .locate import first_line, hub_options, resolve_model
@@ -29,7 +28,6 @@ __all__ = [
     "encode_example",
     "encode_prompt",
     "end_token_id",
-    "library_versions",
     "load_base",
     "load_tokenizer",
     "quiet_loading",
@@ -88,13 +86,7 @@ def _nf4_config(device: Device, compute_dtype: Any) -> Any:
         raise ModelError(
             "NF4 (method: qlora) does not run on Apple MPS: bitsandbytes has no backward pass there; use method: lora"
         )
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency(
-            f"method: qlora needs bitsandbytes, which does not import here ({error}); "
-            "install it with: pip install bitsandbytes, or use method: lora"
-        ) from error
+    require("bitsandbytes", extra="qlora", purpose="method: qlora (method: lora does without)")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -118,16 +110,3 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if enabled:
             hf_logging.enable_progress_bar()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -53,7 +53,10 @@ def is_intact(folder: Path) -> bool:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those newer than it are removed."""
+    """The newest checkpoint that is whole; those newer than it, and what is left of half-removed ones, are removed."""
+    for candidate in _checkpoints(folder):
+        if not (candidate / MARKER).is_file():
+            shutil.rmtree(candidate)
     for candidate in _checkpoints(folder):
         if is_intact(candidate):
             return candidate

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from pathlib import Path
 
 from ..records import Device
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def _memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -86,3 +89,38 @@ def detect_device(num_threads: int | None = None) -> Device:
         return Device("mps", name, memory, threads, "float32", "MPS kernels are complete in float32 only")
     fast, reason = _cpu_bfloat16()
     return Device("cpu", _cpu_name(), _host_memory_bytes(), threads, "bfloat16" if fast else "float32", reason)
+
+
+def reset_peak(device: Device) -> str:
+    """Begin to measure the peak anew; returns what `peak_bytes` gives from here on, in words."""
+    if device.kind == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return "tensors on the accelerator"
+    try:
+        CLEAR_REFS.write_text("5")  # Linux: the high-water mark becomes the present resident size, proc(5)
+    except OSError:
+        return "resident size of the process, work before training included"
+    return "resident size of the process"
+
+
+def peak_bytes(device: Device) -> int:
+    """CUDA: most memory allocated by tensors. CPU and MPS: largest resident size of this process."""
+    if device.kind == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        mark = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        mark = None
+    if mark:
+        return int(mark[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..config import RunConfig
 from ..embedded import embedded_path, family
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..files import sha256_file
 
 HUB_TIMEOUT_S = 10.0
@@ -47,9 +48,33 @@ def resolve_model(name: str) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean {close[0]!r}? " if close else ""
     raise ModelError(
-        f"unknown model {name!r}: {guess}It is no embedded model ({', '.join(names)}), no folder here, "
+        f"unknown model {name!r}: {guess}It is no embedded model ({', '.join(names)}), no folder, "
         "and no hub name of the shape OWNER/NAME such as Qwen/Qwen3-0.6B"
     )
+
+
+def with_model_folders(config: RunConfig, base_dir: Path) -> RunConfig:
+    """The config with each model that is a folder, as seen from the run file's folder base_dir, given by full path.
+
+    Raises: ConfigError for a folder that only the working directory has.
+    """
+    models = [_model_folder(name, base_dir) for name in config.models]
+    return config if models == config.models else config.model_copy(update={"models": models})
+
+
+def _model_folder(name: str, base_dir: Path) -> str:
+    path = Path(name).expanduser()
+    if name in (*family(), "embedded") or not name.strip() or path.is_absolute():
+        return name
+    beside = base_dir / path
+    if beside.is_dir() or name.startswith("."):
+        return str(beside.resolve())
+    if path.is_dir():
+        raise ConfigError(
+            f"models: the folder {name!r} is looked for beside the run file, as {beside}, and is not there; "
+            f"for the one in the working directory give its full path, {path.resolve()}"
+        )
+    return name
 
 
 @lru_cache(maxsize=64)
@@ -67,6 +92,20 @@ def model_print(name: str) -> str:
         what = sha256_file(file) if facts.st_size <= BIG_BYTES else str(facts.st_mtime_ns)
         digest.update(f"{file.name} {facts.st_size} {what}\n".encode())
     return f"{name} {digest.hexdigest()[:16]}"
+
+
+def hub_config(name: str) -> Path:
+    """The config.json of a hub model, from the cache or downloaded. Raises: ModelError."""
+    options = hub_options(name)
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, "config.json", **options))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the config.json of {name!r} cannot be had from the hub: {first_line(error)}; try again, or download "
+            "the model elsewhere and give its folder"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,8 @@ ids = prompt with the generation prompt + answer + end token, loss on the part a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,13 @@ def load_tokenizer(name: str) -> Any:
         tokenizer.pad_token = _free_pad_token(tokenizer, {end, tokenizer.eos_token_id})
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def tokenizer_print(tokenizer: Any) -> str:
+    """Equal for tokenizers that make the same ids of the same rows, whatever model they came with."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    rules = core.to_str() if core is not None else json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()])
+    return hashlib.sha256(f"{rules}{tokenizer.chat_template}".encode()).hexdigest()
 
 
 def _free_pad_token(tokenizer: Any, taken: set[int]) -> str:

@@ -21,11 +21,14 @@ from typing import Any
 
 from ..errors import DoesNotFit, Interrupted
 from ..files import cannot_write, read_json, read_jsonl, write_json
+from ..plan.memory import SHORT_ROW_TOKENS
 from ..records import Device, Example, Progress, TrainResult, TrainSettings, no_progress
 from ..units import gib
+from ..versions import package_versions
 from . import checkpoint, loss, preflight
 from .attention import use_short_row_attention
-from .base import library_versions, load_base, load_tokenizer, quiet_loading
+from .base import load_base, load_tokenizer, quiet_loading
+from .device import peak_bytes, reset_peak
 from .locate import model_print
 from .loop import StepItems, build_trainer
 from .schedule import Schedule, build_schedule
@@ -82,10 +85,11 @@ def train_rung(
         )
         print_ = fingerprint(model, train, dev, settings, device)
         resume, state, restarted = _resume(out_dir, print_)
+        peak = reset_peak(device)
         tuned = build_adapter(model, settings, device)
         short_rows = use_short_row_attention(tuned.get_base_model())
-        facts: dict[str, Any] = {"attention": "matrix products to 256 tokens, then sdpa" if short_rows else "sdpa"}
-        _reset_peak(device)
+        attention = f"matrix products to {SHORT_ROW_TOKENS} tokens, then sdpa" if short_rows else "sdpa"
+        facts: dict[str, Any] = {"attention": attention, "peak": peak}
         with _adapter_in_16_bit(tuned, device):
             first = {k: v.to(tuned.device) for k, v in loss.collate(rows[:4], tokenizer.pad_token_id).items()}
             with preflight.evaluation_mode(tuned), loss.precision(device):
@@ -110,7 +114,7 @@ def train_rung(
                 eval_steps=eval_steps(len(schedule.steps), settings.num_evals) if dev else frozenset(),
                 patience=settings.patience,
                 evaluate=evaluate,
-                peak_bytes=lambda: _peak_bytes(device),
+                peak_bytes=lambda: peak_bytes(device),
                 should_stop=should_stop,
                 signals=signals,
                 progress=progress,
@@ -289,30 +293,6 @@ def _disk_is_full(folder: Path, error: Exception) -> bool:
     return "PytorchStreamWriter" in text and shutil.disk_usage(folder).free < 1 << 20
 
 
-def _reset_peak(device: Device) -> None:
-    if device.kind == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_bytes(device: Device) -> int:
-    """CUDA: most memory allocated by tensors. CPU and MPS: largest resident size of this process so far."""
-    import torch
-
-    if device.kind == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil  # type: ignore[import-untyped]  # comes with accelerate
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 # ---------------------------------------------------------------- result
 
 
@@ -339,8 +319,7 @@ def _result(
         "adapter_dtype": "float32",
         "optimizer": "AdamW, fused",
         "schedule": "cosine with warm-up",
-        "versions": library_versions(),
-        "peak": "tensors on the accelerator" if device.kind == "cuda" else "resident size of the process",
+        "versions": package_versions(),
         "peak_text": gib(state.peak_bytes),
     }
     return TrainResult(
