@@ -93,7 +93,7 @@ def read_jsonl(path: Path) -> list[Any]:
 def read_whole_lines(path: Path) -> list[Any]:
     """The JSON values of an appended file; a line that a kill cut short is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows

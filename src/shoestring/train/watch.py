@@ -242,7 +242,7 @@ def restart_steps(out_dir: Path, step: int) -> float:
     path = out_dir / "steps.jsonl"
     kept, wall_s = [], 0.0
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
             except ValueError:
