@@ -742,8 +742,56 @@ def topic(r, lx):
     return chat(r, "Which object is it about?", text, name)
 
 
-GENERATORS = [(extract_statements, 20), (extract_intent, 19), (kshot_extract, 6), (lookup, 8), (choose_label, 9), (copying, 11), (convert, 6), (kshot_label, 6), (meaning, 11), (topic, 14)]
-LONG_GENERATORS = [(extract_statements, 20), (extract_intent, 10), (kshot_extract, 25), (lookup, 15), (choose_label, 5), (copying, 10), (convert, 5), (kshot_label, 25), (meaning, 5), (topic, 10)]
+# ---------------------------------------------------------------- (9) which value belongs to which thing
+
+# One sentence a thing, or one for all: {e} the thing, {v} its value, {a} what the value is.
+ONE_EACH = ["The {a} of {e} is {v}.", "{v} is the {a} of {e}.", "{e}: {v}.", "{e} has {v} as its {a}.", "{a} {v} goes with {e}.", "For {e} it is {v}.", "{v} stands for {e}.", "{e} ({v}) is listed.", "Under {v} you find {e}."]
+PAIRS = ["{e} {v}", "{v} {e}", "{v} for {e}", "{e} at {v}", "{e} ({v})", "{v} ({e})", "{e} is {v}", "{v} is {e}", "{e} with {v}", "{e} under {v}", "{v}, {e}", "{e} = {v}"]
+PAIR_LEADS = ["", "", "We have ", "There are ", "{a}: ", "By {a}: ", "I noted ", "The list says ", "It was ", "They are "]
+POINTERS = ["{w} wants {e}.", "It is about {e}.", "The one in question is {e}.", "{w} asked for {e} only.", "{e} came back.", "Nobody has seen {e} since.", "Please look at {e}.", "{w} has lost {e}.", "We need {e} now.", "{e} is the one to change.", "Only {e} counts here."]
+
+
+def bind(r, lx):
+    """Several things, each with values of its own; one is singled out, and its values are asked for."""
+    num_things = r.choice((2, 2, 2, 3, 3, 4))
+    entity = r.choice((_thing, _thing, _name, _place, _word))
+    things = []
+    while len(things) < num_things:
+        thing = entity(r, lx)
+        if thing not in things:
+            things.append(thing)
+    shown = {t: f"the {t}" if entity in (_thing, _word) and r.random() < 0.7 else t for t in things}
+    attributes = r.sample([("code", _code), ("number", _number), ("price", _price), ("date", _date), ("place", _place), ("owner", _name), ("colour", lambda r, lx: r.choice(COLOURS)), ("time", _time), ("word", _word)], r.choice((1, 2, 2, 3)))
+    values = {name: [value(r, lx) for _ in things] for name, value in attributes}
+    sentences = []
+    for name, _ in attributes:
+        order = r.sample(range(num_things), num_things)
+        if r.random() < 0.6:
+            pair = r.choice(PAIRS)
+            told = [pair.format(e=shown[things[i]], v=values[name][i]) for i in order]
+            sentences.append(r.choice(PAIR_LEADS).format(a=name) + r.choice((", ", ", ", "; ")).join(told[:-1]) + r.choice((" and ", " and ", ", ")) + told[-1] + ".")
+        else:
+            form = r.choice(ONE_EACH)
+            sentences += [form.format(e=shown[things[i]], v=values[name][i], a=name) for i in order]
+    at = r.randrange(num_things)
+    asked = things[at]
+    record = {name: values[name][at] for name, _ in attributes}
+    p = r.random()
+    if p < 0.6:
+        sentences.insert(r.choice((0, len(sentences))), r.choice(POINTERS).format(e=shown[asked], w=_name(r, lx)))
+        full = {r.choice(("item", "name", "what", "thing", "subject")): asked, **record}
+        keys = r.sample(list(full), len(full))
+        instruction = "" if r.random() < 0.5 else r.choice(("Give the record as JSON: ", "Fields: ", "JSON with ")) + ", ".join(keys)
+        return chat(r, instruction, " ".join(s[0].upper() + s[1:] for s in sentences), to_json({k: full[k] for k in keys}, r))
+    text = " ".join(s[0].upper() + s[1:] for s in sentences)
+    name = r.choice(list(record))
+    if p < 0.8 or len(set(values[name])) < num_things:
+        return chat(r, r.choice(("{a} of {e}?", "What is the {a} of {e}?", "{e}: {a}?", "Which {a} belongs to {e}?")).format(a=name, e=shown[asked]), text, record[name])
+    return chat(r, r.choice(("Which one has {v}?", "What goes with {v}?", "{a} {v} is whose?")).format(a=name, v=record[name]), text, asked)
+
+
+GENERATORS = [(extract_statements, 20), (extract_intent, 19), (kshot_extract, 6), (lookup, 8), (choose_label, 9), (copying, 11), (convert, 6), (kshot_label, 6), (meaning, 11), (topic, 14), (bind, 40)]
+LONG_GENERATORS = [(extract_statements, 20), (extract_intent, 10), (kshot_extract, 25), (lookup, 15), (choose_label, 5), (copying, 10), (convert, 5), (kshot_label, 25), (meaning, 5), (topic, 10), (bind, 20)]
 
 
 def sample_task(r, lx, long=False, copy_first=False):

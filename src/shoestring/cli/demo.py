@@ -22,10 +22,13 @@ name: demo
 task:
   kind: extract        # text to JSON
   metric: leaf_f1      # share of the record's values that are right, missing and invented ones counted
-  bar: 0.85            # met when the lower end of the 95 % interval reaches it
+  bar: 0.75            # met when the lower end of the 95 % interval reaches it
 
 data:
   train: train.jsonl   # duplicates, contradictions and broken rows are planted; truth.json says which
+
+curate:
+  eval_rows: 150       # held out for the score; 100 would do, more make the interval narrower
 
 models: [embedded]     # demonstration models inside the package; real use: [Qwen/Qwen3-0.6B, ...]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..files import write_json, write_whole
 
-NUM_TICKETS = 900
+NUM_TICKETS = 450
+TWO_ORDERS_FRAC = 0.6  # tickets that name a second order, which is not the one meant
 PLANTED = {
     "exact_duplicate": 40,
     "contradiction": 16,  # pairs without majority: both rows go
@@ -138,6 +139,19 @@ ORDERS = (
     "Reference {n}.",
     "See order {n}.",
 )
+# Two orders in one ticket: only the product that the problem is about says which of them is meant.
+TWO_ORDERS = (
+    "I have two orders with you, {n1} for the {p1} and {n2} for the {p2}.",
+    "Order {n1} was the {p1}, order {n2} the {p2}.",
+    "I bought the {p1} under {n1} and the {p2} under {n2}.",
+    "The {p1} is order {n1} and the {p2} is order {n2}.",
+    "My orders are {n1} ({p1}) and {n2} ({p2}).",
+)
+TWO_AMOUNTS = (
+    "The {p1} cost ${a1}, the {p2} ${a2}.",
+    "I paid ${a1} for the {p1} and ${a2} for the {p2}.",
+    "It was ${a1} for the {p1} and ${a2} for the {p2}.",
+)
 AMOUNTS = ("I paid ${a}.", "It cost ${a}.", "That was ${a}.", "The bill was ${a}.", "${a} left my account.")
 URGENT = (
     "I need this solved today!",
@@ -178,17 +192,28 @@ class Ticket:
 def sample_ticket(rng: random.Random, customer: str | None = None) -> Ticket:
     """Three to five short sentences, and the record with every value as the text has it."""
     customer = customer or f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"
-    order = f"{rng.choice('ABCDEFGHKLMNPRSTVWXZ')}{rng.randint(1000, 9999)}"
     product, other = rng.sample(PRODUCTS, 2)
     issue = rng.choice(list(ISSUES))
-    amount = rng.randint(6, 240) if rng.random() < 0.6 else None
+    order, other_order = (f"{rng.choice('ABCDEFGHKLMNPRSTVWXZ')}{rng.randint(1000, 9999)}" for _ in range(2))
+    amount, other_amount = rng.sample(range(6, 240), 2)
+    has_two, has_amount = rng.random() < TWO_ORDERS_FRAC, rng.random() < 0.6
     is_urgent, wants_refund = rng.random() < 0.4, rng.random() < 0.45
 
-    problem = rng.choice(ISSUES[issue]).format(p=product, o=other, d=rng.choice(DATES))
-    middle = [problem, rng.choice(ORDERS).format(n=order)]
+    def told(one: tuple[str, ...], two: tuple[str, ...]) -> str:
+        """The order or its price, beside those of another order if there is one, in either order."""
+        if not has_two:
+            return rng.choice(one).format(n=order, a=amount)
+        pairs = [(product, order, amount), (other, other_order, other_amount)]
+        (p1, n1, a1), (p2, n2, a2) = rng.sample(pairs, 2)
+        return rng.choice(two).format(p1=p1, n1=n1, a1=a1, p2=p2, n2=n2, a2=a2)
+
+    # A product got by mistake is never the one of the other order.
+    mistaken = rng.choice([p for p in PRODUCTS if p not in (product, other)])
+    problem = rng.choice(ISSUES[issue]).format(p=product, o=mistaken, d=rng.choice(DATES))
+    middle = [problem, told(ORDERS, TWO_ORDERS)]
     rng.shuffle(middle)
-    if amount is not None:
-        middle.insert(rng.randint(1, 2), rng.choice(AMOUNTS).format(a=amount))
+    if has_amount:
+        middle.insert(rng.randint(1, 2), told(AMOUNTS, TWO_AMOUNTS))
     wishes: list[str] = []
     if wants_refund:
         wishes.append(rng.choice(REFUND))
@@ -208,7 +233,7 @@ def sample_ticket(rng: random.Random, customer: str | None = None) -> Ticket:
         "order": order,
         "product": product,
         "issue": issue,
-        "amount": amount,
+        "amount": amount if has_amount else None,
         "urgent": is_urgent,
         "refund": wants_refund,
     }
