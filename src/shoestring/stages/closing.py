@@ -71,8 +71,11 @@ def meta_of(folder: Path) -> dict[str, Any]:
 def refuse_other_run_file(name: str, folder: Path, run_file: Path) -> None:
     """Raises: ConfigError where the folder holds the run of another run file with the same name.
 
-    A run file that is gone, or says the same, claims nothing; nor does a folder that was copied or moved since.
+    A run file that is gone, says the same, or never came past curation claims nothing; nor does a folder that was
+    copied or moved since.
     """
+    if not (folder / "curate.json").is_file():
+        return
     meta = meta_of(folder)
     earlier = Path(meta.get("run_file") or folder)
     if meta.get("folder") != str(folder.resolve()) or not earlier.is_file():
