@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shoestring.data.clean import Item
-from shoestring.data.split import Forest, clusters_of, draw, near_pairs, num_near, quotas, sample
+from shoestring.data.split import Forest, clusters_of, compared_texts, draw, near_pairs, num_near, quotas, sample
 from shoestring.records import Example, Message, no_progress
 
 WORDS = [f"w{i}" for i in range(300)]
@@ -32,6 +32,15 @@ def test_near_held_out_rows_are_counted():
     train = [item("a b c d e"), item("f g h i j")]
     held_out = [item("a b c d e f"), item("e d c b a"), item("x y z"), item("b a c d e f")]
     assert num_near(train, held_out, no_progress) == 3
+
+
+def test_an_instruction_before_every_row_does_not_make_rows_alike():
+    said = [f"{a} {b} {c}" for a, b, c in zip(WORDS[:40], WORDS[50:90], WORDS[100:140], strict=True)]
+    plain, led = ([item(lead + text) for text in said] for lead in ("", "sort this message into one of the classes: "))
+    assert compared_texts(led) == compared_texts(plain) == said
+    assert clusters_of(led, no_progress) == clusters_of(plain, no_progress)
+    assert compared_texts([*led, item("quite another text")])[-1] == "quite another text"
+    assert compared_texts([]) == []
 
 
 def test_near_pairs_finds_what_a_full_comparison_finds():

@@ -22,6 +22,7 @@ ESTIMATE_MARGIN = 0.2  # five standard deviations of the estimate from 100 value
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing (2^64 / golden ratio)
 NEIGHBOURS_IN_BUCKET = 20  # in buckets larger than this each row is compared with so many next ones
 MAX_CLUSTER_FRAC = 0.1  # text from a template would chain into one cluster; then only equal prompts go together
+SHARED_FRAC = 0.9  # an opening that so many rows have is an instruction, not what they say
 WORD = re.compile(r"\w+")
 
 
@@ -57,7 +58,7 @@ def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[in
     near = Forest(len(items))
     for index in range(len(items)):
         near.join(sure.root(index), index)
-    for a, b in near_pairs([_compared_text(item) for item in items], progress):
+    for a, b in near_pairs(compared_texts(items), progress):
         near.join(a, b)
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(items)):
@@ -78,15 +79,32 @@ def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[in
     return clusters, notes
 
 
-def _compared_text(item: Item) -> str:
-    """What the user says: a system prompt all rows share must not make them alike."""
-    one_message = len(item.example.prompt) == 1  # has been normalised already
-    return item.prompt_key if one_message else normalise(item.example.user_text)
+def compared_texts(items: Sequence[Item]) -> list[str]:
+    """What the users say, normalised: without system prompts, and without an instruction that nearly all rows begin with.
+
+    What all rows share must not make them alike.
+    """
+    # The key of a single message has been normalised already.
+    words = [
+        (item.prompt_key if len(item.example.prompt) == 1 else normalise(item.example.user_text)).split()
+        for item in items
+    ]
+    num_shared, shared = 0, [True] * len(words)
+    while words:
+        having = [i for i, row in enumerate(words) if shared[i] and len(row) > num_shared + 1]
+        if not having:
+            break
+        word, num_rows = Counter(words[i][num_shared] for i in having).most_common(1)[0]
+        if num_rows < SHARED_FRAC * len(words):
+            break
+        shared = [shared[i] and len(row) > num_shared and row[num_shared] == word for i, row in enumerate(words)]
+        num_shared += 1
+    return [" ".join(row[num_shared:] if has else row) for row, has in zip(words, shared, strict=True)]
 
 
 def num_near(train: Sequence[Item], held_out: Sequence[Item], progress: Progress) -> int:
     """How many held-out rows have a training row at NEAR_JACCARD or more."""
-    pairs = near_pairs([_compared_text(item) for item in [*train, *held_out]], progress)
+    pairs = near_pairs(compared_texts([*train, *held_out]), progress)
     # Training rows come first, so of equal word sets the first is a training row if any is.
     near = {b for a, b in pairs if a < len(train) <= b}
     near |= {b for a, b in pairs if a in near and b >= len(train)}
