@@ -80,9 +80,9 @@ def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[in
 
 
 def compared_texts(items: Sequence[Item]) -> list[str]:
-    """What the users say, normalised: without system prompts, and without an instruction that nearly all rows begin with.
+    """What the users say, normalised, without an instruction that nearly all rows begin with.
 
-    What all rows share must not make them alike.
+    What all rows share, system prompts as well, must not make them alike.
     """
     # The key of a single message has been normalised already.
     words = [
