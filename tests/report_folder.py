@@ -228,10 +228,10 @@ def write_run(folder: Path, *, until: str = "end") -> RunConfig:
         0.8,
         best.score,
         f"The lower end of its interval, {best.score.low:.3f}, reaches the bar of 0.8; no cheaper arm does.",
-        "shoestring export runs/tickets",
+        "export it: shoestring export RUN",
     )
     differences = [paired_difference(best, b) for b in baselines]
-    finish("ladder.json", {**to_json(verdict), "differences": to_json(differences)}, 0.0)
+    finish("ladder.json", {**to_json(verdict), "model": best.model, "differences": to_json(differences)}, 0.0)
     check = MergeCheck(5120, 2.1e-4, 0.9996, 1.4, 1.0, True)
     finish(
         "export.json",

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from shoestring.cli import listing
 from shoestring.cli.main import run
 from shoestring.cli.progress import Screen
 from shoestring.cli.tables import arms_table, clip, table, usd_span, width_of
@@ -154,7 +155,7 @@ def test_a_reader_that_leaves_is_no_error(here: Path) -> None:
     [
         (RUN_FILE.replace("0.85", "1.5"), ["run.yaml:2", "task.bar = 1.5"]),
         (RUN_FILE + "modles: [embedded]\n", ["run.yaml:5", "'modles'", "did you mean 'models'"]),
-        ("", ["run.yaml", "mapping"]),
+        ("", ["run.yaml is empty", "mapping"]),
     ],
 )
 def test_a_wrong_run_file(text: str, words: list[str], here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +238,20 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(here: Path, capfd: pyt
     assert json.loads(capfd.readouterr().out)["curate"]["counts"]["rows_in"] == 400
 
 
+def test_what_out_chose_is_not_blamed_on_runs_dir(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "a.jsonl").write_text(rows(120))
+
+    def refuse(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shoestring.files.tempfile.mkstemp", refuse)
+    for arguments in (["init", "a.jsonl"], ["curate", "a.jsonl", "--out", "curated"]):
+        assert run(arguments) == 1
+        assert "--runs-dir" not in told(capfd, "permission denied", "--out")
+
+
 def test_two_runs_in_one_folder(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "train.jsonl").write_text(rows(200))
     (here / "run.yaml").write_text(RUN_FILE)
@@ -251,6 +266,9 @@ def test_two_runs_in_one_folder(here: Path, capfd: pytest.CaptureFixture[str]) -
 
 def test_init_writes_a_run_file_that_curates(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "my orders.jsonl").write_text(rows(200))
+    assert run(["init", "my orders.jsonl", "--out", "sub/run.yaml"]) == 2
+    told(capfd, "there is no folder sub", "mkdir -p sub")
+    (here / "sub").mkdir()
     assert run(["init", "my orders.jsonl", "--out", "sub/run.yaml"]) == 0
     out = capfd.readouterr().out
     assert "extract" in out
@@ -345,6 +363,10 @@ def test_runs_lists_whole_and_broken_folders(here: Path, capfd: pytest.CaptureFi
     assert set(listed) == {"trial", "torn", "strange", "bare"}
     assert listed["trial"]["broken"] is None
     assert listed["trial"]["stage"] == "curate"
+    baseline = {"arm": "zero", "score": 0.5, "low": 0.4, "high": 0.6}
+    unfinished = {**listed["trial"], "stage": "decide", "best": baseline}
+    assert listing._row(unfinished)[1:4] == ("decide", "unfinished", "-")  # a baseline's score is not the run's
+    assert listing._row({**unfinished, "stage": "not started"})[1:4] == ("not started", "", "-")
     assert all(listed[name]["broken"] for name in ("torn", "strange", "bare"))
     assert run(["runs"]) == 0
     assert capfd.readouterr().out.count("broken") == 3

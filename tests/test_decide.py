@@ -176,7 +176,7 @@ def test_the_first_rung_that_meets_the_bar_wins_though_a_later_one_is_better() -
     got = verdict(arms, CLASSIFY)
     assert (got.met, got.arm, got.kind) == (True, "3m", "finetune")
     assert "best baseline, zero, scores 0.300" in got.reason and "1 cheaper rung did not" in got.reason
-    assert got.next_step == "export it: shoestring export"
+    assert got.next_step == "export it: shoestring export RUN"
 
 
 def test_no_baseline_meets_the_bar_so_train() -> None:
@@ -204,11 +204,36 @@ def test_advice_after_a_fine_tune_below_the_bar() -> None:
     assert "the bar lies inside the interval, about 400 rows" in near.reason and "larger model" in near.next_step
     cut = verdict([zero, arm("5m", "finetune", 0.5, 0.4, 0.6, num_cut=30)], CLASSIFY)
     assert cut.next_step.startswith("raise task.max_new_tokens (30% of the answers")
+    assert "shoestring train" not in cut.next_step and cut.next_step.endswith("or lower task.bar")
+    short = arm("5m", "finetune", 0.01, 0.0, 0.05, num_cut=30)
+    short = dataclasses.replace(short, details={**short.details, "num_steps": 12})
+    assert verdict([zero, short], CLASSIFY).next_step.index(
+        "raise train.num_epochs for 5m (12 steps are few), raise task"
+    )
+    rising = dataclasses.replace(
+        arm("5m", "finetune", 0.6, 0.5, 0.7), details={"num_steps": 900, "is_best_at_end": True}
+    )
+    assert "the dev score was best at the last step" in verdict([zero, rising], CLASSIFY).next_step
     worse = verdict([arm("linear", "linear", 0.7, 0.6, 0.75), arm("5m", "finetune", 0.5, 0.4, 0.6)], CLASSIFY)
     assert "did not beat linear (5m: 0.500" in worse.next_step
     failed = tuple(RowScore(str(i), "", "", "", 0.0, 1, 1, 0.0, 0.0, "invalid label 'x'") for i in range(20))
     unusable = dataclasses.replace(arm("5m", "finetune", 0.5, 0.4, 0.6), rows=failed)
-    assert "train longer (20% of its answers were unusable)" in verdict([unusable], CLASSIFY).next_step
+    assert "(20% of its answers were unusable)" in verdict([unusable], CLASSIFY).next_step
+
+
+def test_no_advice_to_train_what_is_trained() -> None:
+    tuned = arm("5m", "finetune", 0.5, 0.4, 0.6)
+    for best in (arm("linear", "linear", 0.84, 0.76, 0.90), arm("linear", "linear", 0.80, 0.72, 0.87)):
+        assert "shoestring train RUN" in verdict([best], CLASSIFY).next_step
+        assert "shoestring train" not in verdict([best, tuned], CLASSIFY).next_step
+    met = verdict([arm("linear", "linear", 0.95, 0.9, 0.98), tuned], CLASSIFY)
+    assert met.next_step == "use linear as it was measured; the fine-tunes are not needed to meet the bar"
+
+
+def test_a_tie_at_zero_names_no_arm() -> None:
+    got = verdict([arm("zero", "zero_shot", 0.0, 0.0, 0.04), arm("5m", "finetune", 0.0, 0.0, 0.04)], CLASSIFY)
+    assert got.arm is None and got.reason == "no arm scored above 0 on 100 rows; the bar is 0.8"
+    assert "did not beat" not in got.next_step
 
 
 def test_nothing_measured() -> None:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
 
 from shoestring.config import parse_run_file
-from shoestring.errors import BadInput
+from shoestring.errors import BadInput, ModelError
 from shoestring.records import ArmScore, Device, Estimate, Example, MergeCheck, Message, TrainSettings
 from shoestring.serve.card import write_model_card
 from shoestring.serve.merge import ORIGIN, _Readings, compare, merge_adapter
@@ -53,6 +54,7 @@ def test_merged_weights_are_base_and_adapter(tiny, tmp_path, method):
     assert check.passed and check.num_tokens == sum(len(e.completion) + 1 for e in ROWS[48:])
     assert 0 < check.mean_abs_logprob_diff < 0.1 * check.adapter_effect
     merged = tmp_path / "merged"
+    assert {path.stat().st_mode for path in merged.iterdir()} == {(merged / "config.json").stat().st_mode}
     config = json.loads((merged / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
     assert (merged / "chat_template.jinja").is_file() and (merged / "generation_config.json").is_file()
@@ -78,6 +80,13 @@ def test_an_error_near_the_adapters_effect_fails():
 def test_merging_nothing_is_refused(tiny, tmp_path):
     with pytest.raises(BadInput, match="holds no adapter"):
         merge_adapter(tiny, tmp_path, tmp_path / "merged", device=HALF, examples=ROWS)
+
+
+def test_a_damaged_adapter_is_named(tiny, tmp_path):
+    weights = adapter_of(tiny, tmp_path / "rung") / "adapter_model.safetensors"
+    os.truncate(weights, 100)
+    with pytest.raises(ModelError, match=r"is damaged .*train this rung again"):
+        merge_adapter(tiny, weights.parent, tmp_path / "merged", device=HALF, examples=ROWS[48:])
 
 
 def test_a_card_says_what_failed_and_what_is_unknown(tiny, tmp_path):

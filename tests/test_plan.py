@@ -5,13 +5,16 @@ import pytest
 from shoestring.config import RunConfig
 from shoestring.errors import BadInput, ModelError
 from shoestring.market.prices import Price
+from shoestring.plan import throughput
 from shoestring.plan.devices import gpu_spec, gpu_table, planned_device
 from shoestring.plan.ladder_plan import busy_note, plan_ladder
 from shoestring.plan.memory import NF4_BYTES_PER_PARAM, activation_bytes_per_token, predict_memory, weight_bytes
 from shoestring.plan.settings import GIVEN, answer_limit, resolve_settings
 from shoestring.plan.shapes import shape_from_config, shape_of
-from shoestring.plan.throughput import predict_time, priors, quantile, train_flops_per_token
+from shoestring.plan.throughput import num_steps_of, predict_time, priors, quantile, train_flops_per_token
 from shoestring.records import Device, TokenCounts, plan_from_json, to_json
+from shoestring.train.loss import ROUND_WIDTH
+from shoestring.train.schedule import STEPS_PER_CHUNK, build_schedule
 
 GIB = 2**30
 CPU = Device("cpu", "cpu", 16 * GIB, 2, "float32", "")
@@ -292,3 +295,17 @@ def test_a_busy_machine_is_said():
     note = busy_note(9.0, 2)
     assert "load 9.0 on 2 processors" in note and "about 5 times as long" in note
     assert busy_note(1.0, 2) is None
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(128, 128), (512, 512), (1600, 400)])
+@pytest.mark.parametrize("epochs", [1.0, 2.5])
+def test_planned_steps_are_those_of_the_schedule(batch, micro, epochs):
+    lengths = [40 + (37 * i) % 61 for i in range(200)]  # 40 to 100 tokens
+    counts = TokenCounts(tuple(n - 10 for n in lengths), (10,) * 200, (90,) * 50, (10,) * 50)
+    given = {"batch_tokens": batch, "micro_batch_tokens": micro, "num_epochs": epochs}
+    settings = resolve_settings(config(train=given), TINY, counts, CPU)
+    schedule = build_schedule(lengths, epochs, batch, micro, 0, ROUND_WIDTH)
+    num_steps, num_micro = num_steps_of(lengths, settings)
+    assert num_steps == pytest.approx(len(schedule.steps), rel=0.05)
+    assert num_micro == pytest.approx(sum(map(len, schedule.steps)), rel=0.05)
+    assert (throughput.ROUND_WIDTH, throughput.STEPS_PER_CHUNK) == (ROUND_WIDTH, STEPS_PER_CHUNK)

@@ -1,6 +1,7 @@
 """The main path end to end on the smallest embedded model: what is repeated, what is kept, when it stops."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -297,6 +298,61 @@ def test_export_of_a_run_that_has_not_scored_a_rung_says_what_to_do(copied, capf
     assert command(["export", str(folder)]) == 2
 
     assert "no rung is trained and scored yet; first: shoestring run" in capfd.readouterr().err
+
+
+# ---- what was deleted or damaged in a finished run -----------------------------------------------
+
+
+def cut_weights(adapter: Path) -> None:
+    os.truncate(adapter / "adapter_model.safetensors", 100)
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, cut_weights])
+@pytest.mark.parametrize("verb", ["run", "export"])
+def test_a_lost_adapter_is_put_back_and_no_stage_but_the_export_is_repeated(copied, capfd, damage, verb):
+    folder = copied / "runs/colours"
+    adapter = folder / "rungs/shoestring-1m/adapter"
+    weights, before = (adapter / "adapter_model.safetensors").read_bytes(), finished_at(folder)
+    damage(adapter)
+
+    assert command([verb, str(folder)]) in (0, 3)
+
+    assert "its adapter was missing or damaged, and is put back" in capfd.readouterr().err
+    assert (adapter / "adapter_model.safetensors").read_bytes() == weights
+    assert (adapter / "README.md").is_file()
+    assert finished_at(folder) == before
+
+
+def test_an_adapter_lost_for_good_is_trained_again(copied, capfd):
+    folder = copied / "runs/colours"
+    rung, before = folder / "rungs/shoestring-1m", finished_at(folder)
+    weights = (rung / "adapter/adapter_model.safetensors").read_bytes()
+    for name in ("adapter", "best", "checkpoints"):
+        shutil.rmtree(rung / name)
+
+    assert command(["export", str(folder)]) == 2
+    assert f"train it again: shoestring run {folder}" in capfd.readouterr().err
+    assert command(["run", str(folder)]) == 3
+
+    assert "so it is trained again" in capfd.readouterr().err
+    assert (rung / "adapter/adapter_model.safetensors").read_bytes() == weights
+    assert (folder / "export/merged/model.safetensors").is_file()
+    assert finished_at(folder)["decide.json"] == before["decide.json"]
+    entries = Run.from_folder(folder).ledger.entries()
+    assert [e["stage"] for e in entries if e["item"].startswith("rungs/")] == ["train", "eval", "train", "eval"]
+
+
+def test_an_export_that_misses_a_file_is_made_again_and_an_edited_card_stays(copied):
+    folder = copied / "runs/colours"
+    merged = folder / "export/merged"
+    (merged / "README.md").write_text("ours")
+    Run.from_folder(folder).execute()
+    assert (merged / "README.md").read_text() == "ours"
+    os.truncate(merged / "model.safetensors", 100)
+
+    Run.from_folder(folder).execute()
+
+    assert (merged / "model.safetensors").stat().st_size > 100
 
 
 # ---- money -------------------------------------------------------------------------------------

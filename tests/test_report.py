@@ -6,8 +6,9 @@ import re
 import pytest
 from report_folder import HOSTILE, write_run
 
-from shoestring.files import write_whole
+from shoestring.files import read_json, write_json, write_jsonl, write_whole
 from shoestring.records import Estimate
+from shoestring.report.folder import next_step
 from shoestring.report.html import render_report
 from shoestring.report.svg import Series, arm_chart, curve_chart, nice_range, ratio_bar, share_bar, thin, ticks
 from shoestring.report.text import clip, esc
@@ -60,7 +61,7 @@ def test_verdict_comes_first(finished):
              "Where it fails", "Settings and their reasons", "Environment"]  # fmt: skip
     places = [text.index(words) for words in order]
     assert places == sorted(places)
-    for expected in ("Bar met", "bar 0.8", "shoestring export runs/tickets", "of a budget of $0.50", "1,036 rows in",
+    for expected in ("Bar met", "bar 0.8", "serve it: the adapter is in", "of a budget of $0.50", "1,036 rows in",
                      "zero-shot shoestring-1m", "duplicate", "contradiction", "empty answer", "learning_rate",
                      "Tinker cookbook", "0.17 USD/kWh", "2.13.0", "same top token 99.96%", "1.30×"):  # fmt: skip
         assert expected in text, expected
@@ -181,3 +182,59 @@ def test_text_by_hand():
     assert esc("a\x00\ud800b") == "a\ufffd\ufffdb"
     assert clip("abcdef", 3) == "abc … (6 characters)"
     assert "\x00" in HOSTILE
+
+
+def change(path, edit):
+    record = read_json(path)
+    edit(record["result"])
+    write_json(path, record)
+
+
+def test_rows_of_conversations_add_up(tmp_path):
+    write_run(tmp_path, until="curate")
+    counts = {"rows_in": 200, "rows_expanded": 200, "rows_train": 200, "rows_dev": 32, "rows_eval": 60, "dropped": 108}
+    change(tmp_path / "curate.json", lambda r: r.update(counts=counts, dropped_by_code={"not_sampled": 108}))
+    text = Page(render_report(tmp_path)).text
+    assert "200 rows in, 400 examples" in text and "292 kept, 108 dropped" in text and "27.0%" in text
+
+
+def test_the_next_step_can_be_followed(tmp_path):
+    folder = tmp_path / "my runs"
+    verdict = {"kind": "finetune", "model": "m", "next_step": "export it: shoestring export RUN"}
+    assert next_step(verdict, folder, None) == f"export it: shoestring export '{folder}'"
+    exported = {"adapter_dir": "rungs/m/adapter", "merged_dir": "export/merged", "merge_check": {"passed": True}}
+    told = next_step(verdict, folder, exported)
+    assert told == f"serve it: the adapter is in {folder}/rungs/m/adapter, merged weights in {folder}/export/merged"
+    assert "serve the adapter" in next_step(verdict, folder, {**exported, "merge_check": {"passed": False}})
+    assert "shoestring export" in next_step({**verdict, "model": "n"}, folder, exported)
+    write_run(folder, until="plan")
+    assert f"shoestring run '{folder}'" in Page(render_report(folder)).text
+
+
+def test_a_tie_at_zero_has_no_best_arm(tmp_path):
+    write_run(tmp_path, until="decide")
+
+    def to_zero(result):
+        for arm in result["arms"]:
+            arm["score"] = {"value": 0.0, "low": 0.0, "high": 0.02}
+
+    change(tmp_path / "decide.json", to_zero)
+    reason = "no arm scored above 0 on 200 rows; the bar is 0.8"
+    verdict = {"met": False, "arm": None, "kind": "none", "model": None, "reason": reason, "next_step": ""}
+    write_json(tmp_path / "ladder.json", {"result": verdict})
+    page = Page(render_report(tmp_path))
+    assert "No arm met the bar; none scored above 0" in page.text and "No arm scored above 0 on 200" in page.text
+    assert "Predicted against actual" not in page.text and "Expenses" in page.text  # nothing was trained
+
+
+def test_a_failed_row_of_a_chat_shows_the_turns_before(tmp_path):
+    write_run(tmp_path, until="decide")
+    row_ids = [row["id"] for row in read_json(tmp_path / "decide.json")["result"]["arms"][0]["rows"]]
+    turns = [("system", "Be brief. " * 50), ("user", "first question"), ("assistant", "first answer"), ("user", "last")]
+    messages = [{"role": role, "content": text} for role, text in [*turns, ("assistant", "x")]]
+    write_jsonl(
+        tmp_path / "data" / "eval.jsonl",
+        [{"id": row_id, "messages": messages, "answer_span": [4, 5]} for row_id in row_ids] + [{"id": 1}],
+    )
+    text = Page(render_report(tmp_path)).text
+    assert "first answer" in text and "(500 characters)" in text and "system" in text

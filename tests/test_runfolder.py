@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from shoestring.errors import RunFolderError
-from shoestring.files import write_whole
+from shoestring.files import cannot_write, write_whole
 from shoestring.runfolder import RunFolder, fingerprint, rung_name
 
 
@@ -99,6 +99,12 @@ def test_rung_names_are_safe_and_distinct():
 def test_fingerprints_see_every_part_and_not_the_order_of_keys():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint("a", 1) != fingerprint("a", 2)
+
+
+def test_what_cannot_be_written_is_told_with_the_next_step(tmp_path):
+    for number, remedy in ((28, "free space"), (30, "--runs-dir"), (13, "--runs-dir"), (1, "chattr -i"), (5, "same")):
+        message = str(cannot_write(tmp_path, OSError(number, os.strerror(number))))
+        assert str(tmp_path) in message and remedy in message
 
 
 def test_files_have_the_mode_the_umask_asks_for(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoestring import files
 from shoestring.errors import BudgetStopped, DoesNotFit, Interrupted, RunFolderError, TrainingError
 from shoestring.records import Device, Example, Message, TrainSettings
 from shoestring.train import checkpoint, device, loss
@@ -20,7 +21,15 @@ from shoestring.train.device import CLEAR_REFS, peak_bytes
 from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import encode_example
-from shoestring.train.trainer import _named_faults, build_adapter, eval_steps, thin_history, train_rung
+from shoestring.train.trainer import (
+    _named_faults,
+    build_adapter,
+    eval_steps,
+    is_whole,
+    restore,
+    thin_history,
+    train_rung,
+)
 from tests.tiny import make_model
 
 EXACT = Device("cpu", "cpu", 2**33, 1, "float32", "so that sums can be compared")
@@ -52,6 +61,8 @@ def tiny(tmp_path_factory):
 def rung(tiny, tmp_path):
     """Trains in tmp_path/rung; keyword arguments as train_rung's, settings by name."""
 
+    lines = []
+
     def run(
         out="rung", dev_rows=8, num_rows=80, metric=lambda model, tokenizer: 0.0, device=HALF, stop=None, **changes
     ):
@@ -63,10 +74,11 @@ def rung(tiny, tmp_path):
             settings=settings(**changes),
             device=device,
             dev_metric=metric,
+            log=lines.append,
             **({"should_stop": stop} if stop else {}),
         )
 
-    run.folder = tmp_path
+    run.folder, run.lines = tmp_path, lines
     return run
 
 
@@ -278,14 +290,16 @@ def test_damaged_and_half_written_checkpoints_are_passed_over(rung):
     rung("rung")
     checkpoints = rung.folder / "rung/checkpoints"
     older, newest = sorted(checkpoints.iterdir(), key=lambda p: int(p.name.split("-")[1]))
-    optimizer = newest / "optimizer.pt"
-    optimizer.write_bytes(optimizer.read_bytes()[:-1] + b"\0")
+    os.truncate(newest / "optimizer.pt", 1000)
     # One that a kill cut short in the writing, and one in the removal, which is no longer sealed.
     for half in (checkpoints / f"checkpoint-{int(newest.name.split('-')[1]) + 1}", checkpoints / "checkpoint-1"):
         half.mkdir()
         (half / "adapter_model.safetensors").write_bytes(b"half")
     shutil.rmtree(rung.folder / "rung/adapter")
+    assert rung.lines == []
     result = rung("rung")
+    (line,) = rung.lines
+    assert newest.name in line and f"continues from step {checkpoint.step_of(older)}" in line
     assert older.exists() and all(checkpoint.is_intact(folder) for folder in checkpoints.iterdir())
     assert recorded(rung.folder / "rung") == list(range(1, result.num_steps + 1))
     assert adapter_bytes(rung.folder / "rung") == adapter_bytes(rung.folder / "whole")
@@ -296,6 +310,34 @@ def test_other_settings_begin_anew_and_say_so(rung):
     result = rung(learning_rate=5e-3)
     assert "began anew" in result.settings["restarted"]
     assert recorded(rung.folder / "rung") == list(range(1, result.num_steps + 1))
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda best: (best / "adapter_model.safetensors").write_bytes(b"")])
+def test_a_damaged_best_adapter_is_not_built_on(rung, damage):
+    values = iter([0.9, 0.5, 0.4] * 2)
+    result = rung(metric=lambda model, tokenizer: next(values))
+    before = adapter_bytes(rung.folder / "rung")
+    damage(rung.folder / "rung/best" / f"step-{result.best_step}")
+
+    again = rung(metric=lambda model, tokenizer: next(values))
+
+    assert len(rung.lines) == 1 and "missing or damaged, so training began anew" in rung.lines[0]
+    assert adapter_bytes(rung.folder / "rung") == before and again.wall_s > result.wall_s
+
+
+def test_a_lost_adapter_is_put_back_from_whatever_holds_it(rung):
+    result = rung()
+    folder = rung.folder / "rung"
+    sums, weights = result.settings["adapter_sha256"], f"step-{result.best_step}/adapter_model.safetensors"
+    assert is_whole(folder / "adapter", sums) and "tokenizer.json" in sums
+
+    (folder / "best" / weights).write_bytes(b"x")
+    shutil.rmtree(folder / "adapter")
+    found = restore(folder, result)  # the last checkpoint may be another step than the best one
+    assert found == (result.best_step == result.num_steps)
+    shutil.rmtree(folder / "best")
+    shutil.rmtree(folder / "checkpoints")
+    assert not restore(folder, result)
 
 
 def test_killed_at_random_moments_the_adapter_is_bit_equal(tiny):
@@ -336,7 +378,7 @@ def test_an_adapter_without_effect_is_refused(rung):
         rung(learning_rate=1e-45)
 
 
-def test_full_disks_and_full_accelerators_are_named(tmp_path):
+def test_full_disks_and_full_accelerators_are_named(tmp_path, monkeypatch):
     """Three libraries write a checkpoint and raise three kinds of exception for one full disk."""
     from safetensors import SafetensorError
 
@@ -344,6 +386,12 @@ def test_full_disks_and_full_accelerators_are_named(tmp_path):
     for fault in (OSError(28, "No space left"), SafetensorError(f"I/O error: {full}"), RuntimeError(full)):
         with pytest.raises(RunFolderError, match="the disk is full"), _named_faults(tmp_path, settings()):
             raise fault
+    broken = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with pytest.raises(RunFolderError, match=r"unexpected pos.*run the same"), _named_faults(tmp_path, settings()):
+        raise broken
+    monkeypatch.setattr(files, "_free_bytes", lambda folder: 4096)
+    with pytest.raises(RunFolderError, match="the disk is full"), _named_faults(tmp_path, settings()):
+        raise broken
     with pytest.raises(DoesNotFit, match=r"micro_batch_tokens=128"), _named_faults(tmp_path, settings()):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="else"), _named_faults(tmp_path, settings()):

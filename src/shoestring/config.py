@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import ConfigError
 
@@ -39,6 +39,16 @@ PLANNED_KEYS = {
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and no as booleans, and Python takes those for 1 and 0."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if {int, float} & {annotation, *get_args(annotation)}:
+                raise ValueError("yes, no, true and false are no number; give a number")
+        return value
 
 
 class TaskConfig(_Section):
@@ -261,6 +271,10 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    if raw is None:
+        raise ConfigError(
+            f"{name} is empty; a run file is a mapping with name, task and data: 'shoestring init DATA_FILE' writes one"
+        )
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: a run file is a mapping with name, task and data; this holds {type(raw).__name__}")
     if fault:

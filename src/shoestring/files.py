@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import RunFolderError
+from .errors import RunFolderError, ShoestringError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -49,13 +51,59 @@ def _umask() -> int:
 
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The OSError in words: what, why, and what to do."""
+    again = "run the same command again, finished stages are kept"
     remedy = {
-        28: "the disk is full; free space and run the same command again, finished stages are kept",
-        30: "the file system is read-only; choose another place with --runs-dir",
-        13: "permission denied; choose another place with --runs-dir",
-        122: "disk quota reached; free space and run the same command again, finished stages are kept",
-    }.get(error.errno or 0, error.strerror or str(error))
+        errno.ENOSPC: f"the disk is full; free space and {again}",
+        errno.EROFS: "the file system is read-only; choose another place with --runs-dir",
+        errno.EACCES: "permission denied; choose another place with --runs-dir",
+        errno.EPERM: "operation not permitted; lift the protection (chattr -i) or choose another place with --runs-dir",
+        errno.EDQUOT: f"disk quota reached; free space and {again}",
+    }.get(error.errno or 0, f"{error.strerror or error}; once that is put right, {again}")
     return RunFolderError(f"cannot write {path}: {remedy}")
+
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Libraries write under folder; what they raise when they cannot is told as in `write_whole`.
+
+    torch, safetensors and tokenizers raise three kinds of exception for one full disk, torch one that only says
+    that its stream is not where it should be.
+    Raises: RunFolderError; anything else passes.
+    """
+    try:
+        yield
+    except ShoestringError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise cannot_write(folder, error) from error
+        text = str(error)
+        stream_broke = "inline_container" in text or "PytorchStreamWriter" in text
+        if "os error 28" in text or "No space left" in text or (stream_broke and _free_bytes(folder) < 1 << 20):
+            raise cannot_write(folder, OSError(errno.ENOSPC, text)) from error
+        if stream_broke:
+            raise cannot_write(folder, OSError(text.splitlines()[0])) from error
+        raise
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space where folder is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def sync_file(path: Path) -> None:
+    """Make a file durable, with the mode the umask asks for: safetensors gives its files 0600."""
+    path.chmod(0o666 & ~_umask())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -108,13 +108,10 @@ class Run:
 
     def train(self, rung: RungPlan, curated: Curated) -> TrainResult:
         """Train one rung, or continue its newest complete checkpoint. Raises: BudgetStopped."""
+        rungs.forget_lost(self, rung)
         name, after, depends_on = rung_file(rung.model, "train.json"), "curate.json", inputs.train(self, rung)
-        work, read, predicted = (
-            partial(rungs.train, self, rung, curated),
-            records.train_from_json,
-            rungs.predicted(rung),
-        )
-        return once(self, name, work, read, after=after, depends_on=depends_on, predicted=predicted)
+        work, read = partial(rungs.train, self, rung, curated), records.train_from_json
+        return once(self, name, work, read, after=after, depends_on=depends_on, predicted=rungs.predicted(rung))
 
     def measure(self, rung: RungPlan, curated: Curated) -> ArmScore:
         """Train and evaluate one rung. Raises: BudgetStopped."""
@@ -127,6 +124,7 @@ class Run:
 
     def export(self, chosen: ArmScore, curated: Curated) -> dict[str, Any]:
         """Adapter with model card, and merged weights checked against it."""
+        closing.forget_incomplete(self)
         work, after = partial(closing.export, self, chosen, curated), rung_file(chosen.model, "eval.json")
         return once(self, "export.json", work, dict, after=after, depends_on=chosen.arm)
 
@@ -135,6 +133,7 @@ class Run:
         self.progress, self.log = progress, log
         chosen = choose(closing.trained_and_scored(self), self.config.task.bar)
         with closing.opened(self):
+            rungs.require_adapter(self, chosen)
             self.export(chosen, preparing.read_again(self))
         return chosen
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import BadInput, DataError
 from . import running
-from .output import emit
+from .output import emit, written_to_out
 from .progress import Screen
 
 
@@ -41,7 +41,8 @@ def _files(files: list[str], out: Path, is_json: bool) -> int:
     )
     with Screen() as screen:
         curated = curate(config, Path.cwd(), progress=screen.progress)
-    write_curated(curated, out)
+    with written_to_out():
+        write_curated(curated, out)
     result = summary(curated)
     if is_json:
         emit({**result, "folder": str(out)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput, RunFolderError
 from ..files import write_whole
 from .output import emit, say, warn
-from .running import BAR_NOT_MET_CODE, execute, show_arms, show_verdict
+from .running import BAR_NOT_MET_CODE, execute, show_arms, show_verdict, summary_of
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -53,7 +53,7 @@ def command(runs_dir: Path, fresh: bool, is_json: bool) -> int:
     verdict = execute(run, None)
     now = run.run_folder.record("ladder.json")
     if is_json:
-        emit(run.summary())
+        emit(summary_of(run))
         return 0 if verdict.met else BAR_NOT_MET_CODE
     if earlier is not None and now is not None and earlier["finished_at"] == now["finished_at"]:
         say(f"This demo finished at {now['finished_at']}; nothing was run again (--fresh starts over).\n")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, DataError
 from ..files import write_whole
-from .output import emit, say
+from .output import emit, say, written_to_out
 from .progress import Screen
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def command(data_file: str, out: Path, force: bool, is_json: bool) -> int:
         raise DataError(f"{data_file}: no such file; give a data file (JSONL, JSON, CSV, Parquet, .gz of each)")
     if out.is_dir():
         raise BadInput(f"--out {out} is a folder; name the file to write, such as {out / 'run.yaml'}")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}; first: mkdir -p {shlex.quote(str(out.parent))}")
     if out.exists() and not force:
         raise BadInput(f"{out} exists; choose another name with --out FILE, or replace it with --force")
     with Screen() as screen:
@@ -81,7 +84,8 @@ def command(data_file: str, out: Path, force: bool, is_json: bool) -> int:
         fields=fields_text(detected.fields),
     )
     parse_run_file(text, str(out))  # what we write, we can read
-    write_whole(out, text)
+    with written_to_out():
+        write_whole(out, text)
     runs = {"run_file": str(out), "kind": detected.kind, "metric": metric, "bar": bar, "format": detected.format}
     if is_json:
         emit(
@@ -92,8 +96,8 @@ def command(data_file: str, out: Path, force: bool, is_json: bool) -> int:
     say(f"  {evidence_text(detected)}")
     if detected.num_faults:
         are = "row has" if detected.num_faults == 1 else "rows have"
-        say(f"  {detected.num_faults:,} {are} something wrong; shoestring curate {out} says what")
-    say(f"Next: read it, then  shoestring run {out}")
+        say(f"  {detected.num_faults:,} {are} something wrong; shoestring curate {shlex.quote(str(out))} says what")
+    say(f"Next: read it, then  shoestring run {shlex.quote(str(out))}")
     return 0
 
 

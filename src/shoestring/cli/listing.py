@@ -59,7 +59,7 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
         return (run["name"], "broken", run["broken"][:80], "", "", "", "", when)
     verdict, best = run["verdict"], run["best"]
     if verdict is None:
-        words, score = "", best and {"value": best["score"], "low": best["low"], "high": best["high"]}
+        words, score = "" if run["stage"] == "not started" else "unfinished", None  # a baseline's is not the run's
     else:
         words = f"met by {verdict['arm']}" if verdict["met"] else "bar not met"
         score = verdict["score"] or (best and {"value": best["score"], "low": best["low"], "high": best["high"]})

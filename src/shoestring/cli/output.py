@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..errors import RunFolderError
+
 _saved_stdout: int | None = None
 
 
@@ -46,6 +48,15 @@ def emit(value: Any) -> None:
         sys.stdout.flush()
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+@contextlib.contextmanager
+def written_to_out() -> Iterator[None]:
+    """A place that cannot be written was chosen with --out here, not with --runs-dir as for a run."""
+    try:
+        yield
+    except RunFolderError as error:
+        raise RunFolderError(str(error).replace("--runs-dir", "--out")) from error
 
 
 def say(text: str = "") -> None:

@@ -60,13 +60,23 @@ def command(target: str, runs_dir: Path, is_json: bool, until: str | None) -> in
 
 def stage_summary(run: Run, until: str | None) -> dict[str, Any]:
     """The run's summary with the result of the stage that was asked for."""
-    summary = run.summary()
+    summary = summary_of(run)
     if until == "plan":
         summary["plan"] = result_of(run, "plan.json")
     elif until == "curate":
         summary["curate"] = result_of(run, "curate.json")
     elif until == "train":
         summary["train"] = [result for _, result in trained(run)]
+    return summary
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    """The run's summary, the verdict's next step as it can be followed now."""
+    from ..report.folder import next_step
+
+    summary = run.summary()
+    if verdict := summary["verdict"]:
+        summary["verdict"] = {**verdict, "next_step": next_step(verdict, run.folder, result_of(run, "export.json"))}
     return summary
 
 
@@ -104,7 +114,9 @@ def show_curate_result(result: dict[str, Any], folder: Path) -> None:
     """Rows in, kept and dropped by reason, and where they are."""
     counts = result["counts"]
     kept = ", ".join(f"{counts.get(f'rows_{part}', 0):,} {part}" for part in ("train", "dev", "eval"))
-    say(f"{counts['rows_in']:,} rows read: {kept}; {counts.get('dropped', 0):,} dropped")
+    expanded = counts.get("rows_expanded", 0)
+    examples = f", {counts['rows_in'] + expanded:,} examples" if expanded else ""
+    say(f"{counts['rows_in']:,} rows read{examples}: {kept}; {counts.get('dropped', 0):,} dropped")
     reasons = {**result["dropped_by_code"]}
     if reasons:
         rows = [(code, f"{number:,}") for code, number in sorted(reasons.items(), key=lambda item: -item[1])]
@@ -118,7 +130,7 @@ def show_curate_result(result: dict[str, Any], folder: Path) -> None:
 
 def show_arms(run: Run) -> None:
     """The table of arms."""
-    summary = run.summary()
+    summary = summary_of(run)
     verdict = summary["verdict"] or {}
     mark = "chosen" if verdict.get("met") else "best"
     say(arms_table(summary["arms"], summary["metric"], verdict.get("arm"), mark=mark))
@@ -131,7 +143,7 @@ def show_decided(verdict: Verdict) -> None:
 
 def show_verdict(run: Run) -> None:
     """The answer, why, what it cost, and where the report is."""
-    summary = run.summary()
+    summary = summary_of(run)
     verdict = summary["verdict"]
     if verdict is None:
         return
@@ -226,7 +238,7 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
         chosen = run.export_trained(screen.progress, screen.log)
     result = result_of(run, "export.json")
     if is_json:
-        emit({**run.summary(), "export": result})
+        emit({**summary_of(run), "export": result})
     else:
         check = result["merge_check"]
         say(f"adapter: {run.folder / result['adapter_dir']}")
@@ -251,7 +263,7 @@ def report_command(target: str, runs_dir: Path, is_json: bool) -> int:
         raise BadInput(f"{run.folder}: no such run folder yet; first: shoestring run {target}")
     path = run.write_report()
     if is_json:
-        emit(run.summary())
+        emit(summary_of(run))
     else:
         say(str(path))
     return 0

@@ -9,7 +9,7 @@ from ..evaluate.statistics import detectable_difference, rows_to_settle
 from ..records import ArmScore, Estimate, Verdict
 from ..units import usd
 
-__all__ = ["detectable_difference", "verdict"]
+__all__ = ["RUN", "detectable_difference", "verdict"]
 
 # Kind of an arm to kind of a verdict; in order of simplicity, which breaks ties of cost.
 VERDICT_KINDS = {
@@ -21,8 +21,13 @@ VERDICT_KINDS = {
 }
 # Share of answers cut or unusable from which the advice speaks of it.
 NOTABLE_FRAC = 0.05
+# Fewer optimizer steps than this are the likeliest cause of a low score.
+FEW_STEPS = 100
 # Advice to score more rows ends at so many times those scored.
 TOO_MANY_TIMES = 20
+# Stands for the run's folder in the commands of a recorded step: a folder may be moved.
+RUN = "RUN"
+TRAIN = f"train, smallest rung first: shoestring train {RUN}"
 
 
 def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
@@ -40,7 +45,7 @@ def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
             task.bar,
             None,
             "no arm was measured",
-            "choose baselines in decide.arms, or train: shoestring train",
+            f"choose baselines in decide.arms, or {TRAIN}",
         )
     baselines = sorted((arm for arm in arms if arm.kind != "finetune"), key=_cheapness)
     finetunes = [arm for arm in arms if arm.kind == "finetune"]
@@ -49,10 +54,10 @@ def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
         return _bar_met(met, baselines, finetunes, task)
     best = max(arms, key=lambda arm: (arm.score.value, arm.score.low))
     if best.score.value >= task.bar:
-        reason, next_step = _cannot_tell(best, task.bar)
+        reason, next_step = _cannot_tell(best, finetunes, task.bar)
     else:
-        reason, next_step = _below(best, baselines, finetunes, task.bar)
-    return Verdict(False, best.arm, "none", task.bar, best.score, reason, next_step)
+        reason, next_step = _below(best, finetunes, task.bar)
+    return Verdict(False, best.arm if best.score.value > 0 else None, "none", task.bar, best.score, reason, next_step)
 
 
 def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[ArmScore], task: TaskConfig) -> Verdict:
@@ -66,64 +71,85 @@ def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[Arm
             reason += f"; the best baseline, {rival.arm}, scores {_shown(rival.score)}"
         smaller = finetunes[: finetunes.index(chosen)]
         reason += f"; {len(smaller)} cheaper rung{'s' if len(smaller) > 1 else ''} did not" if smaller else ""
-        next_step = "export it: shoestring export"
+        next_step = f"export it: shoestring export {RUN}"
     else:
         reason += f"; cheapest of {len(met)} arms that do, at {cost}" if len(met) > 1 else f", at {cost}"
-        next_step = "no training is needed; to train all the same set decide.train_anyway: true"
+        next_step = f"use {chosen.arm} as it was measured; "
+        next_step += (
+            "the fine-tunes are not needed to meet the bar"
+            if finetunes
+            else "no training is needed (to train all the same set decide.train_anyway: true)"
+        )
     return Verdict(True, chosen.arm, VERDICT_KINDS[chosen.kind], task.bar, chosen.score, reason, next_step)
 
 
-def _cannot_tell(best: ArmScore, bar: float) -> tuple[str, str]:
+def _cannot_tell(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
     reason = (
         f"cannot tell at {best.num_rows} rows: {best.arm} scores {_shown(best.score)}, and the bar {bar:g} lies inside "
         "the interval"
     )
     needed = _rows_needed(best, bar)
     if needed is None:
-        return f"{reason}, at the very score", f"no number of rows settles a tie; {_improve(best)}, or lower task.bar"
+        return f"{reason}, at the very score", f"no number of rows settles a tie; {_improve(best, finetunes)}"
     if needed > TOO_MANY_TIMES * best.num_rows:
         return f"{reason}; about {needed:,} rows would settle it", (
-            f"too close to settle by scoring more rows; {_improve(best)}, or lower task.bar"
+            f"too close to settle by scoring more rows; {_improve(best, finetunes)}"
         )
     keys = "curate.eval_rows or curate.max_eval_rows"
     keys += " and decide.max_rows" if best.kind in ("zero_shot", "few_shot", "endpoint") else ""
     return f"{reason}; about {needed:,} rows would settle it", (
         f"score about {needed:,} held-out rows (now {best.num_rows:,}): add rows to data.eval, or raise {keys}; "
-        f"or {_improve(best)}"
+        f"or {_improve(best, finetunes)}"
     )
 
 
-def _below(best: ArmScore, baselines: list[ArmScore], finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
+def _below(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
     gap = bar - best.score.value
-    scored = f"the best arm, {best.arm}, scores {_shown(best.score)} on {best.num_rows} rows"
-    reason = f"{scored}, {gap:.3f} below the bar {bar:g}"
+    if best.score.value > 0:
+        scored = f"the best arm, {best.arm}, scores {_shown(best.score)} on {best.num_rows} rows"
+        reason = f"{scored}, {gap:.3f} below the bar {bar:g}"
+    else:
+        reason = f"no arm scored above 0 on {best.num_rows} rows; the bar is {bar:g}"
     if not finetunes:
-        return f"no baseline meets the bar: {reason}", "train, smallest rung first: shoestring train"
+        return f"no baseline meets the bar: {reason}", TRAIN
     if best.score.high >= bar:
         reason += f"; the bar lies inside the interval, about {_rows_needed(best, bar) or 0:,} rows would settle it"
-    if best.kind != "finetune":
-        tuned = max(finetunes, key=lambda arm: arm.score.value)
+    tuned = max(finetunes, key=lambda arm: arm.score.value)
+    if tuned.score.value < best.score.value:
         return reason, (
             f"fine-tuning did not beat {best.arm} ({tuned.arm}: {_shown(tuned.score)}); look at the failing rows in "
-            f"the report first, then {_improve(tuned)}"
+            f"the report first, then {_improve(best, finetunes)}"
         )
-    return reason, _improve(best)
+    return reason, _improve(best, finetunes)
 
 
-def _improve(best: ArmScore) -> str:
-    """What would raise this arm's score, from what its rows show."""
-    cut_frac = best.details.get("num_cut", 0) / best.num_rows
+def _improve(best: ArmScore, finetunes: list[ArmScore]) -> str:
+    """What would raise the score, the likeliest cause first, from what the rows of the best fine-tune show."""
+    tuned = max(finetunes, key=lambda arm: arm.score.value, default=None)
+    arm = tuned or best
+    cut_frac = arm.details.get("num_cut", 0) / arm.num_rows
+    ways = [] if tuned is None else _train_longer(tuned)
     if cut_frac >= NOTABLE_FRAC:
-        return f"raise task.max_new_tokens ({cut_frac:.0%} of the answers of {best.arm} were cut)"
-    if best.kind != "finetune":
-        return "train, smallest rung first: shoestring train"
-    unusable_frac = sum(row.failure is not None for row in best.rows) / best.num_rows
-    longer = (
-        f"train longer ({unusable_frac:.0%} of its answers were unusable), " if unusable_frac >= NOTABLE_FRAC else ""
-    )
-    return (
-        f"{longer}add a larger model to models, or more training rows (twice as many is the smallest step worth trying)"
-    )
+        ways.append(f"raise task.max_new_tokens ({cut_frac:.0%} of the answers of {arm.arm} were cut)")
+    if tuned is None:
+        return ", ".join([*ways, "lower task.bar", f"or {TRAIN}"])
+    ways += ["add training rows (twice as many is the smallest step worth trying)", "add a larger model to models"]
+    return ", ".join([*ways, "or lower task.bar"])
+
+
+def _train_longer(tuned: ArmScore) -> list[str]:
+    """The advice to train longer, where steps were few, the dev score still rose, or answers were unusable."""
+    num_steps = tuned.details.get("num_steps")
+    unusable_frac = sum(row.failure is not None for row in tuned.rows) / tuned.num_rows
+    if num_steps is not None and num_steps < FEW_STEPS:
+        why = f"{num_steps} steps are few"
+    elif tuned.details.get("is_best_at_end"):
+        why = "the dev score was best at the last step"
+    elif unusable_frac >= NOTABLE_FRAC:
+        why = f"{unusable_frac:.0%} of its answers were unusable"
+    else:
+        return []
+    return [f"raise train.num_epochs for {tuned.arm} ({why})"]
 
 
 def _rows_needed(arm: ArmScore, bar: float) -> int | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..config import RunConfig, load_run_file
+from ..decide.verdict import RUN
 from ..errors import BadInput
 from ..files import read_json
 from ..ladder import models_of
 from ..ledger import Ledger
-from ..records import ArmScore, Plan, TrainResult, arm_from_json, plan_from_json, train_from_json
+from ..records import ArmScore, Message, Plan, TrainResult, arm_from_json, plan_from_json, train_from_json
 from ..runfolder import rung_name
 from ..units import SECONDS_PER_HOUR
 
@@ -48,6 +50,7 @@ class RunFiles:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     live_s: dict[str, float] = field(default_factory=dict)  # of trainings that the ledger does not hold yet
     dropped: list[dict[str, Any]] = field(default_factory=list)  # examples, the codes by turns
+    prompts: dict[str, list[Message]] = field(default_factory=dict)  # of held-out rows, by id
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -97,7 +100,23 @@ def read_run(folder: Path) -> RunFiles:
         run.problems.append(f"ledger.jsonl, line {line}: cut by an interruption, not counted")
     run.rungs = _rungs(run)
     run.dropped = _dropped(run)
+    run.prompts = _prompts(folder / "data" / "eval.jsonl")
     return run
+
+
+def next_step(verdict: Mapping[str, Any], folder: Path, exported: Mapping[str, Any] | None) -> str:
+    """What to do after a recorded verdict: commands with the run's folder, and where it exists the export itself.
+
+    exported: the result of the export record.
+    """
+    adapter_dir = f"rungs/{rung_name(str(verdict.get('model')))}/adapter"
+    if exported and verdict.get("kind") == "finetune" and exported.get("adapter_dir") == adapter_dir:
+        passed = (exported.get("merge_check") or {}).get("passed")
+        merged = f"merged weights in {folder / exported['merged_dir']}"
+        return f"serve it: the adapter is in {folder / adapter_dir}, {merged}" + (
+            "" if passed else " (they differ from the adapter: serve the adapter)"
+        )
+    return str(verdict.get("next_step") or "").replace(RUN, shlex.quote(str(folder)))
 
 
 def _json(run: RunFiles, name: str) -> Any | None:
@@ -177,3 +196,16 @@ def _dropped(run: RunFiles) -> list[dict[str, Any]]:
     while len(chosen) < MAX_DROPPED_SHOWN and any(by_code.values()):
         chosen += [rows.pop(0) for rows in by_code.values() if rows]
     return sorted(chosen[:MAX_DROPPED_SHOWN], key=lambda row: list(by_code).index(str(row["code"])))
+
+
+def _prompts(path: Path) -> dict[str, list[Message]]:
+    """The messages before the answer of each held-out row; a damaged line is left out."""
+    prompts = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+            messages = row["messages"][: row["answer_span"][0]]
+            prompts[str(row["id"])] = [Message(str(m["role"]), str(m["content"])) for m in messages]
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+    return prompts

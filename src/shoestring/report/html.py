@@ -6,13 +6,14 @@ report that says what is not done yet.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from ..records import ArmScore
 from ..units import duration, usd
 from . import parts
-from .folder import RunFiles, RungFiles, read_run
+from .folder import RunFiles, RungFiles, next_step, read_run
 from .style import STYLE
 from .svg import Series, arm_chart, curve_chart
 from .text import Markup, details, esc, join, number, section, table
@@ -66,13 +67,16 @@ def _verdict(run: RunFiles) -> Markup:
         state, cls, head = "Bar met", "met", f"Use {verdict.get('arm')}"
     else:
         state, cls = "Bar not met", "unmet"
-        head = f"No arm met the bar; the best was {best.arm}" if best else "No arm met the bar"
-    next_step = verdict.get("next_step")
+        head = "No arm met the bar"
+        if best:
+            head += f"; the best was {best.arm}" if best.score.value > 0 else "; none scored above 0"
+    reason = str(verdict.get("reason", ""))
+    follow = next_step(verdict, run.folder.resolve(), run.exported)
     return join(
         f'<div class="verdict {cls}"><p class="state">{state}</p><h2>{esc(head)}</h2>',
-        f"<p>{esc(verdict.get('reason', ''))}</p>",
+        f"<p>{esc(reason[:1].upper() + reason[1:])}</p>",
         _figures(run, chosen),
-        f'<p class="next"><b>Next:</b> {esc(next_step)}</p>' if next_step else "",
+        f'<p class="next"><b>Next:</b> {esc(follow)}</p>' if follow else "",
         "</div>",
     )
 
@@ -96,10 +100,10 @@ def _unfinished(run: RunFiles, best: ArmScore | None) -> Markup:
     return join(
         '<div class="verdict"><p class="state">Not finished</p>'
         f"<h2>No verdict yet; next comes: {esc(first)}</h2>"
-        "<p>This page shows what is there. <code>shoestring run</code> on the same run file continues; "
-        "finished stages are kept.</p>",
+        f"<p>This page shows what is there. <code>shoestring run {esc(shlex.quote(str(run.folder.resolve())))}</code> "
+        "continues; finished stages are kept.</p>",
         f'<ol class="stages">{items}</ol>',
-        f'<p class="note">Best so far: {esc(best.arm)}.</p>' if best else "",
+        f'<p class="note">Best so far: {esc(best.arm)}.</p>' if best and best.score.value > 0 else "",
         _figures(run, best),
         "</div>",
     )

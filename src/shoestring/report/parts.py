@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..records import Estimate
+from ..records import Estimate, Message
 from ..units import SECONDS_PER_HOUR, count, duration, gib, usd
 from .folder import RunFiles
 from .svg import ratio_bar, share_bar
 from .text import Markup, block, clip, details, esc, join, number, section, table
 
 MAX_FAILURES = 5
+MAX_TURN_CHARACTERS = 160  # of a turn before the last
 DROPPED_CLASSES = ("s3", "s4")
 
 
@@ -30,7 +31,7 @@ def data(run: RunFiles) -> Markup:
     by_code = dict(run.curated.get("dropped_by_code") or {})
     dropped = [(_words(code), n, DROPPED_CLASSES[i % 2]) for i, (code, n) in enumerate(by_code.items())]
     num_dropped = sum(n for _, n, _ in dropped)
-    total = counts.get("rows_in", sum(n for _, n, _ in kept) + num_dropped)
+    total = sum(n for _, n, _ in kept) + num_dropped
     parts: list[str] = [share_bar([*kept, *dropped])]
     keys = [*kept, ("dropped", num_dropped, "s3")]
     parts.append(
@@ -51,9 +52,11 @@ def data(run: RunFiles) -> Markup:
         shown = [[esc(_words(r["code"])), _place(r), esc(r.get("evidence", "")), _source_row(r)] for r in run.dropped]
         summary = esc(f"{len(shown)} of the {num_dropped:,} dropped rows")
         parts.append(details(summary, table(["reason", "line", "evidence", "row"], shown, wide=(1, 2, 3))))
+    rows_in = f"{counts.get('rows_in', total):,} rows in"
+    if counts.get("rows_expanded"):
+        rows_in += f", {total:,} examples as each answer of a conversation is one"
     lead = (
-        f"{total:,} rows in; {total - num_dropped:,} kept, {num_dropped:,} dropped. "
-        "Every dropped row is in data/dropped.jsonl."
+        f"{rows_in}; {total - num_dropped:,} kept, {num_dropped:,} dropped. Every dropped row is in data/dropped.jsonl."
     )
     return section("Data", *parts, lead=lead)
 
@@ -128,6 +131,8 @@ def predicted(run: RunFiles) -> Markup:
     if sources:
         each = ", ".join(f"${p:g} an hour" for p in sorted(prices))
         parts.append(f'<p class="note">Price: {esc(each)}; {esc("; ".join(sorted(sources)))}.</p>')
+    if not rows:
+        return section("Expenses", *parts)
     lead = "The band is the predicted range, the dot what happened; the middle is the expected value."
     return section("Predicted against actual", *parts, lead=lead)
 
@@ -160,7 +165,7 @@ def failures(run: RunFiles) -> Markup:
                 parts.append(f'<p class="note">{esc(arm.arm)}: none of {len(arm.rows):,} rows failed.</p>')
             continue
         share = esc(f"{len(failed):,} of {len(arm.rows):,} rows below full score")
-        rows = [_failed_row(row) for row in spread_out(failed)]
+        rows = [_failed_row(row, run.prompts.get(row.id, [])) for row in spread_out(failed)]
         parts.append(details(join(f"{esc(arm.arm)} <small>{share}</small>"), *rows, is_open=arm.arm == chosen))
     if not parts:
         return Markup("")
@@ -177,10 +182,15 @@ def spread_out(failed: list[Any]) -> list[Any]:
     return [ordered[round(i * (len(ordered) - 1) / (MAX_FAILURES - 1))] for i in range(MAX_FAILURES)]
 
 
-def _failed_row(row: Any) -> Markup:
+def _failed_row(row: Any, prompt: Sequence[Message]) -> Markup:
+    """The row; of a chat the turns before the last one and the system prompt too, shortened."""
     why = f'<p class="why">{esc(row.failure)}</p>' if row.failure else ""
+    turns = [
+        f"<dt>{esc(turn.role)}</dt><dd>{block(clip(turn.content, MAX_TURN_CHARACTERS))}</dd>" for turn in prompt[:-1]
+    ]
+    asked = prompt[-1].content if prompt else row.prompt
     return Markup(
-        f'<div class="row">{why}<dl><dt>prompt</dt><dd>{block(row.prompt)}</dd>'
+        f'<div class="row">{why}<dl>{"".join(turns)}<dt>prompt</dt><dd>{block(asked)}</dd>'
         f"<dt>expected</dt><dd>{block(row.expected)}</dd>"
         f"<dt>output</dt><dd>{block(row.output)}</dd><dt>score</dt><dd>{number(row.score)}</dd></dl></div>"
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import BadInput, ModelError
 from ..evaluate.generation import decode_greedy
-from ..files import cannot_write, read_json, write_json
+from ..files import read_json, write_json, writing
 from ..records import Device, Example, MergeCheck
 from ..train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
 from ..train.loss import answer_logits, collate
@@ -140,9 +140,14 @@ def _base(model: str, compute: Device, trained_on: Device, method: str) -> Any:
 
 def _adapted(model: str, adapter_dir: Path, compute: Device, trained_on: Device, method: str) -> Any:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
-    with quiet_loading():
-        return PeftModel.from_pretrained(_base(model, compute, trained_on, method), str(adapter_dir)).eval()
+    base = _base(model, compute, trained_on, method)
+    try:
+        with quiet_loading():
+            return PeftModel.from_pretrained(base, str(adapter_dir)).eval()
+    except SafetensorError as error:
+        raise ModelError(f"the adapter in {adapter_dir} is damaged ({error}); train this rung again") from error
 
 
 def _write_merged(model: str, adapter_dir: Path, out_dir: Path, tokenizer: Any, device: Device, method: str) -> None:
@@ -159,15 +164,13 @@ def _write_merged(model: str, adapter_dir: Path, out_dir: Path, tokenizer: Any, 
     generation.pad_token_id = tokenizer.pad_token_id
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with writing(out_dir):
         with quiet_loading():
             merged.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         config = read_json(partial / "config.json")
         assert "quantization_config" not in config, "a merged model is not quantised"
         replace_folder(partial, out_dir)
-    except OSError as error:
-        raise cannot_write(out_dir, error) from error
 
 
 def _float32_if_it_fits(folder: Path, device: Device) -> Device:

@@ -143,8 +143,24 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
         "adapter_dir": str(adapter_dir.relative_to(run.folder)),
         "merged_dir": str(merged_dir.relative_to(run.folder)),
         "merge_check": to_json(check),
+        "file_bytes": {
+            str(path.relative_to(run.folder)): path.stat().st_size
+            for folder in (adapter_dir, merged_dir)
+            for path in sorted(folder.iterdir())
+        },
     }
     return result, result
+
+
+def forget_incomplete(run: Run) -> None:
+    """Export anew where a file of the export is missing or cut short; a model card may be edited."""
+    record = run.run_folder.record("export.json")
+    for name, num_bytes in (record["result"].get("file_bytes", {}) if record else {}).items():
+        path = run.folder / name
+        if not path.is_file() or (path.stat().st_size != num_bytes and path.name != "README.md"):
+            run.log(f"{path}: missing or cut short, so this is exported again")
+            run.run_folder.retract("export.json")
+            return
 
 
 def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wall_s: float, inputs_print: str) -> None:

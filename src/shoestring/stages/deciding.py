@@ -9,7 +9,7 @@ from ..config import EndpointConfig, TaskConfig
 from ..decide.baselines import few_shot_prompts, instruction_for, run_arm, zero_shot_prompts
 from ..decide.client import cached_usd, endpoint_generate, is_cached
 from ..decide.linear import linear_arm
-from ..decide.verdict import detectable_difference, verdict
+from ..decide.verdict import RUN, detectable_difference, verdict
 from ..errors import BudgetStopped, MissingDependency
 from ..evaluate.generation import load_generator
 from ..ladder import models_of
@@ -219,4 +219,6 @@ def baseline_verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
 
 def unfinished(task: TaskConfig, stage: str) -> Verdict:
     """What a run that was asked to stop after a stage returns."""
-    return Verdict(False, None, "none", task.bar, None, f"stopped after {stage}, as asked", "shoestring run continues")
+    return Verdict(
+        False, None, "none", task.bar, None, f"stopped after {stage}, as asked", f"continue: shoestring run {RUN}"
+    )

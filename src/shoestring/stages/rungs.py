@@ -19,8 +19,9 @@ from ..records import (
     arm_from_json,
     no_progress,
     to_json,
+    train_from_json,
 )
-from ..train.trainer import train_rung
+from ..train.trainer import is_whole, restore, train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import inputs
 from .common import dev_rows, device, named, rung_file
@@ -114,6 +115,38 @@ def _set_aside_stale(run: Run, rung: RungPlan) -> None:
     run.log(f"Rung {rung.model}: inputs changed; the earlier attempt is kept in {moved}")
 
 
+def adapter_is_there(run: Run, model: str) -> bool:
+    """Whether a trained rung's adapter is as training left it, put back from a checkpoint where it was not."""
+    folder, record = run.run_folder.rung(model), run.run_folder.record(rung_file(model, "train.json"))
+    sums = record["result"]["settings"].get("adapter_sha256", {}) if record else {}
+    if record is None or is_whole(folder / "adapter", sums):
+        return True
+    if not restore(folder, train_from_json(record["result"])):
+        return False
+    run.log(f"Rung {model}: its adapter was missing or damaged, and is put back from its checkpoints")
+    return True
+
+
+def require_adapter(run: Run, chosen: ArmScore) -> None:
+    """Raises: BadInput where the adapter to export is lost for good."""
+    if not adapter_is_there(run, chosen.model):
+        raise BadInput(
+            f"{run.run_folder.rung(chosen.model) / 'adapter'} is missing or damaged and no checkpoint holds it; "
+            f"train it again: shoestring run {run.folder}"
+        )
+
+
+def forget_lost(run: Run, rung: RungPlan) -> None:
+    """Set a rung aside whose adapter is lost for good, so that it is trained again."""
+    if rung.device == device(run) and not adapter_is_there(run, rung.model):
+        moved = run.run_folder.set_aside(run.run_folder.rung(rung.model))
+        run.run_folder.retract("export.json")
+        run.log(
+            f"Rung {rung.model}: its adapter is missing or damaged and no checkpoint holds it, so it is trained again; "
+            f"what is left is in {moved}"
+        )
+
+
 def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]:
     """Fine-tune one rung, or continue its newest complete checkpoint."""
     begin(run, rung)
@@ -146,6 +179,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         dev_metric=dev_metric,
         should_stop=should_stop,
         progress=run.progress,
+        log=run.log,
     )
     return to_json(trained), trained
 
@@ -179,7 +213,12 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
         wall_s=eval_s + trained.wall_s,
         seed=run.config.seed,
         price_usd_per_hour=rung.price_usd_per_hour,
-        details={"eval_s": eval_s, "train_s": trained.wall_s, "num_steps": trained.num_steps},
+        details={
+            "eval_s": eval_s,
+            "train_s": trained.wall_s,
+            "num_steps": trained.num_steps,
+            "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
+        },
     )
     return {"arm": to_json(arm)}, arm
 

@@ -5,12 +5,12 @@ A checkpoint without its marker, or whose files differ from it, does not exist f
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, sha256_file, sync_folder, write_json
+from ..files import read_json, sha256_file, sync_file, sync_folder, write_json
+from ..records import Log, no_log
 
 MARKER = "COMPLETE.json"
 STATE = "state.json"
@@ -23,11 +23,7 @@ def seal(folder: Path, state: dict[str, Any]) -> None:
     write_json(folder / STATE, state)
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     sync_folder(folder)
     write_json(folder / MARKER, {"step": step_of(folder), "files": files})
@@ -52,16 +48,25 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
-def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those newer than it, and what is left of half-removed ones, are removed."""
+def newest_intact(folder: Path, log: Log = no_log) -> Path | None:
+    """The newest checkpoint that is whole; those newer than it, and what is left of half-removed ones, are removed.
+
+    A checkpoint that was whole once is named in the log; one that a kill cut short is nothing to speak of.
+    """
     for candidate in _checkpoints(folder):
         if not (candidate / MARKER).is_file():
             shutil.rmtree(candidate)
+    damaged, newest = [], None
     for candidate in _checkpoints(folder):
         if is_intact(candidate):
-            return candidate
+            newest = candidate
+            break
+        damaged.append(candidate.name)
         shutil.rmtree(candidate)
-    return None
+    if damaged:
+        goes_on = f"training continues from step {step_of(newest)}" if newest else "training begins anew"
+        log(f"{', '.join(damaged)} in {folder}: damaged, so removed; {goes_on}")
+    return newest
 
 
 def prune(folder: Path) -> None:

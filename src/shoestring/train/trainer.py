@@ -8,21 +8,20 @@ last whole checkpoint and ends, on the same CPU and number of threads, in the sa
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import DoesNotFit, Interrupted
-from ..files import cannot_write, read_json, read_jsonl, write_json
+from ..files import cannot_write, read_json, read_jsonl, sha256_file, write_json, writing
 from ..plan.memory import SHORT_ROW_TOKENS
-from ..records import Device, Example, Progress, TrainResult, TrainSettings, no_progress
+from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings, no_log, no_progress
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
@@ -33,7 +32,7 @@ from .locate import model_print
 from .loop import StepItems, build_trainer
 from .schedule import Schedule, build_schedule
 from .tokens import Encoded
-from .watch import Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
+from .watch import WEIGHTS, Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
 
 HISTORY_POINTS = 150
 # Settings that the trained weights do not depend on, or only to rounding.
@@ -57,6 +56,7 @@ def train_rung(
     dev_metric: Callable[[Any, Any], float],
     should_stop: Callable[[float], Exception | None] = never,
     progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> TrainResult:
     """Train an adapter, or continue; writes out_dir/adapter, steps.jsonl, checkpoints and best.
 
@@ -84,7 +84,7 @@ def train_rung(
             round_to=loss.ROUND_WIDTH,
         )
         print_ = fingerprint(model, train, dev, settings, device)
-        resume, state, restarted = _resume(out_dir, print_)
+        resume, state, restarted = _resume(out_dir, print_, log)
         peak = reset_peak(device)
         tuned = build_adapter(model, settings, device)
         short_rows = use_short_row_attention(tuned.get_base_model())
@@ -133,7 +133,7 @@ def train_rung(
             source = _source(out_dir, state)
             _load_adapter(tuned, source)
             effect = preflight.adapter_effect(tuned, rows[:4], tokenizer.pad_token_id, device)
-        publish(source, out_dir / "adapter", model, tokenizer, settings.method, device)
+        publish(source, out_dir / "adapter", model, tokenizer, settings.method, device.dtype)
         if signals.received:
             raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
@@ -141,6 +141,7 @@ def train_rung(
         "restarted": restarted,
         "supervised_first_row": preflight.supervised_text(tokenizer, rows[0]),
         "adapter_effect_logits": effect,
+        "adapter_sha256": {p.name: sha256_file(p) for p in _files(out_dir / "adapter")},
     }
     return _result(model, out_dir, schedule, rows, settings, device, state, facts)
 
@@ -186,10 +187,10 @@ def _load_adapter(tuned: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(tuned, load_file(str(folder / "adapter_model.safetensors")))
+    set_peft_model_state_dict(tuned, load_file(str(folder / WEIGHTS)))
 
 
-def publish(source: Path, target: Path, model: str, tokenizer: Any, method: str, device: Device) -> None:
+def publish(source: Path, target: Path, model: str, tokenizer: Any, method: str, dtype: str) -> None:
     """The finished adapter with its tokenizer, whole or not at all, naming the base as a person would."""
     partial = target.with_name(f".{target.name}.partial")
     copy_adapter(source, partial)
@@ -199,9 +200,39 @@ def publish(source: Path, target: Path, model: str, tokenizer: Any, method: str,
     config["target_modules"] = sorted(config["target_modules"])
     write_json(partial / "adapter_config.json", config)
     # What merging must know: PEFT's configuration does not say what the base was held in.
-    write_json(partial / ORIGIN, {"model": model, "method": method, "dtype": device.dtype})
+    write_json(partial / ORIGIN, {"model": model, "method": method, "dtype": dtype})
     tokenizer.save_pretrained(partial)
     replace_folder(partial, target)
+
+
+def is_whole(adapter: Path, sums: Mapping[str, str]) -> bool:
+    """Whether every file that training left in the adapter's folder is there, as its SHA-256 says."""
+    return all((adapter / name).is_file() and sha256_file(adapter / name) == sums[name] for name in sums)
+
+
+def restore(out_dir: Path, trained: TrainResult) -> bool:
+    """Publish out_dir/adapter again from best/ or a checkpoint; False where none holds the weights that were kept."""
+    sums = trained.settings["adapter_sha256"]
+    needed = {name: sums[name] for name in (WEIGHTS, "adapter_config.json")}
+    for weights in sorted([*out_dir.glob(f"best/*/{WEIGHTS}"), *out_dir.glob(f"checkpoints/*/{WEIGHTS}")]):
+        if sha256_file(weights) == sums[WEIGHTS]:
+            tokenizer = load_tokenizer(trained.model)
+            with writing(out_dir), contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # its configuration
+                publish(
+                    weights.parent,
+                    out_dir / "adapter",
+                    trained.model,
+                    tokenizer,
+                    trained.method,
+                    trained.settings["dtype"],
+                )
+                if is_whole(out_dir / "adapter", needed):
+                    return True
+    return False
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 # ---------------------------------------------------------------- continuing
@@ -219,19 +250,24 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _resume(out_dir: Path, print_: str) -> tuple[Path | None, Watched, str]:
+def _resume(out_dir: Path, print_: str, log: Log) -> tuple[Path | None, Watched, str]:
     """The checkpoint to continue from, the state in it, and why an older training here was given up ('' if none)."""
-    resume = checkpoint.newest_intact(out_dir / "checkpoints")
+    resume = checkpoint.newest_intact(out_dir / "checkpoints", log)
     state = Watched.from_json(checkpoint.read_state(resume)) if resume else Watched(print_)
-    restarted = ""
+    restarted, paid_s = "", state.wall_s
+    best = out_dir / "best" / f"step-{state.best_step}"
     if state.fingerprint != print_:
         restarted = "model, rows or settings differ from those of the checkpoints found here, so training began anew"
+        paid_s = 0.0
+    elif state.best_sha256 and not is_whole(best, {WEIGHTS: state.best_sha256}):
+        restarted = f"{best} is missing or damaged, so training began anew"
+    if restarted:
+        log(restarted)
         for name in ("checkpoints", "best"):
             shutil.rmtree(out_dir / name, ignore_errors=True)
         resume, state = None, Watched(print_)
     lost_s = restart_steps(out_dir, checkpoint.step_of(resume) if resume else 0)
-    if not restarted:
-        state.wall_s = max(state.wall_s, lost_s)
+    state.wall_s = max(paid_s, lost_s) if not restarted or paid_s else 0.0
     return resume, state, restarted
 
 
@@ -266,31 +302,18 @@ def _threads(num_threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
-    """Full disks and full accelerators in our words; the libraries raise three kinds of exception for one disk."""
+    """Full disks and full accelerators in our words."""
     import torch
-    from safetensors import SafetensorError
 
     try:
-        yield
+        with writing(out_dir):
+            yield
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
             f"the accelerator ran out of memory at micro_batch_tokens={settings.micro_batch_tokens} ({error}); "
             f"set train.micro_batch_tokens={max(settings.micro_batch_tokens // 2, 64)}, or method: qlora; "
             "the last checkpoint is kept"
         ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
-            raise cannot_write(out_dir, error) from error
-        if _disk_is_full(out_dir, error):
-            raise cannot_write(out_dir, OSError(errno.ENOSPC, str(error))) from error
-        raise
-
-
-def _disk_is_full(folder: Path, error: Exception) -> bool:
-    text = str(error)
-    if "No space left" in text or "os error 28" in text:
-        return True
-    return "PytorchStreamWriter" in text and shutil.disk_usage(folder).free < 1 << 20
 
 
 # ---------------------------------------------------------------- result

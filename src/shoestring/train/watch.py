@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import signal
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Interrupted, TrainingError
-from ..files import read_json, sync_folder, write_jsonl
+from ..files import read_json, sha256_file, sync_file, sync_folder, write_jsonl
 from ..records import Progress
 from . import checkpoint
 from .schedule import Schedule
@@ -27,6 +26,7 @@ from .schedule import Schedule
 CHECKPOINT_EVERY_S = 30.0
 # A checkpoint that takes long is taken less often, so that it costs at most a twentieth of the time.
 CHECKPOINT_SHARE = 20
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Watched:
     peak_bytes: int = 0
     evals: list[dict[str, float]] = field(default_factory=list)  # step, dev_metric, dev_loss
     best_step: int = 0
+    best_sha256: str = ""  # of its weights
     best_metric: float = -math.inf
     best_loss: float = math.inf
     num_worse: int = 0  # evaluations since the best one
@@ -169,6 +170,7 @@ class Watch:
         best = self.out_dir / "best" / f"step-{step}"
         if step == state.best_step:
             copy_adapter(folder, best)
+            state.best_sha256 = sha256_file(best / WEIGHTS)
         state.wall_s, state.peak_bytes = self.wall_s(), max(state.peak_bytes, self.peak_bytes())
         checkpoint.seal(folder, state.to_json())
         checkpoint.prune(folder.parent)
@@ -217,7 +219,7 @@ def copy_adapter(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    for name in (WEIGHTS, "adapter_config.json"):
         shutil.copyfile(source / name, partial / name)
     replace_folder(partial, target)
 
@@ -225,11 +227,7 @@ def copy_adapter(source: Path, target: Path) -> None:
 def replace_folder(partial: Path, target: Path) -> None:
     """Make files and rename durable; a target that is there gives way."""
     for path in partial.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
     sync_folder(partial)
     if target.exists():
         shutil.rmtree(target)
