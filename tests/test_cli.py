@@ -171,8 +171,6 @@ def test_a_missing_run_file_and_a_data_file_in_its_place(here: Path, capfd: pyte
     told(capfd, "run.yaml: no such run file", "shoestring init DATA_FILE")
     assert run(["run", "train.jsonl"]) == 2
     told(capfd, "is a data file", "shoestring init train.jsonl")
-    assert run(["curate", "train.jsonl"]) == 2
-    told(capfd, "--out DIR")
     (here / "empty").mkdir()
     assert run(["run", "empty"]) == 2
     told(capfd, "empty is not a run folder")

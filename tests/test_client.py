@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from shoestring.config import EndpointConfig
-from shoestring.decide.client import endpoint_generate
+from shoestring.decide.answers import AnswerFile
+from shoestring.decide.client import Client
 from shoestring.errors import ConfigError, EndpointError
 from shoestring.records import Generate, Message, no_progress
 
@@ -95,7 +96,7 @@ def echo(number: int, body: dict[str, Any]) -> Reply:
 def client(server: Server, cache: Path, **options: Any) -> Generate:
     settings = {"name": "big", "base_url": server.url + "/", "model": "m-1", "api_key_env": "TEST_KEY"}
     settings |= {"usd_per_million_input_tokens": 2.0, "usd_per_million_output_tokens": 10.0, "timeout_s": 5} | options
-    return endpoint_generate(EndpointConfig(**settings), cache_dir=cache, max_new_tokens=32, backoff_s=0.01)
+    return Client(EndpointConfig(**settings), AnswerFile(cache / "answers.jsonl"), 32, backoff_s=0.01).generate
 
 
 def ask(*texts: str) -> list[tuple[Message, ...]]:
@@ -129,10 +130,12 @@ def test_the_cache_saves_a_second_payment_and_holds_no_key(serve: Any, tmp_path:
     first = client(server, tmp_path)(ask("a", "b"), no_progress)
     again = client(server, tmp_path)(ask("b", "a"), no_progress)
     assert again == first[::-1] and len(server.requests) == 2
-    files = sorted(tmp_path.rglob("*.json"))
-    assert len(files) == 2 and not any("sk-test" in f.read_text() for f in files)
-    files[0].write_text('{"text": "half a')  # a damaged entry is asked for again
+    file = tmp_path / "answers.jsonl"
+    kept = file.read_text()
+    assert len(kept.splitlines()) == 2 and "sk-test" not in kept
+    file.write_text(kept[:-20])  # a line that a kill cut short is asked for again, and spoils none after it
     assert client(server, tmp_path)(ask("a", "b"), no_progress)[0].text == "re: a" and len(server.requests) == 3
+    assert client(server, tmp_path)(ask("a", "b"), no_progress)[1].text == "re: b" and len(server.requests) == 3
     client(server, tmp_path, model="m-2")(ask("a"), no_progress)
     assert len(server.requests) == 4
 
@@ -238,7 +241,7 @@ def test_nonsense_is_refused(serve: Any, tmp_path: Path, body: bytes, message: s
     server = serve(lambda n, request: (200, {}, body))
     with pytest.raises(EndpointError, match=message):
         client(server, tmp_path)(ask("a"), no_progress)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_prices_usage_may_be_missing(serve: Any, tmp_path: Path) -> None:
@@ -286,6 +289,35 @@ def test_newer_models_get_the_parameters_they_ask_for(serve: Any, tmp_path: Path
     assert len(client(crowd, tmp_path / "2", num_parallel=4)(ask(*"abcd"), no_progress)) == 4
 
 
+def test_sampling_seeds_give_answers_of_their_own(serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda n, body: chat(f"seed {body.get('seed')}"))
+    settings = EndpointConfig(
+        name="big", base_url=server.url, model="m", api_key_env="",
+        usd_per_million_input_tokens=1, usd_per_million_output_tokens=2,
+    )  # fmt: skip
+    asked = Client(settings, AnswerFile(tmp_path / "answers.jsonl"), max_new_tokens=8, temperature=0.7)
+    (prompt,) = ask("a")
+    texts = [asked.sampling(seed)([prompt], no_progress)[0].text for seed in (0, 1, 0)]
+    assert texts == ["seed 0", "seed 1", "seed 0"] and len(server.requests) == 2
+    assert server.requests[0]["temperature"] == 0.7
+    assert asked.has(prompt, 1) and not asked.has(prompt, 2) and not asked.has(prompt)
+    again = AnswerFile(tmp_path / "answers.jsonl")
+    assert again.spent_usd() == pytest.approx(2 * (100 + 2 * 10) / 1e6)
+    assert again.get(asked.key(prompt, 1)).made_at.endswith("+00:00")  # type: ignore[union-attr]
+
+
+def test_what_a_providers_filter_stops_is_an_answer_that_is_not_whole(serve: Any, tmp_path: Path) -> None:
+    def filtered(number: int, body: dict[str, Any]) -> Reply:
+        if body["messages"][-1]["content"] == "a":
+            return 400, {}, b'{"error": {"code": "content_filter"}}'
+        return chat("half", finish="content_filter")
+
+    server = serve(filtered)
+    first, second = client(server, tmp_path)(ask("a", "b"), no_progress)
+    assert (first.text, first.stopped, first.cost_usd) == ("", False, 0.0)
+    assert (second.text, second.stopped) == ("half", False)
+
+
 def test_one_failure_stops_the_rest_and_keeps_what_was_paid_for(serve: Any, tmp_path: Path) -> None:
     def one_bad(number: int, body: dict[str, Any]) -> Reply:
         if body["messages"][-1]["content"] == "bad":
@@ -297,7 +329,20 @@ def test_one_failure_stops_the_rest_and_keeps_what_was_paid_for(serve: Any, tmp_
     with pytest.raises(EndpointError, match="context length exceeded"):
         client(server, tmp_path, num_parallel=1)(ask("a", "b", "bad", *"cdefgh"), no_progress)
     assert len(server.requests) == 3
-    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_answers_in_flight_when_another_fails_are_kept(serve: Any, tmp_path: Path) -> None:
+    def one_bad(number: int, body: dict[str, Any]) -> Reply:
+        if body["messages"][-1]["content"] == "bad":
+            return 400, {}, b"no"
+        time.sleep(0.3)
+        return echo(number, body)
+
+    server = serve(one_bad)
+    with pytest.raises(EndpointError):
+        client(server, tmp_path, num_parallel=3)(ask("a", "b", "bad", "c"), no_progress)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(server.requests) - 1
 
 
 def test_an_interrupt_leaves_at_once_and_stops_the_threads(serve: Any, tmp_path: Path) -> None:
@@ -311,7 +356,7 @@ def test_an_interrupt_leaves_at_once_and_stops_the_threads(serve: Any, tmp_path:
         name="big", base_url=server.url, model="m", api_key_env="TEST_KEY",
         usd_per_million_input_tokens=1, usd_per_million_output_tokens=1,
     )  # fmt: skip
-    generate = endpoint_generate(settings, cache_dir=tmp_path, max_new_tokens=8, backoff_s=5.0)
+    generate = Client(settings, AnswerFile(tmp_path / "answers.jsonl"), max_new_tokens=8, backoff_s=5.0).generate
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         generate(ask(*"abcd"), interrupted)
@@ -347,4 +392,4 @@ def test_an_address_nobody_listens_at(tmp_path: Path, monkeypatch: pytest.Monkey
         usd_per_million_input_tokens=1, usd_per_million_output_tokens=1,
     )  # fmt: skip
     with pytest.raises(EndpointError, match=r"connection failed: .*refused.* \(2 attempts\); try again later"):
-        endpoint_generate(settings, cache_dir=tmp_path, max_new_tokens=8, backoff_s=0.01)(ask("a"), no_progress)
+        Client(settings, AnswerFile(tmp_path / "answers.jsonl"), 8, backoff_s=0.01).generate(ask("a"), no_progress)

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from shoestring.config import RunConfig
-from shoestring.data.clean import RowLimit, answer_problem
-from shoestring.data.curate import curate
+from shoestring.data.answers import answer_problem
+from shoestring.data.clean import RowLimit
+from shoestring.data.curate import curate, curate_into
 from shoestring.data.normalise import answer_key, meaning_key, normalise_prompt
 from shoestring.data.store import read_curated, write_curated
 from shoestring.errors import DataError
@@ -154,7 +155,7 @@ def test_contradictions_follow_the_majority_or_fall(tmp_path):
 
 def test_contradictions_can_be_kept_and_are_then_reported(tmp_path):
     rows = [*filler(60, "a"), {"prompt": "x", "completion": "a"}, {"prompt": "x", "completion": "b"}]
-    result = curated(tmp_path, rows, "classify", curate={"drop_contradictions": False})
+    result = curated(tmp_path, rows, "classify", curate={"contradictions": "keep"})
     assert not result.dropped
     assert [(f.code, f.line) for f in result.faults if f.code == "contradiction"] == [
         ("contradiction", 61),
@@ -271,6 +272,82 @@ def test_sampling_lists_what_it_leaves(tmp_path):
     assert sum(e.completion == "a" for e in result.train) == 30
     assert sum(e.completion == "a" for e in result.eval) == 10
     assert {d.code for d in result.dropped} == {"not_sampled"} and adds_up(result)
+
+
+def test_contradictions_by_rule_show_both_lines_and_what_differs(tmp_path):
+    rows = filler(60)
+    rows += [{"prompt": "capital of Kenya?", "completion": city} for city in ("Nairobi", "Nairobi", "Mombasa")]  # 61-63
+    result = curated(tmp_path, rows)
+    assert lines(result, "contradiction") == [(63, 61)]
+    evidence = next(d.evidence for d in result.dropped if d.code == "contradiction")
+    assert "line 61 answers 'Nairobi' (2)" in evidence and "differing: 'Mombasa' / 'Nairobi'" in evidence
+    dropped = curated(tmp_path, rows, curate={"contradictions": "drop"})
+    assert lines(dropped, "contradiction") == [(61, 63), (62, 63), (63, 61)]
+    kept = curated(tmp_path, rows, curate={"contradictions": "keep"})
+    assert [f.line for f in kept.faults if f.code == "contradiction"] == [63]
+    assert all(map(adds_up, (result, dropped, kept)))
+
+
+def test_near_repeats_and_near_contradictions(tmp_path):
+    asked = ["How do I change the pin of my card", "please, how do I change the pin of my card"]
+    rows = [{"prompt": p, "completion": "change_pin"} for p in asked]  # 1, 2
+    rows += [{"prompt": "please tell me how I top up my account today", "completion": "top_up"}]  # 3
+    rows += [{"prompt": "tell me please how I top up my account today", "completion": "cash"}]  # 4
+    rows += [{**row, "completion": "ab"[i % 2]} for i, row in enumerate(filler(60))]
+    result = curated(tmp_path, rows, "classify")
+    assert lines(result, "near_duplicate") == [(2, 1)]
+    assert [f.line for f in result.faults if f.code == "near_contradiction"] == [3, 4]  # one to one: a tie
+    voted = curated(tmp_path, [*rows, rows[2]], "classify")
+    assert lines(voted, "near_contradiction") == [(4, 3)]
+    dropped = curated(tmp_path, rows, "classify", curate={"contradictions": "drop"})
+    assert lines(dropped, "near_contradiction") == [(3, 4), (4, 3)]
+    kept = curated(tmp_path, rows, "classify", curate={"drop_duplicates": False, "contradictions": "keep"})
+    assert not kept.dropped and all(map(adds_up, (result, voted, dropped, kept)))
+    for number, row in enumerate(rows[:2]):  # one question under two instructions is two
+        row["system"] = f"You are clerk number {number}."
+    assert not lines(curated(tmp_path, rows, "classify"), "near_duplicate")
+
+
+def test_decisions_of_a_review_are_carried_out_and_carried_over(tmp_path):
+    rows = filler(60)
+    rows += [dict(rows[0]), {"prompt": "bad one", "completion": "something wrong here"}]  # 61, 62
+    rows += [{"prompt": "odd", "completion": "N/A"}, {"prompt": "capital?", "completion": "Sydney"}]  # 63, 64
+    rows += [{"prompt": "capital?", "completion": "Canberra"}]  # 65
+    write(tmp_path, rows)
+    first = curate_into(tmp_path / "data", config(), tmp_path)
+    assert first["dropped_by_code"] == {"contradiction": 2, "exact_duplicate": 1, "placeholder_answer": 1}
+    folder = tmp_path / "data"
+    known = {
+        json.loads(line)["line"]: json.loads(line)["id"] for line in (folder / "dropped.jsonl").read_text().splitlines()
+    }
+    known[62] = next(e.id for e in read_curated(folder).train + read_curated(folder).eval + read_curated(folder).dev
+                     if e.line == 62)  # fmt: skip
+    decided = {62: ("drop", ""), 63: ("fix", "a good answer"), 64: ("fix", "Canberra"), 65: ("keep", "")}
+    lines_out = [f"{known[line]},{action},{answer}" for line, (action, answer) in decided.items()]
+    (folder / "review.csv").write_text("id,decision,corrected_answer\n" + "\n".join(lines_out) + "\n")
+    second = curate_into(folder, config(), tmp_path)
+    assert second["dropped_by_code"] == {"exact_duplicate": 1, "dropped_in_review": 1}
+    result = read_curated(folder)
+    answers = {e.line: e.completion for e in (*result.train, *result.dev, *result.eval)}
+    assert answers[63] == "a good answer" and answers[64] == answers[65] == "Canberra"
+    assert [f.line for f in result.faults if f.code == "corrected_in_review"] == [63, 64]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    curate_into(folder, config(), tmp_path)  # the new review.csv holds the same decisions
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    write(tmp_path, rows[:62])
+    with pytest.raises(DataError, match=r"review\.csv:\d+: no row with id"):
+        curate_into(folder, config(), tmp_path)
+
+
+def test_redaction_and_a_budget_of_tokens(tmp_path):
+    rows = [{**row, "prompt": f"{row['prompt']} mail jo{i}@gmail.com"} for i, row in enumerate(filler(60))]
+    result = curated(tmp_path, rows)
+    assert sum(f.code == "personal_email" and f.repair == "ask" for f in result.faults) == 60
+    redacted = curated(tmp_path, rows, curate={"redact": True})
+    assert all("<EMAIL>" in e.user_text for e in redacted.train) and {f.repair for f in redacted.faults} == {"safe"}
+    few = curated(tmp_path, filler(200), curate={"max_train_tokens": 1500})
+    assert {d.code for d in few.dropped} == {"not_chosen"} and adds_up(few)
+    assert few.measures["choice"]["coverage"]["num_tokens"] <= 1500
 
 
 # ---------------------------------------------------------------- refusals and files

@@ -65,7 +65,8 @@ def test_every_text_format_gives_the_same_examples(tmp_path, name, content, line
     loaded = read(tmp_path, name + (".gz" if is_gzip else ""), data)
     assert pairs(loaded) == EXPECTED
     assert [e.line for e in loaded.examples] == lines
-    assert not loaded.faults and not loaded.dropped and adds_up(loaded)
+    assert codes(loaded.faults) == ([("crlf", 1)] if "\r" in content else [])
+    assert not loaded.dropped and adds_up(loaded)
 
 
 def test_parquet_reads_label_names_and_missing_values(tmp_path):
@@ -168,7 +169,7 @@ def test_conversation_faults(tmp_path):
     assert codes(loaded.dropped) == [("no_assistant", 1), ("unknown_role", 2), ("not_text", 3), ("no_assistant", 6)]
     assert pairs(loaded) == [("a\nb", "c"), ("a\nc", "d")]
     kept = [f for f in loaded.faults if f.repair != "drop"]
-    assert codes(kept) == [("consecutive_roles", 4), ("ends_without_answer", 5)]
+    assert codes(kept) == [("consecutive_roles", 4), ("role_alias", 4), ("ends_without_answer", 5)]
     assert adds_up(loaded)
 
 
@@ -214,7 +215,7 @@ def test_all_faults_of_a_jsonl_file_at_once(tmp_path):
     ]
     loaded = read(tmp_path, "a.jsonl", b"\xef\xbb\xbf" + b"\n".join(lines))
     assert codes(loaded.dropped) == [
-        ("invalid_json", 2), ("not_an_object", 5), ("truncated_line", 14), ("missing_field", 13),
+        ("invalid_json", 2), ("not_an_object", 5), ("missing_field", 13), ("truncated_line", 14),
     ]  # fmt: skip
     assert codes(loaded.faults) == [
         ("byte_order_mark", 1), ("invalid_json", 2), ("not_utf8", 4), ("not_an_object", 5), ("nul", 7),
@@ -342,7 +343,9 @@ def test_preference_rows_learn_the_chosen_answer(tmp_path):
     for row in rows:
         loaded = read(tmp_path, "a.jsonl", jsonl([row]))
         assert pairs(loaded) == [("p", "good")] and len(loaded.examples[0].messages) == 2
-        assert codes(loaded.faults) == [("preference_as_answer", 1)]
+        missing = [] if row["rejected"] else [("rejected_missing", 1)]
+        assert codes(loaded.faults) == [*missing, ("preference_as_answer", 1)]
+        assert [m.content for m in loaded.examples[0].rejected] == ([] if missing else ["bad"])
 
 
 def test_damaged_gzip_gives_what_can_be_unpacked(tmp_path):

@@ -1,12 +1,22 @@
 """The split: alike prompts on one side, labels in proportion, the same for the same seed."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from shoestring.data.clean import Item
-from shoestring.data.split import Forest, clusters_of, compared_texts, draw, near_pairs, num_near, quotas, sample
+from shoestring.data.split import (
+    Forest,
+    clusters_of,
+    compared_texts,
+    draw,
+    far_rows,
+    near_pairs,
+    num_near,
+    quotas,
+    sample,
+)
 from shoestring.records import Example, Message, no_progress
 
 WORDS = [f"w{i}" for i in range(300)]
@@ -14,7 +24,7 @@ WORDS = [f"w{i}" for i in range(300)]
 
 def item(prompt, answer="a", line=0):
     example = Example((Message("user", prompt), Message("assistant", answer)), (1, 2), "f", line)
-    return Item(example, object(), prompt, answer, answer)
+    return SimpleNamespace(example=example, id=example.id, row=object(), prompt_hash=prompt)
 
 
 def jaccard(a, b):
@@ -32,6 +42,26 @@ def test_near_held_out_rows_are_counted():
     train = [item("a b c d e"), item("f g h i j")]
     held_out = [item("a b c d e f"), item("e d c b a"), item("x y z"), item("b a c d e f")]
     assert num_near(train, held_out, no_progress) == 3
+
+
+def test_far_rows_have_no_near_training_text():
+    train = ["How do I cancel my card?", "f g h i j"]
+    held_out = ["how do I cancel MY card", "how do I cancel my blue card", "g f h i j k", "where is my card", "f g h"]
+    assert far_rows(train, held_out, no_progress) == [False, False, False, True, True]
+    assert far_rows([], ["a"], no_progress) == [True] and far_rows(["a"], [], no_progress) == []
+
+
+@pytest.mark.parametrize("length", [4, 12, 45, 55, 150])
+def test_near_pairs_are_all_found_at_any_length(length):
+    rng = random.Random(length)
+    words = [f"w{i}" for i in range(1000)]
+    texts = [rng.sample(words, length) for _ in range(60)]
+    for text in texts[:60]:
+        added = rng.randint(0, length // 5)
+        texts.append([*text[rng.randint(0, length // 9) :], *rng.sample(words, added)])
+    texts = [" ".join(text) for text in texts]
+    wanted = {(i, j) for j in range(len(texts)) for i in range(j) if jaccard(texts[i], texts[j]) >= 0.8}
+    assert len(wanted) > 25 and set(near_pairs(texts, no_progress)) == wanted
 
 
 def test_an_instruction_before_every_row_does_not_make_rows_alike():

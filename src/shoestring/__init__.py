@@ -23,7 +23,7 @@ _EXPORTS: dict[str, str] = {
     "Verdict": "records",
     "ShoestringError": "errors",
     "load": "data.load",
-    "curate": "data.curate",
+    "curate": "data.folder",
     "detect": "data.detect",
     "score_arm": "evaluate.score",
     "paired_difference": "evaluate.score",

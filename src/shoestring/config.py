@@ -116,8 +116,12 @@ class CurateConfig(_Section):
 
     drop_duplicates: bool = True
     """Drop rows equal to an earlier one after normalisation."""
-    drop_contradictions: bool = True
-    """Drop rows whose prompt has other answers too, unless one answer has the majority."""
+    contradictions: Literal["majority", "drop", "keep"] = "majority"
+    """Of rows with one prompt and answers that exclude each other: the majority's stay, none, or all, reported."""
+    redact: bool = False
+    """Put placeholders such as <EMAIL> for secrets and personal data."""
+    max_train_tokens: int | None = Field(default=None, ge=1)
+    """Choose training rows that cover the prompts within so many tokens."""
     eval_rows: int | None = Field(default=None, ge=20)
     """Held-out rows to split off (default: a tenth, 100 to 1,000)."""
     max_eval_rows: int | None = Field(default=None, ge=20)
@@ -196,6 +200,37 @@ class MarketConfig(_Section):
     """Row of the price table to plan for, such as H100-SXM; default: the present device."""
 
 
+class SynthConfig(_Section):
+    """Making rows with a teacher (`shoestring synth`), within budget_usd."""
+
+    teacher: EndpointConfig | None = None
+    """The model that writes; empty: the one of decide.endpoints, or the one --endpoint names."""
+    samples: int | None = Field(default=None, ge=1, le=32)
+    """Answers asked for one input, at most (default: 3 where answers can be compared, else 1)."""
+    agree: int | None = Field(default=None, ge=1, le=32)
+    """So many of them must agree (default: more than half)."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature; at 0 all samples would be the same."""
+    max_new_tokens: int = Field(default=1024, ge=1, le=32768)
+    """Longest reply; what the budget is checked with before a request is sent."""
+    labels: list[str] = []
+    """Labels of a classification that has no seeds to learn them from."""
+    attributes: dict[str, list[str]] = {}
+    """What the teacher is asked to vary, such as topic: [billing, delivery] (default: length, writer, case)."""
+    distilabel_python: str = ""
+    """Python of the environment that has distilabel, for --engine distilabel."""
+
+    @model_validator(mode="after")
+    def _samples_can_agree(self) -> SynthConfig:
+        if self.samples and (self.agree or 1) > self.samples:
+            raise ValueError(f"agree {self.agree} of {self.samples} samples cannot be; lower agree or raise samples")
+        if (self.samples or 1) > 1 and self.temperature == 0:
+            raise ValueError("at temperature 0 all samples are the same; raise it or set samples: 1")
+        if not all(self.attributes.values()):
+            raise ValueError("attributes: each has at least one value")
+        return self
+
+
 class RunConfig(_Section):
     """One run: the bar and the budget are the two dials, the rest follows or is turned on purpose."""
 
@@ -217,6 +252,7 @@ class RunConfig(_Section):
     decide: DecideConfig = DecideConfig()
     train: TrainConfig = TrainConfig()
     market: MarketConfig = MarketConfig()
+    synth: SynthConfig = SynthConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -48,6 +48,7 @@ class Example:
 
     answer_span: half-open range of message indices that bear loss and are the expected answer.
     line: from 1 in the source file (record number for Parquet and Arrow).
+    rejected: of a preference pair the answer that lost; what is learned is in messages.
     """
 
     messages: tuple[Message, ...]
@@ -55,10 +56,12 @@ class Example:
     source: str = ""
     line: int = 0
     id: str = ""
+    rejected: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.id:
-            object.__setattr__(self, "id", content_id(self.messages))
+            lost = (Message("rejected", m.content) for m in self.rejected)
+            object.__setattr__(self, "id", content_id((*self.messages, *lost)))
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -89,7 +92,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
-    """A row left out, whole, with its reason; partner_line for duplicates and contradictions."""
+    """A row left out, whole, with its reason; partner_line for duplicates and contradictions.
+
+    id: of the example it would have been, by which it can be restored; empty where the row gave none.
+    """
 
     row: Any
     source: str
@@ -97,6 +103,7 @@ class DroppedRow:
     code: str
     evidence: str
     partner_line: int | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ class Curated:
     counts: dict[str, int]
     labels: tuple[str, ...] | None  # the label set of a classification task, sorted
     notes: tuple[str, ...] = ()
+    measures: dict[str, Any] = field(default_factory=dict)  # further parts of the receipt: languages, choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,8 @@ class Completion:
     num_completion_tokens: int
     latency_s: float
     cost_usd: float = 0.0
-    stopped: bool = True  # False: cut at the token limit
+    stopped: bool = True  # False: cut at the token limit, or by the provider's filter
+    made_at: str = ""  # when an endpoint answered, ISO 8601, UTC
 
 
 # generate(prompts, progress) -> one Completion a prompt, in order.
@@ -325,6 +334,14 @@ def to_json(record: Any) -> Any:
     return record
 
 
+def example_to_json(example: Example) -> dict[str, Any]:
+    """An Example as the files of curation hold it: `rejected` only where there is one."""
+    row: dict[str, Any] = to_json(example)
+    if not example.rejected:
+        del row["rejected"]
+    return row
+
+
 def example_from_json(row: dict[str, Any]) -> Example:
     """The inverse of to_json for an Example."""
     return Example(
@@ -333,6 +350,7 @@ def example_from_json(row: dict[str, Any]) -> Example:
         source=row["source"],
         line=row["line"],
         id=row["id"],
+        rejected=tuple(Message(m["role"], m["content"]) for m in row.get("rejected", ())),
     )
 
 

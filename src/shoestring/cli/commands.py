@@ -92,23 +92,31 @@ def run(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
 
 @app.command()
 def curate(
-    targets: Annotated[list[str], typer.Argument(metavar="RUN | FILES...", help="A run, or data files with --out.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write here, without a run.")] = None,
+    targets: Annotated[list[str], typer.Argument(metavar="RUN | FILES...", help="A run, or data files.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the rows of data files go (default: curated).")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray for data that outgrow one machine.")] = "local",
+    restored: Annotated[
+        list[str] | None,
+        typer.Option("--restore", metavar="CODE|LINE", help="Bring back dropped rows: fault code, LINE, SOURCE:LINE."),
+    ] = None,
     runs_dir: RunsDir = RUNS,
     is_json: Json = False,
 ) -> int:
     """Validate, clean and split the data.
 
-    Every dropped row is kept with its reason. Given a run, it is the run's first stage. Given
-    data files and --out, it needs no run file: train.jsonl, dev.jsonl, eval.jsonl,
-    dropped.jsonl, faults.jsonl and receipt.json go to DIR.
+    Every fault is reported with its line in one pass; every dropped row is kept with its reason.
+    Given a run, it is the run's first stage. Given data files, it needs no run file: train.jsonl,
+    dev.jsonl, eval.jsonl, dropped.jsonl, faults.jsonl, review.csv, receipt.json and report.html go to DIR.
+    What you write into the column decision of review.csv (keep, drop, fix) holds from the next time on.
 
     \b
     Example: shoestring curate tickets.jsonl --out curated
     """
     from .curate import command
 
-    return command(targets, out, runs_dir, is_json)
+    return command(targets, out, engine, restored or [], runs_dir, is_json)
 
 
 @app.command()
@@ -225,6 +233,44 @@ def explain(
     from .explain import command
 
     return command(key, run_target, schema, runs_dir, is_json)
+
+
+@app.command()
+def synth(
+    run_file: Annotated[str, typer.Argument(metavar="RUN_FILE", help="Run file.", show_default=False)],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILES...]", help="Documents, inputs, or distilabel output.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--from", metavar="WHAT", help="seeds, documents, task, inputs, or distilabel.")
+    ] = "seeds",
+    num_rows: Annotated[
+        int | None, typer.Option("--num", metavar="N", help="Rows wanted (default: 200; of inputs: all).")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of this synthesis.")] = Path("synthetic"),
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="NAME", help="The teacher (default: synth.teacher).")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="builtin, or distilabel in its own environment.")] = "builtin",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt and the cost; ask nothing.")
+    ] = False,
+    is_json: Json = False,
+) -> int:
+    """Make rows with a teacher model.
+
+    From seeds: new inputs and answers like data.train. From documents: about their passages. From
+    task: by task.instruction alone. From inputs: answers to inputs you have. From distilabel: its
+    output files. Each row is checked, agreed upon by several answers, and compared with training
+    and held-out rows. budget_usd stops it; the same command continues, answers paid for are kept.
+
+    \b
+    Example: shoestring synth run.yaml --num 200 --out synthetic --dry-run
+             shoestring synth run.yaml tickets.txt --from inputs --out answered
+    """
+    from .synth import command
+
+    return command(run_file, files or [], mode, num_rows, out, endpoint, engine, dry_run, is_json)
 
 
 @app.command()

@@ -1,14 +1,19 @@
-"""The curate stage: load, check, remove repeats and contradictions, hold out, and account for every row."""
+"""The curate stage: read, check, remove repeats and contradictions, hold out, and account for every row."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..records import Curated, DroppedRow, Example, Progress, no_progress
+import numpy as np
+
+from ..errors import DataError, MissingDependency
+from ..records import Curated, DroppedRow, Fault, Progress, example_from_json, example_to_json, no_progress
+from .choose import choose
 from .clean import (
     Item,
     Outcome,
@@ -17,12 +22,20 @@ from .clean import (
     check_labels,
     drop_leaks,
     drop_past_context,
+    duplicate_evidence,
     resolve_repeats,
-    validate,
 )
-from .load import Loaded, load
+from .decisions import apply_decisions, review_rows
+from .engine import EngineName, Examples, Local, Ray, Table, engine_named
+from .language import language_mix
+from .load import scan
+from .near_repeats import resolve_near
+from .review import ReviewRow, write_review
+from .rows import NAMES, Settings
 from .sources import resolve_sources
 from .split import NEAR_JACCARD, clusters_of, draw, num_near, sample
+from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
+from .wrong import wrong_rows
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -30,6 +43,50 @@ if TYPE_CHECKING:
 MIN_ROWS = 20  # below this neither training nor a score means anything
 EVAL_FRAC, EVAL_MIN, EVAL_MAX, EVAL_MAX_FRAC = 0.1, 100, 1000, 0.3
 DEV_FRAC, DEV_MIN, DEV_MAX, DEV_MAX_FRAC = 0.05, 32, 256, 0.2
+MAX_JUDGED_ROWS = 20_000  # the time of judging labels goes with the square
+BYTES_PER_TOKEN = 4  # of a model not yet known, for a budget of tokens
+TRAIN, DEV, EVAL, DROPPED = range(4)
+SIDES = ("train", "dev", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Every record of a table on one side. sides: one of TRAIN, DEV, EVAL, DROPPED a record."""
+
+    table: Table
+    sides: Any
+    faults: list[Fault]
+    notes: list[str]
+    labels: tuple[str, ...] | None
+    measures: dict[str, Any]
+    review: Sequence[ReviewRow] = ()
+
+    def counts(self) -> dict[str, int]:
+        """rows_in + rows_expanded = rows_train + rows_dev + rows_eval + dropped."""
+        num_train, num_dev, num_eval, num_dropped = np.bincount(self.sides, minlength=4).tolist()
+        return {
+            "rows_in": self.table.num_rows,
+            "rows_expanded": len(self.table) - self.table.num_rows,  # further answers of conversations
+            "rows_train": num_train,
+            "rows_dev": num_dev,
+            "rows_eval": num_eval,
+            "dropped": num_dropped,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """As store.summary."""
+        numbers = np.bincount(self.table.code, minlength=len(NAMES)).tolist()
+        dropped = Counter({name: number for name, number in zip(NAMES, numbers, strict=True) if name and number})
+        return summary_of(self.counts(), self.labels, self.notes, dropped, self.faults, self.measures)
+
+    def evidence(self, index: int) -> str:
+        """Why a record was dropped, in words."""
+        return self.table.evidence.get(index) or duplicate_evidence(self.table, index)
+
+    def partner_line(self, index: int) -> int | None:
+        """Line of the record a dropped one repeats or contradicts."""
+        partner = int(self.table.partner[index])
+        return int(self.table.line[partner]) if partner >= 0 else None
 
 
 def curate(
@@ -45,28 +102,68 @@ def curate(
     train.seq_len does not make the score easier.
     Raises: DataError when a source cannot be used or too few rows remain.
     """
-    kind, rules, seed = config.task.kind, config.curate, config.seed
-    is_classify = kind == "classify"
-    out = Outcome()
-    resolve_sources([*config.data.train, *config.data.eval], base_dir)  # every missing file in one message
-    loaded = load(config.data.train, config.data.fields, config.data.system, base_dir, progress)
-    loaded_eval = None
-    if config.data.eval:
-        loaded_eval = load(config.data.eval, config.data.fields, config.data.system, base_dir, progress)
-    for part in (loaded, loaded_eval):
-        if part is not None:
-            out.dropped += part.dropped
-            out.faults += part.faults
-            out.notes += part.notes
+    with Table() as table, engine_named("local") as engine:
+        decided = decide(config, base_dir, table, engine, limits, progress)
+        return to_curated(decided)
 
-    train = validate(_items(loaded), kind, out, progress)
-    train = resolve_repeats(train, kind, rules.drop_duplicates, rules.drop_contradictions, out)
-    held_out: list[Item] = []
-    if loaded_eval is not None:
-        held_out = check_eval_repeats(validate(_items(loaded_eval), kind, out, progress), kind, out)
-        train = drop_leaks(train, held_out, out)
-    train, held_out = drop_past_context(train, limits, out), drop_past_context(held_out, limits, out)
-    _refuse_too_few(train, held_out if loaded_eval is not None else None, config, out)
+
+def curate_into(
+    folder: Path, config: RunConfig, base_dir: Path, *, engine: EngineName = "local", num_workers: int | None = None,
+    limits: Sequence[RowLimit] = (), may_be_few: bool = False, progress: Progress = no_progress,
+) -> dict[str, Any]:  # fmt: skip
+    """As curate, into the files of a folder; returns the summary.
+
+    Decisions in the folder's review.csv are carried out; a new one is written. may_be_few: too few rows to hold
+    any out are all left in train.jsonl, else refused. Raises: DataError, RunFolderError.
+    """
+    with Writer(folder) as writer, Table(folder) as table, engine_named(engine, num_workers) as working:
+        review = folder / REVIEW
+        decided = decide(config, base_dir, table, working, limits, progress, review, may_be_few)
+        summary = decided.summary()
+        write_decided(decided, writer, progress)
+        write_review(review, decided.review)
+        writer.commit(summary)
+    return summary
+
+
+def decide(
+    config: RunConfig, base_dir: Path, table: Table, engine: Local | Ray, limits: Sequence[RowLimit],
+    progress: Progress, review: Path | None = None, may_be_few: bool = False,
+) -> Decided:  # fmt: skip
+    """Fill the table from the run's sources and put every record on one side.
+
+    review: a review.csv with decisions. may_be_few: as in curate_into. Raises: DataError.
+    """
+    kind, rules, seed, data = config.task.kind, config.curate, config.seed, config.data
+    is_classify = kind == "classify"
+    out = Outcome(table)
+    resolve_sources([*data.train, *data.eval], base_dir)  # every missing file in one message
+    settings = Settings(data.fields, data.system, kind, rules.redact)
+    for sources, is_held_out in ((data.train, False), (data.eval, True)):
+        if sources:
+            seen = scan(sources, base_dir, settings, table, engine, progress, is_held_out=is_held_out)
+            out.faults += seen.faults
+            out.notes += seen.notes
+    table.close()
+
+    reviewed = apply_decisions(review, kind, out) if review else {}
+    resolve_repeats(kind, rules.drop_duplicates, rules.contradictions, out, progress)
+    resolve_near(kind, rules.drop_duplicates, rules.contradictions, out, progress)
+    if data.eval:
+        check_eval_repeats(kind, out)
+        drop_leaks(out)
+    for is_held_out in (False, True):
+        drop_past_context(is_held_out, limits, out)
+    suspects = _suspects(kind, seed, out, progress)
+    measures = _languages(out)
+    if rules.max_train_tokens is not None:
+        measures["choice"] = _choose(rules.max_train_tokens, kind, seed, limits, out, progress)
+    train, held_out = ([Item(table, int(i)) for i in table.kept(side)] for side in (False, True))
+    is_few = may_be_few and len(train) < 2 * MIN_ROWS
+    if is_few:
+        out.notes.append(f"{len(train)} rows are too few to hold any out; at least {2 * MIN_ROWS} are needed for that")
+    else:
+        _refuse_too_few(train, held_out if data.eval else None, config, out)
 
     close = num_near(train, held_out, progress) if held_out else 0
     if close:
@@ -74,10 +171,87 @@ def curate(
             f"{close} of {len(held_out)} held-out rows have a near-duplicate among the training rows "
             f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower"
         )
+    dev: list[Item] = []
+    if is_few:
+        train, _ = _trainable(train, [], out)
+    else:
+        train, dev, held_out = _split(train, held_out, config, out, progress)
+    train = _sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
+    held_out = _sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
+    labels = check_labels([*train, *dev], held_out, out) if is_classify else None
+    if len(table) > table.num_rows:
+        more = len(table) - table.num_rows
+        out.notes.append(f"{more} more examples than rows: each assistant turn of a conversation is one")
+
+    sides = np.full(len(table), DROPPED, np.int8)
+    for side, items in ((TRAIN, train), (DEV, dev), (EVAL, held_out)):
+        sides[[item.index for item in items]] = side
+    assert ((sides == DROPPED) == (table.code != 0)).all(), "every row is kept, or dropped for a reason"
+    for index, code in sorted(table.yielded.items()):
+        out.fault(index, "restored", f"{REVIEW} keeps it; it would be dropped as {code}", "safe")
+    order = {name: number for number, name in enumerate(table.sources)}
+    faults = sorted(out.faults, key=lambda f: (order[f.source], f.line))
+    rows = review_rows(suspects, reviewed, out)
+    return Decided(table, sides, faults, out.notes, labels, measures, rows)
+
+
+def _suspects(kind: str, seed: int, out: Outcome, progress: Progress) -> list[tuple[int, str, float, str]]:
+    """Records to look at (record, code, score, evidence): contradictions that stay, and what is probably wrong."""
+    found = [(index, code, 1.0, evidence) for index, code, evidence in out.open_questions]
+    kept = np.flatnonzero(out.table.code == 0).tolist()
+    if len(kept) > MAX_JUDGED_ROWS:
+        out.notes.append(f"{len(kept)} rows are too many to judge each; wrong rows were not looked for")
+        return found
+    try:
+        suspects = wrong_rows(Examples(out.table, kept), kind=kind, seed=seed, progress=progress)
+    except MissingDependency as error:
+        out.notes.append(f"wrong rows were not looked for: {error}")
+        return found
+    if suspects:
+        out.notes.append(f"{len(suspects)} rows look wrong; {REVIEW} holds them, the most suspect first")
+    return found + [(kept[s.index], s.code, s.score, s.evidence) for s in suspects]
+
+
+def _languages(out: Outcome) -> dict[str, Any]:
+    """Report rows in another language than most; rows by language for the receipt."""
+    table = out.table
+    faults, counts = language_mix(Examples(table, np.flatnonzero(table.code == 0).tolist()))
+    out.faults += faults
+    return {"languages": counts}
+
+
+def _choose(
+    budget_tokens: int, kind: str, seed: int, limits: Sequence[RowLimit], out: Outcome, progress: Progress
+) -> dict[str, Any]:
+    """Leave out what a token budget does not hold; the choice beside a random and a longest one, for the receipt.
+
+    Of several tokenizers the one that makes the most of a row counts. Rows past train.seq_len take no part.
+    """
+    table = out.table
+    kept = [i for i in table.kept(is_held_out=False).tolist() if i not in out.past_seq_len]
+    examples = Examples(table, kept)
+    if limits:
+        counted = [limit.lengths(list(examples)) for limit in limits]
+        num_tokens = [max(map(sum, pairs)) for pairs in zip(*counted, strict=True)]
+    else:
+        num_tokens = [sum(len(m.content.encode()) for m in e.messages) // BYTES_PER_TOKEN + 1 for e in examples]
+    choice = choose(examples, num_tokens, budget_tokens, kind=kind, seed=seed, progress=progress)
+    chosen = set(choice.coverage.indices)
+    for position, index in enumerate(kept):
+        if position not in chosen:
+            out.drop(index, "not_chosen", f"{num_tokens[position]} tokens; the budget is {budget_tokens}")
+    return choice.summary()
+
+
+def _split(
+    train: list[Item], held_out: list[Item], config: RunConfig, out: Outcome, progress: Progress
+) -> tuple[list[Item], list[Item], list[Item]]:
+    """Training, dev and held-out records; held_out as given under data.eval, else drawn here. Raises: DataError."""
+    seed, is_classify = config.seed, config.task.kind == "classify"
     clusters, notes = clusters_of(train, progress)
     out.notes += notes
-    if loaded_eval is None:
-        wanted = _eval_size(len(train), rules.eval_rows)
+    if not config.data.eval:
+        wanted = _eval_size(len(train), config.curate.eval_rows)
         taken = draw(train, clusters, wanted, name="eval", seed=seed, is_classify=is_classify)
         held_out = [train[i] for i in sorted(taken)]
         train, clusters = _without(train, clusters, taken)
@@ -88,22 +262,69 @@ def curate(
                 f"no row could be held out: the {len(train)} rows are too much alike to separate; "
                 "give held-out rows under data.eval"
             )
-    long = {i for i, item in enumerate(train) if item.past_seq_len}
-    for i in sorted(long):
-        out.drop(train[i], "too_long", train[i].past_seq_len)
-    train, clusters = _without(train, clusters, long)
+    train, clusters = _trainable(train, clusters, out)
     _refuse_too_few(train, None, config, out)
     taken = draw(train, clusters, _dev_size(len(train)), name="dev", seed=seed, is_classify=is_classify)
     dev = [train[i] for i in sorted(taken)]
-    train, _ = _without(train, clusters, taken)
-    train = _sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
-    held_out = _sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
-    labels = check_labels([*train, *dev], held_out, out) if is_classify else None
-    return _account(loaded, loaded_eval, train, dev, held_out, labels, out)
+    return _without(train, clusters, taken)[0], dev, held_out
 
 
-def _items(loaded: Loaded) -> list[Item]:
-    return [Item(example, row) for example, row in zip(loaded.examples, loaded.rows, strict=True)]
+def _trainable(train: list[Item], clusters: list[list[int]], out: Outcome) -> tuple[list[Item], list[list[int]]]:
+    """The rows within train.seq_len, and their clusters; the others could only have been held out."""
+    long = {i for i, item in enumerate(train) if item.index in out.past_seq_len}
+    for i in sorted(long):
+        out.drop(train[i].index, "too_long", out.past_seq_len[train[i].index])
+    return _without(train, clusters, long)
+
+
+def to_curated(decided: Decided) -> Curated:
+    """The result in memory."""
+    table = decided.table
+    kept: tuple[list[Any], ...] = ([], [], [])
+    dropped: list[DroppedRow] = []
+    for index, (text, row) in enumerate(table.lines()):
+        side = decided.sides[index]
+        if side != DROPPED:
+            kept[side].append(table.corrected.get(index) or example_from_json(json.loads(text)))
+            continue
+        source, line = table.place(index)
+        evidence, partner_line = decided.evidence(index), decided.partner_line(index)
+        code, example_id = table.code_of(index), _id_in(text)
+        dropped.append(DroppedRow(json.loads(row), source, line, code, evidence, partner_line, example_id))
+    train, dev, held_out = map(tuple, kept)
+    return Curated(
+        train, dev, held_out, tuple(dropped), tuple(decided.faults), decided.counts(), decided.labels,
+        tuple(decided.notes), decided.measures,
+    )  # fmt: skip
+
+
+def _id_in(example: str | bytes) -> str:
+    return str(json.loads(example)["id"]) if example else ""
+
+
+def write_decided(decided: Decided, writer: Writer, progress: Progress) -> None:
+    """The result as lines, copied from the table in one pass."""
+    table = decided.table
+    names = [f"{side}.jsonl" for side in SIDES]
+    sides = decided.sides.tolist()
+    for index, (text, row) in enumerate(table.lines()):
+        if index % 10_000 == 0:
+            progress("writing rows", index, len(table))
+        side = sides[index]
+        if side != DROPPED:
+            if index in table.corrected:
+                corrected = json.dumps(example_to_json(table.corrected[index]), ensure_ascii=False)
+                text = corrected.encode("utf-8", "surrogatepass")
+            writer.line(names[side], text)
+            continue
+        place, code = table.place(index), table.code_of(index)
+        evidence, partner_line = decided.evidence(index), decided.partner_line(index)
+        writer.line(
+            "dropped.jsonl",
+            dropped_line(row.decode("utf-8", "surrogatepass"), *place, code, evidence, partner_line, _id_in(text)),
+        )
+    for fault in decided.faults:
+        writer.line("faults.jsonl", fault_line(fault))
 
 
 def _without(train: list[Item], clusters: list[list[int]], taken: set[int]) -> tuple[list[Item], list[list[int]]]:
@@ -136,19 +357,20 @@ def _sampled(items: list[Item], limit: int | None, side: str, seed: int, is_clas
     chosen = sample(items, limit, name=f"sample {side}", seed=seed, is_classify=is_classify)
     for index, item in enumerate(items):
         if index not in chosen:
-            out.drop(item, "not_sampled", f"curate.max_{side}_rows = {limit} of {len(items)} rows")
+            out.drop(item.index, "not_sampled", f"curate.max_{side}_rows = {limit} of {len(items)} rows")
     return [item for index, item in enumerate(items) if index in chosen]
 
 
 def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunConfig, out: Outcome) -> None:
-    reasons = Counter(row.code for row in out.dropped)
+    table = out.table
+    reasons = Counter(table.code_of(i) for i in np.flatnonzero(table.code).tolist())
     shown = ", ".join(f"{n} {code}" for code, n in reasons.most_common(6)) or "none"
     for what, items, key in (("training", train, "data.train"), ("held-out", held_out, "data.eval")):
         if items is None or len(items) >= MIN_ROWS:
             continue
         advice = "add rows, or mend those dropped"
         if reasons["contradiction"] > len(items):
-            advice += "; if several answers to one prompt are right, set curate.drop_contradictions: false"
+            advice += "; if several answers to one prompt are right, set curate.contradictions: keep"
         if reasons["answer_not_json"] > len(items):
             advice += "; task.kind: extract expects JSON answers, choose another kind if they are text"
         if reasons["leak_into_eval"] > len(items):
@@ -160,36 +382,3 @@ def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunC
             f"{where}: {len(items)} usable {what} rows remain, at least {MIN_ROWS} are needed "
             f"(dropped: {shown}); {advice}"
         )
-
-
-def _account(
-    loaded: Loaded, loaded_eval: Loaded | None, train: Sequence[Item], dev: Sequence[Item], held_out: Sequence[Item],
-    labels: tuple[str, ...] | None, out: Outcome,
-) -> Curated:  # fmt: skip
-    """The result, with every source row counted once."""
-    parts = [part for part in (loaded, loaded_eval) if part is not None]
-    counts = {
-        "rows_in": sum(part.num_rows for part in parts),
-        "rows_expanded": sum(part.num_expanded for part in parts),  # further answers of conversations
-        "rows_train": len(train),
-        "rows_dev": len(dev),
-        "rows_eval": len(held_out),
-        "dropped": len(out.dropped),
-    }
-    kept = counts["rows_train"] + counts["rows_dev"] + counts["rows_eval"]
-    assert counts["rows_in"] + counts["rows_expanded"] == kept + counts["dropped"], f"rows do not add up: {counts}"
-    if counts["rows_expanded"]:
-        more = counts["rows_expanded"]
-        out.notes.append(f"{more} more examples than rows: each assistant turn of a conversation is one")
-
-    def examples(items: Sequence[Item]) -> tuple[Example, ...]:
-        return tuple(item.example for item in items)
-
-    def place(record: Any) -> tuple[str, int]:
-        return record.source, record.line
-
-    dropped: list[DroppedRow] = sorted(out.dropped, key=place)
-    return Curated(
-        examples(train), examples(dev), examples(held_out), tuple(dropped), tuple(sorted(out.faults, key=place)),
-        counts, labels, tuple(out.notes),
-    )  # fmt: skip

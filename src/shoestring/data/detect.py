@@ -36,12 +36,12 @@ class Detected:
     labels: tuple[str, ...] = ()
 
 
-def detect(path: Path, progress: Progress = no_progress) -> Detected:
-    """Read a data file and propose the task kind.
+def detect(path: Path, progress: Progress = no_progress, max_rows: int | None = None) -> Detected:
+    """Read a data file, or about its first max_rows rows, and propose the task kind.
 
     Raises: DataError when it cannot be used.
     """
-    loaded = load([str(path)], FieldsConfig(), "", Path(), progress)
+    loaded = load([str(path)], FieldsConfig(), "", Path(), progress, max_rows)
     shape = loaded.shapes[0]
     kind, evidence, labels = task_kind(loaded.examples, loaded.num_rows)
     return Detected(

@@ -1,15 +1,17 @@
-"""Row shapes (Alpaca, prompt/completion and its kin, OpenAI messages, ShareGPT) to messages and answer spans."""
+"""Row shapes to messages and answer spans.
+
+Alpaca, prompt/completion and its kin, OpenAI messages, ShareGPT, preference pairs, KTO flags, plain text.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..config import FieldsConfig
 from ..records import Message
+from .turns import Notice, RowFault, Turns, as_list, as_text, check_tools, conversation
 
 # In order of preference; compared without case.
 PROMPT_KEYS = (
@@ -25,39 +27,17 @@ ANSWER_KEYS = (
 CONTEXT_KEYS = ("input", "context", "schema")  # follow an instruction or a question
 SYSTEM_KEYS = ("system", "system_prompt")
 MESSAGES_KEYS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
-ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "instruction": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "ai": "assistant", "bing": "assistant", "bard": "assistant", "function_call": "assistant", "tool_call": "assistant",
-    "system": "system", "developer": "system",
-    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
-}  # fmt: skip
+PREFERENCE_KEYS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("preferred", "non_preferred"))
+FLAG_KEYS = ("kto_tag", "is_desired", "desirable")  # and `label`, where it is true or false beside an answer
+FLAGS = {True: True, False: False, "true": True, "false": False}  # 1 and 0 equal True and False
+BESIDE_TEXT = {"id", "idx", "index", "source", "meta", "metadata", "url", "timestamp", "date", "lang", "language"}
 NO_INPUT = re.compile(r"\W*no ?input(?: (?:required|needed|provided))?\W*", re.IGNORECASE)
-
-Turns = list[tuple[tuple[Message, ...], tuple[int, int]]]
-
-
-class RowFault(Exception):
-    """This row cannot become an example."""
-
-    def __init__(self, code: str, evidence: str):
-        super().__init__(evidence)
-        self.code, self.evidence = code, evidence
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something repaired or odd in a row that is kept. once: said once a file."""
-
-    code: str
-    evidence: str
-    repair: str
-    once: bool = False
+URL = re.compile(r"\s*(?:https?://|www\.)\S+\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Where the parts of a row are. kind: pair, alpaca, messages, sharegpt, preference."""
+    """Where the parts of a row are. kind: pair, alpaca, messages, sharegpt, preference, text."""
 
     kind: str
     prompt: str | None = None
@@ -66,9 +46,13 @@ class Shape:
     system: str | None = None
     messages: str | None = None
     chosen: str | None = None
+    rejected: str | None = None
+    flag: str | None = None  # KTO: whether the answer is one to imitate
 
     def describe(self) -> str:
-        keys = [k for k in (self.system, self.messages, self.prompt, self.context, self.answer, self.chosen) if k]
+        keys = [
+            k for k in (self.system, self.messages, self.prompt, self.context, self.answer, self.chosen, self.flag) if k
+        ]
         return f"{self.kind} ({', '.join(keys)})"
 
 
@@ -90,158 +74,156 @@ def shape_of(row: dict[str, Any], fields: FieldsConfig) -> Shape | None:
     wanted = (fields.prompt, fields.completion, fields.messages)
     if any(name and name not in row for name in wanted):
         return None
+    flag = next((keys[c] for c in FLAG_KEYS if c in keys), None)
+    if flag is None and "label" in keys and isinstance(row[keys["label"]], bool):
+        flag = keys["label"]
     system = asked(fields.system) if fields.system else pick(SYSTEM_KEYS, fields.prompt, fields.completion)
     messages = fields.messages or (None if fields.prompt or fields.completion else pick(MESSAGES_KEYS))
+    pair = next(((keys[a], keys[b]) for a, b in PREFERENCE_KEYS if a in keys and b in keys), None)
     if messages and _is_conversation(row[messages]):
-        if "chosen" in keys and "rejected" in keys:
-            return Shape("preference", system=system, messages=messages, chosen=keys["chosen"])
-        return Shape("sharegpt" if _has_from(row[messages]) else "messages", system=system, messages=messages)
+        if pair:
+            return Shape("preference", system=system, messages=messages, chosen=pair[0], rejected=pair[1])
+        kind = "sharegpt" if _has_from(row[messages]) else "messages"
+        return Shape(kind, system=system, messages=messages, flag=flag)
     if fields.messages:
         return Shape("messages", system=system, messages=messages)
-    if "chosen" in keys and "rejected" in keys and not fields.completion:
+    if pair and not fields.completion:
         prompt = fields.prompt or pick(PROMPT_KEYS)
-        if prompt or isinstance(row[keys["chosen"]], list):
-            return Shape("preference", prompt=prompt, system=system, chosen=keys["chosen"])
+        if prompt or isinstance(row[pair[0]], list):
+            return Shape("preference", prompt=prompt, system=system, chosen=pair[0], rejected=pair[1])
     prompt = fields.prompt or pick(PROMPT_KEYS, fields.completion, system)
     answer = fields.completion or pick(ANSWER_KEYS, prompt, system)
     if prompt is None or answer is None:
         if set(keys) == {"column_1", "column_2"}:  # a CSV without header: input, then answer
             return Shape("pair", prompt=keys["column_1"], answer=keys["column_2"], system=system)
+        if "text" in keys and not (keys.keys() - BESIDE_TEXT - {"text"}) and not fields.prompt:
+            return Shape("text", answer=keys["text"])
         return None
     context = None
     if not fields.prompt and prompt.strip().lower() in ("instruction", "question", "query", "prompt"):
         context = pick(CONTEXT_KEYS, prompt, answer, system)
     kind = "alpaca" if prompt.strip().lower() == "instruction" else "pair"
-    return Shape(kind, prompt=prompt, context=context, answer=answer, system=system)
-
-
-def _as_list(value: Any) -> Any:
-    """A list of turns, also when it stands as JSON text in a CSV cell."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    flag = flag if flag != answer else None
+    return Shape(kind, prompt=prompt, context=context, answer=answer, system=system, flag=flag)
 
 
 def _is_conversation(value: Any) -> bool:
-    value = _as_list(value)
+    value = as_list(value)
     return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
 
 
 def _has_from(value: Any) -> bool:
-    turns = _as_list(value)
+    turns = as_list(value)
     return bool(turns) and "from" in turns[0]
 
 
-def as_text(value: Any) -> str:
-    """The text a model reads or writes: objects and lists as JSON, numbers as written, missing as empty."""
-    if isinstance(value, str):
-        return value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def to_examples(row: dict[str, Any], shape: Shape, system: str) -> tuple[Turns, list[Notice]]:
-    """Messages and answer span of each example in a row: one, or one an assistant turn.
+def to_examples(row: dict[str, Any], shape: Shape, system: str) -> tuple[Turns, tuple[Message, ...], list[Notice]]:
+    """Messages and answer span of each example in a row (one, or one an assistant turn), and the rejected answer.
 
     Raises: RowFault.
     """
     notices: list[Notice] = []
     own_system = as_text(row.get(shape.system)).strip() if shape.system else ""
     head = [Message("system", own_system or system)] if (own_system or system) else []
-    if shape.kind in ("messages", "sharegpt", "preference"):
-        if shape.messages:
-            turns = _as_list(row[shape.messages])
-        else:
-            turns = [{"role": "user", "content": as_text(row[shape.prompt])}] if shape.prompt else []
-        if shape.chosen:
-            what = "the chosen answer is learned, the rejected one left aside"
-            notices.append(Notice("preference_as_answer", what, "safe", True))
-            chosen = _as_list(row[shape.chosen])
-            if isinstance(chosen, str):
-                chosen = [{"role": "assistant", "content": chosen}]
-            chosen = chosen if isinstance(chosen, list) else [chosen]
-            is_whole = len(chosen) > 1  # the conversation is repeated in it, prompt included
-            turns = chosen if is_whole else [*turns, *chosen]
-        if not isinstance(turns, list):
-            raise RowFault("not_messages", f"{shape.messages!r} holds no list of messages but {type(turns).__name__}")
-        if row.get("tools") or row.get("functions"):
-            what = "tool declarations are not shown to the model in this version"
-            notices.append(Notice("tools_left_aside", what, "ask", True))
-        return _conversation(turns, head, only_last=shape.chosen is not None, notices=notices), notices
+    rejected: tuple[Message, ...] = ()
+    if shape.flag:
+        _check_flag(row[shape.flag], shape.flag)
+    if shape.kind == "text":
+        notices.append(Notice("plain_text", "text without question and answer; the whole text is learned", "ask", True))
+        assert shape.answer is not None
+        return [((Message("user", ""), Message("assistant", as_text(row[shape.answer]))), (1, 2))], (), notices
+    if shape.kind == "preference":
+        turns, rejected = _preference(row, shape, head, notices)
+    elif shape.kind in ("messages", "sharegpt"):
+        assert shape.messages is not None
+        turns = _turns(row[shape.messages], shape.messages, row, notices)
+        turns = conversation(turns, head, only_last=shape.flag is not None, notices=notices)
+    else:
+        turns = _pair(row, shape, head, notices)
+    return turns, rejected, notices
+
+
+def _check_flag(value: Any, key: str) -> None:
+    known = value.strip().lower() if isinstance(value, str) else value
+    flag = FLAGS.get(known) if isinstance(known, (str, int)) else None
+    if flag is None:
+        raise RowFault("bad_flag", f"{key!r} is {value!r}; a KTO label is true or false")
+    if not flag:
+        raise RowFault("undesired_answer", f"{key!r} says the answer is not desired; not learned")
+
+
+def _turns(value: Any, key: str | None, row: dict[str, Any], notices: list[Notice]) -> list[Any]:
+    """The list of turns under a key, its tools checked."""
+    if isinstance(value, str):
+        notices.append(Notice("stringified_json", f"{key!r} holds its turns as JSON text; read", "safe", True))
+    turns = as_list(value)
+    if not isinstance(turns, list):
+        raise RowFault("not_messages", f"{key!r} holds no list of messages but {type(turns).__name__}")
+    declared = row.get("tools") or row.get("functions")
+    if declared:
+        what = "tool declarations are not shown to the model in this version"
+        notices.append(Notice("tools_left_aside", what, "ask", True))
+    if all(isinstance(turn, dict) for turn in turns):
+        notices.extend(check_tools(turns, declared or None))
+    return turns
+
+
+def _preference(
+    row: dict[str, Any], shape: Shape, head: list[Message], notices: list[Notice]
+) -> tuple[Turns, tuple[Message, ...]]:
+    """The chosen side as an example, and the rejected answer."""
+    assert shape.chosen is not None and shape.rejected is not None
+    what = "the chosen answer is learned; the rejected one is stored beside it"
+    notices.append(Notice("preference_as_answer", what, "safe", True))
+    key = shape.messages or shape.prompt
+    asked = row[key] if key else []
+    if isinstance(asked, dict) and "messages" in asked:  # OpenAI: {"input": {"messages": [...], "tools": [...]}}
+        asked, row = asked["messages"], {**row, **asked}
+    if isinstance(asked, str) and not shape.messages:
+        asked = [{"role": "user", "content": asked}]
+    before = _turns(asked, key, row, notices) if asked else []
+    sides: list[tuple[tuple[Message, ...], tuple[int, int]] | None] = []
+    for side in (shape.chosen, shape.rejected):
+        answer = as_list(row[side])
+        answer = [{"role": "assistant", "content": answer}] if isinstance(answer, (str, type(None))) else answer
+        answer = answer if isinstance(answer, list) else [answer]
+        is_whole = len(answer) > 1  # the conversation is repeated in it, prompt included
+        try:
+            made = conversation(answer if is_whole else [*before, *answer], head, only_last=True, notices=notices)
+        except RowFault:
+            if side == shape.chosen:
+                raise
+            sides.append(None)
+            continue
+        sides.append(made[0])
+    chosen, rejected = sides
+    assert chosen is not None
+    answer_text = chosen[0][-1].content
+    if rejected is None or not rejected[0][-1].content.strip():
+        notices.append(Notice("rejected_missing", "the rejected answer is missing or empty", "ask"))
+        return [chosen], ()
+    if rejected[0][-1].content.strip() == answer_text.strip():
+        raise RowFault("chosen_equals_rejected", f"both answers are {answer_text[:80]!r}; nothing to prefer")
+    if rejected[0][:-1] != chosen[0][:-1]:
+        notices.append(Notice("pair_prompts_differ", "chosen and rejected answer different prompts", "ask"))
+        return [chosen], ()
+    return [chosen], rejected[0][-1:]
+
+
+def _pair(row: dict[str, Any], shape: Shape, head: list[Message], notices: list[Notice]) -> Turns:
     assert shape.prompt is not None and shape.answer is not None
     prompt, answer = row[shape.prompt], row[shape.answer]
     if isinstance(prompt, list) and prompt and _is_conversation(prompt):  # conversational prompt/completion
         reply = answer if isinstance(answer, list) else [{"role": "assistant", "content": as_text(answer)}]
-        return _conversation([*prompt, *reply], head, only_last=True, notices=notices), notices
+        return conversation([*prompt, *reply], head, only_last=True, notices=notices)
     text = as_text(prompt)
     context = as_text(row.get(shape.context)).strip() if shape.context else ""
     if context and NO_INPUT.fullmatch(context):
         notices.append(Notice("noinput_placeholder", f"{shape.context!r} says {context!r}; read as no input", "safe"))
         context = ""
+    if URL.fullmatch(context or text):
+        notices.append(Notice("url_as_input", f"the input is only an address: {(context or text).strip()}", "ask"))
     if context:
         text = f"{text}\n\n{context}"
     messages = (*head, Message("user", text), Message("assistant", as_text(answer)))
-    return [(messages, (len(messages) - 1, len(messages)))], notices
-
-
-def _conversation(turns: list[Any], head: list[Message], *, only_last: bool, notices: list[Notice]) -> Turns:
-    """One example an assistant turn, each with the turns before it as prompt."""
-    messages: list[Message] = []
-    answers: list[int] = []  # indices of assistant messages that bear loss
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise RowFault("not_messages", f"turn {number} is no object but {type(turn).__name__}")
-        raw_role = turn.get("role", turn.get("from"))
-        role = ROLES.get(str(raw_role).strip().lower())
-        if role is None:
-            known = "system, user, assistant, tool"
-            what = "has no role" if raw_role is None else f"has the unknown role {raw_role!r}"
-            raise RowFault("unknown_role", f"turn {number} {what}; known: {known}")
-        content = _content(turn, number, notices)
-        if messages and messages[-1].role == role and role != "tool":
-            what = f"turns {number - 1} and {number} are both {role}; joined"
-            notices.append(Notice("consecutive_roles", what, "safe"))
-            messages[-1] = Message(role, f"{messages[-1].content}\n{content}")
-            continue
-        if role == "system" and messages:
-            notices.append(Notice("system_not_first", f"turn {number} is a system message", "ask"))
-        messages.append(Message(role, content))
-        if role == "assistant" and turn.get("weight", 1) != 0:
-            answers.append(len(messages) - 1)
-    if not answers:
-        raise RowFault("no_assistant", f"no assistant turn to learn among {len(turns)} turns")
-    if answers[-1] < len(messages) - 1 and messages[-1].role in ("user", "tool"):
-        what = "the turns after the last assistant turn have no answer; unused"
-        notices.append(Notice("ends_without_answer", what, "safe"))
-    if head and messages[0].role != "system":
-        messages = [*head, *messages]
-        answers = [i + len(head) for i in answers]
-    chosen = answers[-1:] if only_last else answers
-    return [(tuple(messages[: i + 1]), (i, i + 1)) for i in chosen]
-
-
-def _content(turn: dict[str, Any], number: int, notices: list[Notice]) -> str:
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list):
-        parts: list[str] = []
-        for part in content:
-            if isinstance(part, str):
-                parts.append(part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str):
-                parts.append(part["text"])
-            else:
-                kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
-                raise RowFault("not_text", f"turn {number} holds a part of type {kind!r}; only text is trained on")
-        content = "".join(parts)
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if calls:
-        notices.append(Notice("tool_call_as_text", "tool calls are learned as JSON text", "safe", True))
-        plain = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
-        return "\n".join([*([as_text(content)] if content else []), *(as_text(call) for call in plain)])
-    return as_text(content)
+    return [(messages, (len(messages) - 1, len(messages)))]

@@ -1,23 +1,27 @@
-"""Sources to Examples: every format we read, in one shape, with the line of each row and all faults at once."""
+"""Sources to records: every format we read, in one shape, with the line of each row and all faults at once."""
 
 from __future__ import annotations
 
 import datetime
-import io
+import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import FieldsConfig
 from ..errors import DataError, require
-from ..records import DroppedRow, Example, Fault, Progress, content_id, no_progress
-from .decode import decode, read_bytes
-from .formats import ANSWER_KEYS, PROMPT_KEYS, RowFault, Shape, shape_of, to_examples
-from .parse import PROGRESS_EVERY, Parsed, parse_csv, parse_json, parse_jsonl
-from .sources import EXAMPLE_ROW, Source, resolve_sources
+from ..records import DroppedRow, Example, Fault, Progress, no_progress
+from .csv_rows import parse_csv
+from .decode import blocks_of, read_bytes, shorten, survey, text_of
+from .engine import WORKERS_FROM_BYTES, Local, Ray, Table
+from .formats import ANSWER_KEYS, PROMPT_KEYS, Shape
+from .parse import ROWS_PER_BLOCK, Parsed, layout_of, parse_json, parse_other_layout, parse_text
+from .rows import NAMES, Records, Seen, Settings, Signature, Work
+from .sources import BINARY, EXAMPLE_ROW, Source, resolve_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,127 +42,207 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What scanning some sources said beside the records."""
+
+    faults: list[Fault]
+    notes: list[str]
+    shapes: tuple[Shape, ...]
+    formats: tuple[str, ...]
+
+
 def load(
-    sources: list[str], fields: FieldsConfig, system: str, base_dir: Path, progress: Progress = no_progress
-) -> Loaded:
+    sources: list[str], fields: FieldsConfig, system: str, base_dir: Path, progress: Progress = no_progress,
+    max_rows: int | None = None,
+) -> Loaded:  # fmt: skip
     """Read every source; rows that cannot be read are in `dropped` with their reason.
 
+    max_rows: stop once about so many are read, for a look at the beginning.
     Raises: DataError when a source is missing or is no data, or no row of any source can be read.
     """
+    with Table() as table:
+        settings = Settings(fields, system, None)
+        seen = scan(sources, base_dir, settings, table, Local(1), progress, max_rows=max_rows)
+        table.close()
+        examples: list[Example] = []
+        rows: list[Any] = []
+        dropped: list[DroppedRow] = []
+        for index, (_, row_text) in enumerate(table.lines()):
+            row = json.loads(row_text)
+            if table.code[index]:
+                place = table.sources[table.source[index]], int(table.line[index])
+                dropped.append(DroppedRow(row, *place, table.code_of(index), table.evidence[index]))
+            else:
+                examples.append(table.example(index))
+                rows.append(row)
+        return Loaded(
+            examples=tuple(examples),
+            faults=tuple(seen.faults),
+            dropped=tuple(dropped),
+            num_rows=table.num_rows,
+            rows=tuple(rows),
+            num_expanded=len(table) - table.num_rows,
+            shapes=seen.shapes,
+            formats=seen.formats,
+            notes=tuple(seen.notes),
+        )
+
+
+def scan(
+    sources: list[str], base_dir: Path, settings: Settings, table: Table, engine: Local | Ray, progress: Progress,
+    *, is_held_out: bool = False, max_rows: int | None = None,
+) -> Scanned:  # fmt: skip
+    """Append the records of every source to the table; faults are in the order of sources and lines.
+
+    Raises: DataError as load.
+    """
     found, notes = resolve_sources(sources, base_dir)
-    examples: list[Example] = []
-    rows: list[Any] = []
-    faults: list[Fault] = []
-    dropped: list[DroppedRow] = []
+    out = Scanned([], notes, (), tuple(sorted({s.format or s.kind for s in found})))
     shapes: Counter[Shape] = Counter()
-    num_expanded = 0
     without_shape: Counter[str] = Counter()
-    num_unreadable = 0
+    first_drops: list[tuple[int, str]] = []
+    num_unreadable = num_rows = 0
+    is_large = sum(s.path.stat().st_size for s in found if s.kind == "file") >= WORKERS_FROM_BYTES
     for source in found:
-        parsed = read_source(source, progress)
-        num_unreadable += len(parsed.dropped)
-        num_expanded += _convert(parsed, fields, system, examples, rows, shapes, without_shape, progress)
-        faults += sorted(parsed.faults, key=lambda f: f.line)
-        dropped += parsed.dropped
+        number = len(table.sources)
+        table.sources.append(source.name)
+        file = _File(source, settings)
+        faults = file.faults
+        seen: dict[Signature, Seen] = {}
+        once: dict[str, Fault] = {}
+        num_lines = 0
+        for block in engine.map(file.works(), is_large):
+            progress(f"reading {source.name}", num_lines, file.num_lines)
+            num_lines = int(block.lines[-1]) if len(block.lines) else num_lines
+            table.append(number, is_held_out, block)
+            faults += block.faults
+            for fault in block.once:
+                once.setdefault(fault.code, fault)
+            _merge(seen, block.seen)
+            without_shape += block.without_shape
+            num_unreadable += block.num_unreadable
+            num_rows += int(block.is_first.sum())
+            if len(first_drops) < 5:
+                first_drops += [(int(block.lines[i]), f"{_code(block, i)}: {e}") for i, e in block.evidence.items()]
+            if max_rows is not None and num_rows >= max_rows:
+                break
+        for one in seen.values():
+            shapes[one.shape] += one.num_rows
+        out.faults.extend(sorted([*faults, *once.values(), *_mixtures(source.name, seen)], key=lambda f: f.line))
     if not shapes:
-        raise DataError(_nothing_found([s.name for s in found], fields, without_shape, dropped, num_unreadable))
-    num_rows = len(examples) + len(dropped) - num_expanded
-    formats = tuple(sorted({s.format or s.kind for s in found}))
-    ordered = tuple(shape for shape, _ in shapes.most_common())
-    return Loaded(
-        examples=tuple(examples),
-        faults=tuple(faults),
-        dropped=tuple(dropped),
-        num_rows=num_rows,
-        rows=tuple(rows),
-        num_expanded=num_expanded,
-        shapes=ordered,
-        formats=formats,
-        notes=tuple(notes),
-    )
+        names = [s.name for s in found]
+        raise DataError(_nothing_found(names, settings.fields, without_shape, first_drops[:5], num_unreadable))
+    return Scanned(out.faults, out.notes, tuple(shape for shape, _ in shapes.most_common()), out.formats)
 
 
-def read_source(source: Source, progress: Progress) -> Parsed:
-    """Raw rows of one source with the line each starts on."""
-    parsed = Parsed(source.name)
-    if source.kind != "file":
-        _read_datasets(source, parsed, progress)
-        return parsed
-    expects = "a Parquet file" if source.format == "parquet" else None
-    data, faults = read_bytes(source.path, source.name, source.is_gzip, expects)
-    parsed.faults += faults
-    if source.format == "parquet":
-        _read_parquet(data, parsed, progress)
-        return parsed
-    text, faults = decode(data, source.name)
-    parsed.faults += faults
-    if not text.strip():
-        raise DataError(f"{source.name}: the file holds only white space; write one example a line")
-    if source.format == "jsonl":
-        parse_jsonl(text, parsed, progress)
-    elif source.format == "json":
-        parse_json(text, parsed, progress)
-    else:
-        parse_csv(text, parsed, progress, "\t" if source.format == "tsv" else None)
-    return parsed
+def _code(block: Records, index: int) -> str:
+    return NAMES[block.codes[index]]
 
 
-def _convert(
-    parsed: Parsed, fields: FieldsConfig, system: str, examples: list[Example], rows: list[Any],
-    shapes: Counter[Shape], without_shape: Counter[str], progress: Progress,
-) -> int:  # fmt: skip
-    """Append the examples of a file; returns how many more there are than rows."""
-    num_expanded = 0
-    by_keys: dict[tuple[Any, ...], Shape | None] = {}  # by keys and types
-    first_line: dict[Shape, int] = {}
-    here: Counter[Shape] = Counter()
-    said: set[str] = set()  # notices given once a file
-    for index, (row, line) in enumerate(parsed.rows):
-        if index % PROGRESS_EVERY == 0:
-            progress(f"understanding {parsed.name}", index, len(parsed.rows))
-        signature = (*row, *map(type, row.values()))
-        if signature not in by_keys:
-            by_keys[signature] = shape_of(row, fields)
-        shape = by_keys[signature]
-        if shape is None:
-            without_shape.update(str(k) for k in row)
-            shown = ", ".join(str(k) for k in list(row)[:12]) or "none"
-            parsed.drop("missing_field", line, row, f"no prompt and answer among its fields: {shown}")
-            continue
-        try:
-            turns, notices = to_examples(row, shape, system)
-        except RowFault as fault:
-            parsed.drop(fault.code, line, row, fault.evidence)
-            shapes[shape] += 1
-            continue
-        here[shape] += 1
-        first_line.setdefault(shape, line)
-        for notice in notices:
-            if notice.once and notice.code in said:
-                continue
-            said.add(notice.code)
-            parsed.fault(notice.code, line, notice.evidence, notice.repair)
-        num_expanded += len(turns) - 1
-        for messages, span in turns:
-            # The identity of an example is its content, so equal rows of two files are seen as equal.
-            examples.append(Example(messages, span, parsed.name, line, content_id(messages)))
-            rows.append(row)
-    shapes.update(here)
-    if len(here) > 1:
-        main = here.most_common(1)[0][0]
-        for shape, line in first_line.items():
-            if shape != main:
-                seen = f"{here[shape]} rows are {shape.describe()} where most are {main.describe()}; first here"
-                parsed.fault("mixed_shapes", line, seen)
-    return num_expanded
+def _merge(seen: dict[Signature, Seen], more: dict[Signature, Seen]) -> None:
+    for signature, one in more.items():
+        known = seen.setdefault(signature, one)
+        if known is not one:
+            known.num_rows += one.num_rows
+
+
+def _mixtures(name: str, seen: dict[Signature, Seen]) -> Iterator[Fault]:
+    """Rows of another shape, or with a field of another type, than most rows of the file; once a kind."""
+    rows: Counter[Shape] = Counter()
+    first: dict[Any, int] = {}
+    types: dict[tuple[Shape, str], Counter[str]] = defaultdict(Counter)
+    for signature, one in seen.items():
+        rows[one.shape] += one.num_rows
+        first.setdefault(one.shape, one.first_line)
+        kinds = dict(zip(signature[: len(signature) // 2], signature[len(signature) // 2 :], strict=True))
+        for key in (one.shape.prompt, one.shape.context, one.shape.answer):
+            kind = "number" if kinds.get(key) in (int, float) else getattr(kinds.get(key), "__name__", "NoneType")
+            if key is not None and kind != "NoneType":
+                types[one.shape, key][kind] += one.num_rows
+                first.setdefault((one.shape, key, kind), one.first_line)
+    main = rows.most_common(1)[0][0] if rows else None
+    for shape, num_rows in rows.items():
+        if main is not None and shape != main:
+            seen_text = f"{num_rows} rows are {shape.describe()} where most are {main.describe()}; first here"
+            yield Fault("mixed_shapes", name, first[shape], shorten(seen_text, 240), "ask")
+    for (shape, key), counts in types.items():
+        usual = counts.most_common(1)[0][0]
+        for kind, num_rows in counts.items():
+            if kind != usual:
+                seen_text = f"field {key!r} is {kind} in {num_rows} rows where most hold {usual}; first here"
+                yield Fault("wrong_type", name, first[shape, key, kind], shorten(seen_text, 240), "ask")
+
+
+class _File:
+    """One source as works. faults grows, and num_lines becomes known, while works() is consumed."""
+
+    def __init__(self, source: Source, settings: Settings):
+        self.source, self.settings = source, settings
+        self.faults: list[Fault] = []
+        self.num_lines: int | None = None
+
+    def works(self) -> Iterator[Work]:
+        """Blocks of lines, or rows in batches. Raises: DataError."""
+        source = self.source
+        parsed = Parsed(source.name)
+        if source.kind != "file":
+            yield from self._batches(_read_datasets(source, parsed), parsed)
+            return
+        if source.format in BINARY:
+            yield from self._batches(_read_columns(source, parsed), parsed)
+            return
+        found = survey(source)
+        self.faults += found.faults
+        if found.is_blank:
+            raise DataError(f"{source.name}: the file holds only white space; write one example a line")
+        self.num_lines = found.num_lines
+        blocks = blocks_of(source, found)
+        layout = ""
+        if source.format == "jsonl":
+            first = next(blocks)
+            layout = layout_of(text_of(first, source.path, found.charset, source.name)[0])
+            blocks = itertools.chain([first], blocks)
+            if layout == "lines":
+                for block in blocks:
+                    yield Work(source.name, self.settings, source.path, found.charset, block)
+                return
+        parts: list[str] = []
+        for block in blocks:
+            text, faults = text_of(block, source.path, found.charset, source.name)
+            parts.append(text)
+            self.faults += faults
+        text = "".join(parts)
+        del parts
+        if layout:
+            steps = parse_other_layout(text, layout, parsed)
+        elif source.format == "json":
+            steps = parse_json(text, parsed)
+        elif source.format == "text":
+            steps = parse_text(text, parsed)
+        else:
+            steps = parse_csv(text, parsed, "\t" if source.format == "tsv" else None)
+        del text
+        yield from self._batches(steps, parsed)
+
+    def _batches(self, steps: Iterator[None], parsed: Parsed) -> Iterator[Work]:
+        """What a parser has read, each time it pauses and at its end."""
+        for _ in itertools.chain(steps, [None]):
+            entries = tuple(parsed.entries)
+            parsed.entries.clear()
+            self.faults += parsed.faults
+            parsed.faults.clear()
+            if entries:
+                yield Work(self.source.name, self.settings, entries=entries)
 
 
 def _nothing_found(
-    names: list[str], fields: FieldsConfig, without_shape: Counter[str], dropped: list[DroppedRow], num_unreadable: int
-) -> str:
+    names: list[str], fields: FieldsConfig, without_shape: Counter[str], dropped: list[tuple[int, str]],
+    num_unreadable: int,
+) -> str:  # fmt: skip
     name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if not without_shape:
-        reasons = "\n".join(f"  line {d.line}: {d.code}: {d.evidence}" for d in dropped[:5])
+        reasons = "\n".join(f"  line {line}: {why}" for line, why in dropped)
         what = f"none of its {num_unreadable} rows could be read" if num_unreadable else "it holds no row"
         return f"{name}: {what}\n{reasons}\nWrite one object a line, such as {EXAMPLE_ROW}"
     keys = [k for k, _ in without_shape.most_common()]
@@ -192,21 +276,41 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _read_parquet(data: bytes, parsed: Parsed, progress: Progress) -> None:
-    pyarrow = require("pyarrow", extra="data", purpose=f"reading {parsed.name}")
-    parquet = require("pyarrow.parquet", extra="data", purpose=f"reading {parsed.name}")
-
+def _read_columns(source: Source, parsed: Parsed) -> Iterator[None]:
+    """Rows of a Parquet or Arrow file; line is the record number."""
+    pyarrow = require("pyarrow", extra="data", purpose=f"reading {source.name}")
+    parquet = require("pyarrow.parquet", extra="data", purpose=f"reading {source.name}")
+    file: Any = str(source.path)
+    if source.packing:
+        data, faults = read_bytes(source, BINARY[source.format])
+        parsed.faults += faults
+        file = pyarrow.BufferReader(data)
+    what = {"parquet": "Parquet", "arrow": "Arrow"}[source.format]
+    line = 1
     try:
-        file = parquet.ParquetFile(io.BytesIO(data))
-        label_names = _label_names(file.schema_arrow.metadata)
-        total = file.metadata.num_rows
-        for batch in file.iter_batches(batch_size=PROGRESS_EVERY):
-            progress(f"reading {parsed.name}", len(parsed.rows), total)
-            for row in batch.to_pylist():
-                parsed.add(_named_labels(plain(row), label_names), len(parsed.rows) + 1)
+        if source.format == "parquet":
+            table = parquet.ParquetFile(file)
+            schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS_PER_BLOCK)
+        else:
+            opened = pyarrow.OSFile(file) if isinstance(file, str) else file
+            if opened.read(6) == b"ARROW1":
+                whole = pyarrow.ipc.open_file(opened)
+                schema, batches = whole.schema, (whole.get_batch(i) for i in range(whole.num_record_batches))
+            else:
+                opened.seek(0)
+                batches = pyarrow.ipc.open_stream(opened)
+                schema = batches.schema
+        label_names = _label_names(schema.metadata)
+        for batch in batches:
+            batch.validate(full=True)  # offsets of a damaged file may point anywhere
+            for start in range(0, batch.num_rows, ROWS_PER_BLOCK):
+                for row in batch.slice(start, ROWS_PER_BLOCK).to_pylist():
+                    parsed.add(_named_labels(plain(row), label_names), line)
+                    line += 1
+                yield
     except (pyarrow.ArrowException, OSError) as error:
-        detail = str(error).splitlines()[0]
-        raise DataError(f"{parsed.name}: no readable Parquet file ({detail}); write it again or give JSONL") from error
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{source.name}: no readable {what} file ({detail}); write it again or give JSONL") from error
 
 
 def _label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -226,10 +330,9 @@ def _named_labels(row: dict[str, Any], label_names: dict[str, list[str]]) -> dic
     return row
 
 
-def _read_datasets(source: Source, parsed: Parsed, progress: Progress) -> None:
+def _read_datasets(source: Source, parsed: Parsed) -> Iterator[None]:
     """Rows of a `datasets` folder (save_to_disk) or of a hub data set; line is the record number."""
     datasets = require("datasets", extra="data", purpose=f"reading {source.name}")
-    progress(f"reading {source.name}", 0, None)
     try:
         if source.kind == "hub":
             found = datasets.load_dataset(source.name[3:].partition(":")[0], split=source.split)
@@ -253,9 +356,8 @@ def _read_datasets(source: Source, parsed: Parsed, progress: Progress) -> None:
             parsed.fault("other_splits", 0, f"split {split!r} read; left aside: {left}; name them to use them")
         found = found[split]
     label_names = {k: v.names for k, v in found.features.items() if isinstance(v, datasets.ClassLabel)}
-    total = found.num_rows
-    for start in range(0, total, PROGRESS_EVERY):
-        progress(f"reading {source.name}", start, total)
-        table = found.with_format("arrow")[start : start + PROGRESS_EVERY]
-        for row in table.to_pylist():
-            parsed.add(_named_labels(plain(row), label_names), len(parsed.rows) + 1)
+    for start in range(0, found.num_rows, ROWS_PER_BLOCK):
+        table = found.with_format("arrow")[start : start + ROWS_PER_BLOCK]
+        for line, row in enumerate(table.to_pylist(), start + 1):
+            parsed.add(_named_labels(plain(row), label_names), line)
+        yield

@@ -30,10 +30,13 @@ def normalise_prompt(text: str) -> str:
 
 
 def prompt_key(example: Example) -> str:
-    """Equal for prompts that ask the same: every message of the prompt, roles included."""
+    """Equal for prompts that ask the same: every message of the prompt, roles included.
+
+    Plain text, which asks nothing, is known by itself.
+    """
     prompt = example.prompt
     if len(prompt) == 1:
-        return normalise_prompt(prompt[0].content)
+        return normalise_prompt(prompt[0].content or example.completion)
     return "\x1e".join(f"{m.role}\x1f{normalise_prompt(m.content)}" for m in prompt)
 
 

@@ -1,8 +1,10 @@
-"""Text to rows with the line each starts on: JSON lines, JSON arrays, CSV. Never stops at the first fault."""
+"""Text to rows with the line each starts on: JSON lines, JSON arrays, plain text. Never stops at the first fault.
+
+Parsers of a whole file are generators: they pause every ROWS_PER_BLOCK rows, so that the rows read can be taken away.
+"""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
@@ -11,22 +13,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..records import DroppedRow, Fault, Progress
+from ..records import Fault
 from .decode import shorten
 
-csv.field_size_limit(1 << 20)  # a stray quote must not swallow the rest of a large file
-PROGRESS_EVERY = 2000
+ROWS_PER_BLOCK = 5000
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character pair, perhaps without the other
 WHITESPACE = re.compile(r"[\s,]*")
 MESSAGE_KEYS = ("messages", "conversations", "conversation", "chosen", "rejected")
 
 
+@dataclass(slots=True)
+class Entry:
+    """A row of a source. code: why it cannot be read; then row is its text."""
+
+    row: Any
+    line: int
+    code: str = ""
+    evidence: str = ""
+
+
 @dataclass
 class Parsed:
-    """What one file gave: rows as (row, line), rows that could not be read, and faults."""
+    """What a part of a file gave: its rows in order, and faults."""
 
     name: str
-    rows: list[tuple[Any, int]] = field(default_factory=list)
-    dropped: list[DroppedRow] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     def fault(self, code: str, line: int, evidence: str, repair: str = "ask") -> None:
@@ -34,15 +45,18 @@ class Parsed:
 
     def drop(self, code: str, line: int, row: Any, evidence: str) -> None:
         evidence = shorten(evidence, 240)
-        self.dropped.append(DroppedRow(row, self.name, line, code, evidence))
+        self.entries.append(Entry(row, line, code, evidence))
         self.faults.append(Fault(code, self.name, line, evidence, "drop"))
 
     def add(self, row: Any, line: int) -> None:
         if isinstance(row, dict):
-            self.rows.append((row, line))
+            self.entries.append(Entry(row, line))
         else:
             kind = type(row).__name__
             self.drop("not_an_object", line, row, f"a row is an object with named fields; this is {kind}: {row}")
+
+    def is_full(self) -> bool:
+        return len(self.entries) >= ROWS_PER_BLOCK
 
 
 class Json:
@@ -66,6 +80,18 @@ class Json:
     def _constant(self, text: str) -> None:
         self.constants.append(text)
 
+    def plain(self, body: str) -> dict[str, Any] | None:
+        """The object a line holds if nothing at all is odd about it."""
+        if body[:1] != "{" or body[-1:] != "}" or ("\\u" in body and HALF_PAIR.search(body)):
+            return None
+        self.repeated.clear()
+        self.constants.clear()
+        try:
+            row, end = self.decoder.scan_once(body, 0)  # type: ignore[attr-defined]
+        except (StopIteration, ValueError, RecursionError):
+            return None
+        return row if end == len(body) and not self.repeated and not self.constants else None
+
     def value(self, text: str, position: int, line: int) -> tuple[Any, int]:
         """The value that starts at position, and where it ends. Raises: json.JSONDecodeError."""
         try:
@@ -81,7 +107,7 @@ class Json:
             self.parsed.fault("repeated_key", line, evidence)
         if self.constants:
             self.parsed.fault("not_a_number", line, f"{self.constants[0]} is no JSON value; read as missing")
-        if text.find("\\u", position, end) >= 0 and re.search(r"\\u[dD][89a-fA-F]", text[position:end]):
+        if text.find("\\u", position, end) >= 0 and HALF_PAIR.search(text, position, end):
             value = self._without_surrogates(value, line)
         return value, end
 
@@ -132,47 +158,48 @@ def is_cut_off(text: str) -> bool:
     return inside or depth > 0
 
 
-def parse_jsonl(text: str, parsed: Parsed, progress: Progress) -> None:
-    """One JSON object a line; arrays and pretty-printed objects in a .jsonl are recognised and reported."""
-    start = text.lstrip()[:200]
-    if re.match(r"\[\s*\{", start) and not _first_line_is_value(text):
+def layout_of(start: str) -> str:
+    """What a .jsonl really holds by its first block: lines, array, or objects over several lines."""
+    text = start.lstrip()
+    if re.match(r"\[\s*\{", text[:200]) and not _first_line_is_value(text):
+        return "array"
+    return "objects" if text.startswith("{") and text.split("\n", 1)[0].strip() == "{" else "lines"
+
+
+def parse_other_layout(text: str, layout: str, parsed: Parsed) -> Iterator[None]:
+    """A .jsonl that holds an array, or objects over several lines: read, and reported."""
+    if layout == "array":
         parsed.fault("array_as_jsonl", 1, "a JSON array named as JSON lines; read as an array", "safe")
-        parse_array(text, text.index("[") + 1, parsed, progress, is_array=True)
-        return
-    if start.startswith("{") and text.lstrip().split("\n", 1)[0].strip() == "{":
+        yield from parse_array(text, text.index("[") + 1, parsed, is_array=True)
+    else:
         parsed.fault("multi_line_object", 1, "objects spread over several lines; read one after the other", "safe")
-        parse_array(text, 0, parsed, progress, is_array=False)
-        return
-    reader = Json(parsed)
-    lines = text.split("\n")
-    last = len(lines) - 1  # a complete file ends with a line end, so its last line is empty
-    for index, line_text in enumerate(lines):
-        line = index + 1
-        if index % PROGRESS_EVERY == 0:
-            progress(f"reading {parsed.name}", index, len(lines))
-        body = line_text.strip()
-        if not body:
-            continue
-        position, num_values = 0, 0
-        try:
-            while position < len(body):
-                value, position = reader.value(body, position, line)
-                num_values += 1
-                match = WHITESPACE.match(body, position)
-                position = match.end() if match else position
-                parsed.add(value, line)
-        except json.JSONDecodeError as error:
-            rest = body[position:]
-            if num_values == 1 and not rest.startswith(("{", "[")):
-                parsed.fault("text_after_object", line, f"ignored after the object: {rest}")
-            elif index == last and is_cut_off(rest):
-                parsed.drop("truncated_line", line, rest, f"the file ends in the middle of this row: …{rest[-60:]}")
-            else:
-                code = "truncated_line" if is_cut_off(rest) and rest.startswith("{") else "invalid_json"
-                evidence = f"{error.msg} at column {error.pos + 1}: {_near(body, error.pos)}"
-                parsed.drop(code, line, rest, evidence)
-        if num_values > 1:
-            parsed.fault("several_objects_on_line", line, f"{num_values} objects on one line; each was read", "safe")
+        yield from parse_array(text, 0, parsed, is_array=False)
+
+
+def parse_line(line_text: str, line: int, is_last: bool, reader: Json) -> None:
+    """What a line of a JSON lines file holds. is_last: no line end follows it."""
+    parsed = reader.parsed
+    body = line_text.strip()
+    position, num_values = 0, 0
+    try:
+        while position < len(body):
+            value, position = reader.value(body, position, line)
+            num_values += 1
+            match = WHITESPACE.match(body, position)
+            position = match.end() if match else position
+            parsed.add(value, line)
+    except json.JSONDecodeError as error:
+        rest = body[position:]
+        if num_values == 1 and not rest.startswith(("{", "[")):
+            parsed.fault("text_after_object", line, f"ignored after the object: {rest}")
+        elif is_last and is_cut_off(rest):
+            parsed.drop("truncated_line", line, rest, f"the file ends in the middle of this row: …{rest[-60:]}")
+        else:
+            code = "truncated_line" if is_cut_off(rest) and rest.startswith("{") else "invalid_json"
+            evidence = f"{error.msg} at column {error.pos + 1}: {_near(body, error.pos)}"
+            parsed.drop(code, line, rest, evidence)
+    if num_values > 1:
+        parsed.fault("several_objects_on_line", line, f"{num_values} objects on one line; each was read", "safe")
 
 
 def _first_line_is_value(text: str) -> bool:
@@ -188,11 +215,12 @@ def _near(text: str, position: int) -> str:
     return shorten(text[max(0, position - 30) : position + 30], 60)
 
 
-def parse_json(text: str, parsed: Parsed, progress: Progress) -> None:
+def parse_json(text: str, parsed: Parsed) -> Iterator[None]:
     """A JSON array of rows, an object that wraps one, or JSON lines under the wrong name."""
     position = len(text) - len(text.lstrip())
     if text[position : position + 1] == "[":
-        return parse_array(text, position + 1, parsed, progress, is_array=True)
+        yield from parse_array(text, position + 1, parsed, is_array=True)
+        return
     reader = json.JSONDecoder(strict=False)
     try:
         value, end = reader.raw_decode(text, position)
@@ -201,9 +229,20 @@ def parse_json(text: str, parsed: Parsed, progress: Progress) -> None:
     if end < 0 or text[end:].strip():  # one broken value, or several values
         wrapper = re.match(r'\s*\{\s*"([^"\\]+)"\s*:\s*\[\s*\{', text) if end < 0 else None
         if wrapper and wrapper[1] not in MESSAGE_KEYS:
-            return parse_array(text, text.index("[") + 1, parsed, progress, is_array=True)
+            yield from parse_array(text, text.index("[") + 1, parsed, is_array=True)
+            return
         parsed.fault("jsonl_as_json", 1, "JSON lines named .json; read line by line", "safe")
-        return parse_jsonl(text, parsed, progress)
+        layout = layout_of(text)
+        if layout != "lines":
+            yield from parse_other_layout(text, layout, parsed)
+            return
+        line_reader = Json(parsed)
+        lines = text.split("\n")
+        for line, line_text in enumerate(lines, 1):
+            parse_line(line_text, line, line == len(lines), line_reader)
+            if parsed.is_full():
+                yield
+        return
     if isinstance(value, dict) and not any(k in value for k in MESSAGE_KEYS):
         for key, rows in value.items():
             if isinstance(rows, list) and rows and isinstance(rows[0], dict):
@@ -211,11 +250,11 @@ def parse_json(text: str, parsed: Parsed, progress: Progress) -> None:
                 if match:
                     line = text.count("\n", 0, match.end()) + 1
                     parsed.fault("wrapped_array", line, f"rows read from the list under key {key!r}", "safe")
-                    return parse_array(text, match.end(), parsed, progress, is_array=True)
+                    yield from parse_array(text, match.end(), parsed, is_array=True)
+                    return
         if _columns(value, parsed):
-            return None
+            return
     parsed.add(value, text.count("\n", 0, position) + 1)
-    return None
 
 
 def _columns(value: dict[str, Any], parsed: Parsed) -> bool:
@@ -230,7 +269,7 @@ def _columns(value: dict[str, Any], parsed: Parsed) -> bool:
     return True
 
 
-def parse_array(text: str, position: int, parsed: Parsed, progress: Progress, *, is_array: bool) -> None:
+def parse_array(text: str, position: int, parsed: Parsed, *, is_array: bool) -> Iterator[None]:
     """Values one after another, separated by commas or white space, until `]` or the end.
 
     line is where the element starts; an array that stands on a single line is numbered by record.
@@ -243,8 +282,8 @@ def parse_array(text: str, position: int, parsed: Parsed, progress: Progress, *,
         position = match.end() if match else position
         line += text.count("\n", counted, position)
         counted = position
-        if number % PROGRESS_EVERY == 1:
-            progress(f"reading {parsed.name}", position, len(text))
+        if parsed.is_full():
+            yield
         if position >= len(text):
             if is_array:
                 parsed.fault("truncated_array", line, "the closing ] is missing; the file may have lost its end")
@@ -282,94 +321,10 @@ def _next_element(text: str, start: int, error_at: int) -> int:
     return again.end() - 1 if again else len(text)
 
 
-def parse_csv(text: str, parsed: Parsed, progress: Progress, delimiter: str | None) -> None:
-    """Rows of a CSV or TSV, keyed by its header. line is the physical line where the row starts."""
-    lines = text.split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    first = next((i for i, line in enumerate(lines) if line.strip()), None)
-    if first is None:
-        return
-    delimiter = delimiter or _delimiter(lines[first])
-    header: list[str] | None = None
-    index = first
-    next_report = 0
-    while index < len(lines):
-        if index >= next_report:
-            progress(f"reading {parsed.name}", index, len(lines))
-            next_report = index + PROGRESS_EVERY
-        if not lines[index].strip():
-            index += 1
-            continue
-        cells, used, problem = _csv_row(lines, index, delimiter)
-        line = index + 1
-        if header is None:
-            names = cells or lines[index].split(delimiter)
-            header, is_row = _header(names, lines, index + max(used, 1), delimiter, parsed, line)
-            if not is_row:
-                index += max(used, 1)
-                continue
-        if problem or (cells is not None and len(cells) != len(header) and used > 1):
-            single, _, _ = _csv_row([lines[index]], 0, delimiter, strict=False)
-            if single is not None and len(single) == len(header) and not (used > 1 and not problem):
-                parsed.fault("loose_quote", line, f"a quotation mark inside a cell; read as written: {lines[index]}")
-                parsed.rows.append((dict(zip(header, single, strict=True)), line))
-            else:
-                parsed.drop("bad_quote", line, lines[index], f"{problem or 'unclosed quotation mark'}: {lines[index]}")
-            index += 1
-            continue
-        index += used
-        if cells is None:
-            continue
-        if len(cells) != len(header):
-            evidence = f"{len(cells)} cells where the header has {len(header)}: {lines[line - 1]}"
-            parsed.drop("ragged_row", line, cells, evidence)
-        elif cells == header and line > first + 1:
-            parsed.drop("header_as_data", line, dict(zip(header, cells, strict=True)), "the header stands here again")
-        else:
-            parsed.rows.append((dict(zip(header, cells, strict=True)), line))
-
-
-def _csv_row(lines: list[str], index: int, delimiter: str, strict: bool = True) -> tuple[list[str] | None, int, str]:
-    """Cells of the row that starts at index, physical lines used, and what was wrong with its quoting."""
-    if '"' not in lines[index]:
-        return lines[index].split(delimiter), 1, ""
-    feed: Iterator[str] = (lines[i] + "\n" for i in range(index, len(lines)))
-    reader = csv.reader(feed, delimiter=delimiter, strict=strict)
-    try:
-        return next(reader), reader.line_num, ""
-    except StopIteration:
-        return None, 1, ""
-    except csv.Error as error:
-        return None, 1, str(error)
-
-
-def _delimiter(header: str) -> str:
-    bare = re.sub(r'"[^"]*"', "", header)
-    return max(",;\t|", key=lambda d: (bare.count(d), d == ","))
-
-
-def _header(
-    cells: list[str], lines: list[str], index: int, delimiter: str, parsed: Parsed, line: int
-) -> tuple[list[str], bool]:
-    """Column names, and whether the first row is itself data (a file without header)."""
-    from .formats import known_key
-
-    names = [c.strip() for c in cells]
-    if any(known_key(name) for name in names):
-        doubled = sorted({n for n in names if names.count(n) > 1})
-        if doubled:
-            parsed.fault("repeated_column", line, f"column {doubled[0]!r} stands twice; the last was kept")
-        return names, False
-    below: list[list[str]] = []
-    while index < len(lines) and len(below) < 200:
-        row, used, _ = _csv_row(lines, index, delimiter)
-        below += [row] if row else []
-        index += max(used, 1)
-    is_prose = any(len(n.split()) > 6 or len(n) > 60 for n in names)
-    recurs = any(name and any(len(row) > i and row[i].strip() == name for row in below) for i, name in enumerate(names))
-    if not (is_prose or recurs or len(set(names)) < len(names) or "" in names):
-        return names, False
-    renamed = [f"column_{i + 1}" for i in range(len(names))]
-    parsed.fault("header_is_data", line, f"no header: the first line is a row; columns named {', '.join(renamed)}")
-    return renamed, True
+def parse_text(text: str, parsed: Parsed) -> Iterator[None]:
+    """Each line that is not blank as a row with the one field `text`."""
+    for line, line_text in enumerate(text.split("\n"), 1):
+        if line_text.strip():
+            parsed.add({"text": line_text}, line)
+        if parsed.is_full():
+            yield

@@ -17,9 +17,15 @@ FORMATS_BY_SUFFIX = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "text",
 }
+PACKINGS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+PACKED = {"gzip": "a gzip file", "zstd": "a Zstandard file"}
+BINARY = {"parquet": ("a Parquet file",), "arrow": ("an Arrow file", "an Arrow stream")}
 EXAMPLE_ROW = '{"prompt": "...", "completion": "..."}'
-KNOWN = "JSONL, JSON, CSV, TSV, Parquet, each also as .gz"
+KNOWN = "JSONL, JSON, CSV, TSV, Parquet, Arrow, plain text, each also as .gz or .zst"
 OTHER_SPLITS = ("test", "valid", "validation", "validate", "dev", "eval", "heldout", "holdout")
 
 # First bytes of things that get mistaken for data: (offset, bytes, what it is).
@@ -36,6 +42,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x28\xb5\x2f\xfd", "a Zstandard file"),
     (0, b"PAR1", "a Parquet file"),
     (0, b"ARROW1", "an Arrow file"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream"),
     (0, b"SQLite format 3\x00", "an SQLite database"),
     (0, b"\x7fELF", "a program (ELF)"),
     (0, b"\x89HDF", "an HDF5 file"),
@@ -45,18 +52,21 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (257, b"ustar", "a tar archive"),
     (0, b"GGUF", "a GGUF model"),
 )
-RENAME_TO = {"a gzip file": ".gz", "a Parquet file": ".parquet"}
+RENAME_TO = {"a gzip file": ".gz", "a Zstandard file": ".zst", "a Parquet file": ".parquet", "an Arrow file": ".arrow"}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One thing to read. name is what reports show; kind is file, saved (a `datasets` folder) or hub."""
+    """One thing to read. name is what reports show; kind is file, saved (a `datasets` folder) or hub.
+
+    packing: gzip, zstd or nothing.
+    """
 
     name: str
     kind: str
     path: Path = Path()
     format: str = ""
-    is_gzip: bool = False
+    packing: str = ""
     split: str = ""
 
 
@@ -120,9 +130,14 @@ def _missing(text: str, path: Path) -> str:
     return f"{text}: no such file in {folder.resolve()}{hint}"
 
 
-def _suffixes(path: Path) -> tuple[str, bool]:
-    is_gzip = path.suffix.lower() == ".gz"
-    return (Path(path.stem).suffix if is_gzip else path.suffix).lower(), is_gzip
+def is_data(text: str) -> bool:
+    """Whether a command's argument names data rather than a run: by its ending, or as a hub name."""
+    return text.startswith("hf:") or _suffixes(Path(text))[0] in FORMATS_BY_SUFFIX
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    packing = PACKINGS.get(path.suffix.lower(), "")
+    return (Path(path.stem).suffix if packing else path.suffix).lower(), packing
 
 
 def _file(name: str, path: Path) -> Source:
@@ -135,25 +150,29 @@ def _file(name: str, path: Path) -> Source:
             head = file.read(4096)
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}; check its permissions") from error
-    suffix, is_gzip = _suffixes(path)
+    suffix, packing = _suffixes(path)
     looks = looks_like(head)
-    if is_gzip:
-        if looks != "a gzip file":
-            raise DataError(f"{name}: named .gz but is {looks or 'not compressed'}; rename it without .gz")
+    if packing:
+        if looks != PACKED[packing]:
+            wrong = looks or "not compressed"
+            raise DataError(f"{name}: named {path.suffix} but is {wrong}; rename it without {path.suffix}")
         looks = None
     format = FORMATS_BY_SUFFIX.get(suffix)
+    guess = f"it looks like {looks or _text_guess(head)}"
     if format is None:
-        guess = f"; it looks like {looks or _text_guess(head)}" if not is_gzip else ""
         ending = f"ending {suffix!r}" if suffix else "no ending"
-        raise DataError(f"{name}: unknown kind of file ({ending}){guess}; use {KNOWN}, and name the file accordingly")
-    if format == "parquet" and not is_gzip:
-        if looks != "a Parquet file":
-            raise DataError(f"{name}: not a Parquet file; it looks like {looks or _text_guess(head)}")
+        shown = "" if packing else f"; {guess}"
+        raise DataError(f"{name}: unknown kind of file ({ending}){shown}; use {KNOWN}, and name the file accordingly")
+    if format in BINARY and not packing:
+        if looks not in BINARY[format]:
+            raise DataError(f"{name}: not {BINARY[format][0]}; {guess}")
     elif looks:
         new_ending = RENAME_TO.get(looks)
         advice = f"rename it to end in {new_ending}" if new_ending else f"give a file of rows ({KNOWN})"
         raise DataError(f"{name}: this is {looks}, not {format.upper()}; {advice}")
-    return Source(name, "file", path, format, is_gzip)
+    elif format == "text" and "JSON" in _text_guess(head):
+        raise DataError(f"{name}: plain text is expected of .txt, but {guess}; rename it")
+    return Source(name, "file", path, format, packing)
 
 
 def looks_like(head: bytes) -> str | None:
@@ -185,7 +204,8 @@ def _text_guess(head: bytes) -> str:
 def _folder(name: str, path: Path, notes: list[str]) -> list[Source]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return [Source(name, "saved", path)]
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and _suffixes(p)[0] in FORMATS_BY_SUFFIX]
+    wanted = FORMATS_BY_SUFFIX.keys() - {".txt"}  # in a folder more often notes than data
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and _suffixes(p)[0] in wanted]
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
     files = [p for p in files if p.name not in ("dataset_info.json", "dataset_infos.json", "config.json")]
     if not files:

@@ -13,15 +13,16 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import EndpointConfig
 from ..errors import ConfigError, EndpointError
-from ..files import write_json
-from ..records import Completion, Generate, Message, Progress, no_progress, to_json
+from ..records import Completion, Generate, Message, Progress, no_progress
+from .answers import AnswerFile
 
 MAX_ATTEMPTS = 6
 BACKOFF_S = 0.5  # doubles with each attempt
@@ -33,25 +34,19 @@ RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 ADAPTATIONS: dict[str, dict[str, str | None]] = {
     "max_completion_tokens": {"max_tokens": "max_completion_tokens"},
     "temperature": {"temperature": None},
+    "seed": {"seed": None},
 }
 NEXT_STEPS = {
-    400: "check decide.endpoints: model and the length of the prompts",
+    400: "check the endpoint in the run file: its model, and the length of the prompts",
     401: "check the key in the environment variable {key}",
     403: "check that the key in {key} may use this model",
-    404: "check base_url (it usually ends in /v1) and model in decide.endpoints",
+    404: "check base_url (it usually ends in /v1) and model in the run file",
     429: "wait, lower num_parallel, or check the account's quota; answers so far are cached",
 }
 
 
-def endpoint_generate(
-    config: EndpointConfig, *, cache_dir: Path, max_new_tokens: int, backoff_s: float = BACKOFF_S
-) -> Generate:
-    """A function that asks the endpoint, greedily, several requests at once.
-
-    Answers are kept in cache_dir by the hash of endpoint, model, messages and token limit: a stopped
-    run does not pay twice. A cached answer carries the cost and latency it had when it was made.
-    Raises at once: ConfigError for a bad URL or a missing key. Raises on use: EndpointError.
-    """
+def headers_for(config: EndpointConfig) -> dict[str, str]:
+    """Headers of a request, the key among them. Raises: ConfigError for a bad URL or a missing key."""
     parts = urlsplit(config.base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
@@ -69,8 +64,7 @@ def endpoint_generate(
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(f"endpoint {config.name!r}: the key in {config.api_key_env} holds characters no key has")
         headers["Authorization"] = f"Bearer {key}"
-    client = _Client(config, headers, cache_dir, max_new_tokens, backoff_s)
-    return client.generate
+    return headers
 
 
 class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
@@ -93,19 +87,39 @@ class _Stopped(Exception):
 
 
 @dataclass
-class _Client:
+class Client:
+    """One endpoint, asked several requests at once, and the file its answers are kept in.
+
+    Answers are kept by the hash of endpoint, model, messages, token limit, temperature and seed: a stopped run does
+    not pay twice. A kept answer carries the cost and latency it had when it was made.
+    temperature 0 is greedy. Above it each sampling seed gives an answer of its own, kept apart; an endpoint
+    that knows no seed is asked once for each all the same.
+    Raises at once: ConfigError for a bad URL or a missing key. Raises on use: EndpointError.
+    """
+
     config: EndpointConfig
-    headers: dict[str, str]
-    cache_dir: Path
+    answers: AnswerFile
     max_new_tokens: int
-    backoff_s: float
+    temperature: float = 0.0
+    backoff_s: float = BACKOFF_S
     renamed: dict[str, str | None] = field(default_factory=dict)  # parameters this endpoint wants otherwise
 
     def __post_init__(self) -> None:
-        self.url = _url(self.config)
+        self.headers = headers_for(self.config)
+        self.url = self.config.base_url.rstrip("/") + "/chat/completions"
         self.opener = urllib.request.build_opener(_RefuseRedirects())
 
-    def generate(self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress) -> list[Completion]:
+    def sampling(self, seed: int) -> Generate:
+        """generate with a sampling seed, for several answers to one prompt."""
+        return partial(self.generate, seed=seed)
+
+    def has(self, prompt: tuple[Message, ...], seed: int | None = None) -> bool:
+        """Whether the answer is there already, so that asking costs nothing."""
+        return self.answers.get(self.key(prompt, seed)) is not None
+
+    def generate(
+        self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress, seed: int | None = None
+    ) -> list[Completion]:
         """One completion a prompt, in order; equal prompts are asked once.
 
         Raises: EndpointError at the first request that cannot be completed; the others stop.
@@ -126,14 +140,18 @@ class _Client:
                 except queue.Empty:
                     return
                 try:
-                    answers.put((prompt, self._answer(prompt, stop)))
+                    answers.put((prompt, self._answer(prompt, seed, stop)))
                 except Exception as error:  # handed to the caller's thread, which raises it
                     answers.put((prompt, error))
                     return
 
         # Daemons, so that Ctrl-C does not wait for requests in flight.
-        for _ in range(min(self.config.num_parallel, len(rows_of))):
-            threading.Thread(target=work, name=f"endpoint-{self.config.name}", daemon=True).start()
+        threads = [
+            threading.Thread(target=work, name=f"endpoint-{self.config.name}", daemon=True)
+            for _ in range(min(self.config.num_parallel, len(rows_of)))
+        ]
+        for thread in threads:
+            thread.start()
         completions: dict[int, Completion] = {}
         try:
             progress(self.config.name, 0, len(prompts))
@@ -143,19 +161,25 @@ class _Client:
                     raise answer
                 completions.update((row, answer) for row in rows_of[prompt])
                 progress(self.config.name, len(completions), len(prompts))
+        except EndpointError:
+            stop.set()
+            deadline = time.monotonic() + self.config.timeout_s
+            for thread in threads:  # what is in flight will be billed, so its answers are kept
+                thread.join(max(0.0, deadline - time.monotonic()))
+            raise
         finally:
             stop.set()
         return [completions[row] for row in range(len(prompts))]
 
-    def _answer(self, prompt: tuple[Message, ...], stop: threading.Event) -> Completion:
-        path = _cache_path(self.config, prompt, self.cache_dir, self.max_new_tokens)
-        cached = _read_cached(path)
-        if cached is not None:
-            return cached
+    def _answer(self, prompt: tuple[Message, ...], seed: int | None, stop: threading.Event) -> Completion:
+        key = self.key(prompt, seed)
+        kept = self.answers.get(key)
+        if kept is not None:
+            return kept
         for attempt in range(MAX_ATTEMPTS):
             try:
-                completion = self._ask(prompt)
-                write_json(path, to_json(completion))
+                completion = self._ask(prompt, seed)
+                self.answers.add(key, completion, url=self.url, model=self.config.model)
                 return completion
             except _Retry as retry:
                 if attempt == MAX_ATTEMPTS - 1 or (retry.wait_s or 0) > LONGEST_RETRY_AFTER_S:
@@ -170,16 +194,18 @@ class _Client:
                     raise _Stopped from None
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask(self, prompt: tuple[Message, ...]) -> Completion:
+    def _ask(self, prompt: tuple[Message, ...], seed: int | None) -> Completion:
         started = time.monotonic()
         for _ in range(len(ADAPTATIONS) + 1):
-            sent = self._body(prompt)
+            sent = self._body(prompt, seed)
             status, body, retry_after = self._post(sent)
             if not (status == 400 and self._adapt(sent, body)):
                 break
         shown = repr(body[:200].decode("utf-8", "replace"))
         if status in RETRIED_STATUSES and b"insufficient_quota" not in body:
             raise _Retry(f"HTTP {status}, {shown}", status, retry_after)
+        if status == 400 and b"content_filter" in body:
+            return Completion("", 0, 0, time.monotonic() - started, stopped=False, made_at=now())
         if status != 200:
             raise self._error(f"HTTP {status}, {shown}", status)
         latency_s = time.monotonic() - started
@@ -187,7 +213,7 @@ class _Client:
             answer = json.loads(body)
             choice = answer["choices"][0]
             text = choice["message"]["content"]
-            stopped = choice.get("finish_reason") != "length"
+            stopped = choice.get("finish_reason") not in ("length", "content_filter")
             usage = answer.get("usage") or {}
             tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
@@ -203,17 +229,19 @@ class _Client:
                 )
             tokens_in = tokens_out = 0
         cost_usd = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
-        return Completion(text or "", tokens_in, tokens_out, latency_s, cost_usd, stopped)
+        return Completion(text or "", tokens_in, tokens_out, latency_s, cost_usd, stopped, now())
 
-    def _body(self, prompt: tuple[Message, ...]) -> dict[str, Any]:
+    def _body(self, prompt: tuple[Message, ...], seed: int | None) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.config.model,
             "messages": [{"role": m.role, "content": m.content} for m in prompt],
             "max_tokens": self.max_new_tokens,
-            "temperature": 0,
+            "temperature": self.temperature or 0,
         }
+        if seed is not None:
+            body["seed"] = seed
         for old, new in self.renamed.copy().items():
-            value = body.pop(old)
+            value = body.pop(old, None)
             if new:
                 body[new] = value
         return body
@@ -258,39 +286,21 @@ class _Client:
             raise http.client.IncompleteRead(b"", response.length)
         return b"".join(pieces)
 
+    def key(self, prompt: tuple[Message, ...], seed: int | None) -> str:
+        """Hash of what decides the answer."""
+        messages = [[m.role, m.content] for m in prompt]
+        identity = [self.url, self.config.model, self.max_new_tokens, messages, self.temperature, seed]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
     def _error(self, what: str, status: int | None) -> EndpointError:
         step = NEXT_STEPS.get(status or 0, "try again later, answers so far are cached; or take the endpoint out")
         key = self.config.api_key_env or "(none sent)"
         return EndpointError(f"endpoint {self.config.name!r} ({self.url}): {what}; {step.format(key=key)}")
 
 
-def is_cached(config: EndpointConfig, prompt: tuple[Message, ...], cache_dir: Path, max_new_tokens: int) -> bool:
-    """Whether a prompt's answer is kept already and costs nothing more."""
-    return _read_cached(_cache_path(config, prompt, cache_dir, max_new_tokens)) is not None
-
-
-def cached_usd(cache_dir: Path) -> float:
-    """Dollars that the answers kept in cache_dir cost when they were made; each was paid for once."""
-    kept = [_read_cached(path) for path in cache_dir.glob("*/*.json")]
-    return sum(completion.cost_usd for completion in kept if completion is not None)
-
-
-def _url(config: EndpointConfig) -> str:
-    return config.base_url.rstrip("/") + "/chat/completions"
-
-
-def _cache_path(config: EndpointConfig, prompt: tuple[Message, ...], cache_dir: Path, max_new_tokens: int) -> Path:
-    identity = [_url(config), config.model, max_new_tokens, [[m.role, m.content] for m in prompt]]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return cache_dir / digest[:2] / f"{digest}.json"
-
-
-def _read_cached(path: Path) -> Completion | None:
-    """The answer kept at path; None when there is none, or it cannot be read and is asked for again."""
-    try:
-        return Completion(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+def now() -> str:
+    """The time in UTC, as records carry it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _seconds(retry_after: str | None) -> float | None:

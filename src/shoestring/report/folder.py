@@ -19,7 +19,6 @@ from ..records import ArmScore, Message, Plan, TrainResult, arm_from_json, plan_
 from ..runfolder import rung_name
 from ..units import SECONDS_PER_HOUR
 
-MAX_DROPPED_SHOWN = 20
 T = TypeVar("T")
 
 
@@ -49,7 +48,6 @@ class RunFiles:
     exported: dict[str, Any] | None = None
     ledger: list[dict[str, Any]] = field(default_factory=list)
     live_s: dict[str, float] = field(default_factory=dict)  # of trainings that the ledger does not hold yet
-    dropped: list[dict[str, Any]] = field(default_factory=list)  # examples, the codes by turns
     prompts: dict[str, list[Message]] = field(default_factory=dict)  # of held-out rows, by id
     problems: list[str] = field(default_factory=list)
 
@@ -99,7 +97,6 @@ def read_run(folder: Path) -> RunFiles:
     for line in ledger.torn_lines():
         run.problems.append(f"ledger.jsonl, line {line}: cut by an interruption, not counted")
     run.rungs = _rungs(run)
-    run.dropped = _dropped(run)
     run.prompts = _prompts(folder / "data" / "eval.jsonl")
     return run
 
@@ -175,27 +172,6 @@ def _steps(path: Path) -> list[dict[str, float]]:
         if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
             by_step[row["step"]] = {**by_step.get(row["step"], {}), **row}
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _dropped(run: RunFiles) -> list[dict[str, Any]]:
-    """Examples of dropped rows, the codes by turns, read line by line: the file may be large."""
-    path = run.folder / "data" / "dropped.jsonl"
-    if not path.exists():
-        return []
-    by_code: dict[str, list[dict[str, Any]]] = {}
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                shown = by_code.setdefault(str(row["code"]), [])
-            except (ValueError, KeyError, TypeError):
-                continue
-            if len(shown) < MAX_DROPPED_SHOWN:
-                shown.append(row)
-    chosen: list[dict[str, Any]] = []
-    while len(chosen) < MAX_DROPPED_SHOWN and any(by_code.values()):
-        chosen += [rows.pop(0) for rows in by_code.values() if rows]
-    return sorted(chosen[:MAX_DROPPED_SHOWN], key=lambda row: list(by_code).index(str(row["code"])))
 
 
 def _prompts(path: Path) -> dict[str, list[Message]]:

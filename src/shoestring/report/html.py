@@ -13,6 +13,7 @@ from typing import Any
 from ..records import ArmScore
 from ..units import duration, usd
 from . import parts
+from .data import data
 from .folder import RunFiles, RungFiles, next_step, read_run
 from .style import STYLE
 from .svg import Series, arm_chart, curve_chart
@@ -31,7 +32,7 @@ def render_report(run_folder: Path) -> str:
         _problems(run),
         _scores(run),
         _curves(run),
-        parts.data(run),
+        data(run),
         parts.predicted(run),
         parts.failures(run),
         parts.settings(run),

@@ -1,85 +1,22 @@
-"""Sections of the report below the scores: data, predicted against actual, failures, settings, environment."""
+"""Sections of the report below the scores: predicted against actual, failures, settings, environment."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..records import Estimate, Message
 from ..units import SECONDS_PER_HOUR, count, duration, gib, usd
 from .folder import RunFiles
-from .svg import ratio_bar, share_bar
+from .svg import ratio_bar
 from .text import Markup, block, clip, details, esc, join, number, section, table
 
 MAX_FAILURES = 5
 MAX_TURN_CHARACTERS = 160  # of a turn before the last
-DROPPED_CLASSES = ("s3", "s4")
-
-
-def data(run: RunFiles) -> Markup:
-    """Rows kept and dropped, by reason, with examples."""
-    if run.curated is None:
-        return Markup("")
-    counts = run.curated.get("counts", {})
-    kept = [
-        ("train", counts.get("rows_train", 0), "s0"),
-        ("dev", counts.get("rows_dev", 0), "s1"),
-        ("held out", counts.get("rows_eval", 0), "s2"),
-    ]
-    by_code = dict(run.curated.get("dropped_by_code") or {})
-    dropped = [(_words(code), n, DROPPED_CLASSES[i % 2]) for i, (code, n) in enumerate(by_code.items())]
-    num_dropped = sum(n for _, n, _ in dropped)
-    total = sum(n for _, n, _ in kept) + num_dropped
-    parts: list[str] = [share_bar([*kept, *dropped])]
-    keys = [*kept, ("dropped", num_dropped, "s3")]
-    parts.append(
-        '<div class="key">'
-        + "".join(f'<span><i class="swatch {cls}"></i>{esc(name)} {n:,}</span>' for name, n, cls in keys)
-        + "</div>"
-    )
-    if dropped:
-        rows = [[esc(name), esc(f"{n:,}"), esc(_share(n, total))] for name, n, _ in dropped]
-        parts.append(table(["dropped because", "rows", "of all"], rows, numeric=(1, 2)))
-    faults = dict(run.curated.get("faults_by_code") or {})
-    repaired = {code: n for code, n in faults.items() if code not in by_code}
-    if repaired:
-        noted = ", ".join(f"{_words(code)} ({n:,})" for code, n in repaired.items())
-        parts.append(f'<p class="note">Also noticed: {esc(noted)}.</p>')
-    parts += [f'<p class="note">{esc(note)}</p>' for note in run.curated.get("notes") or []]
-    if run.dropped:
-        shown = [[esc(_words(r["code"])), _place(r), esc(r.get("evidence", "")), _source_row(r)] for r in run.dropped]
-        summary = esc(f"{len(shown)} of the {num_dropped:,} dropped rows")
-        parts.append(details(summary, table(["reason", "line", "evidence", "row"], shown, wide=(1, 2, 3))))
-    rows_in = f"{counts.get('rows_in', total):,} rows in"
-    if counts.get("rows_expanded"):
-        rows_in += f", {total:,} examples as each answer of a conversation is one"
-    lead = (
-        f"{rows_in}; {total - num_dropped:,} kept, {num_dropped:,} dropped. Every dropped row is in data/dropped.jsonl."
-    )
-    return section("Data", *parts, lead=lead)
-
-
-def _share(n: int, total: int) -> str:
-    frac = n / max(total, 1)
-    return "under 0.1%" if 0 < frac < 0.001 else f"{frac:.1%}"
 
 
 def _words(code: Any) -> str:
     return str(code).replace("_", " ").replace("-", " ")
-
-
-def _place(row: dict[str, Any]) -> Markup:
-    partner = row.get("partner_line")
-    also = f" (with line {partner})" if partner is not None else ""
-    return esc(f"{Path(str(row.get('source', ''))).name}:{row.get('line', '?')}{also}")
-
-
-def _source_row(row: dict[str, Any]) -> Markup:
-    inner = row.get("row")
-    text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
-    return block(clip(text, 240))
 
 
 UNITS = {"s": ("time", duration), "bytes": ("memory", gib), "usd": ("dollars", usd)}

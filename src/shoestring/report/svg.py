@@ -17,6 +17,8 @@ ARM_ROW_PX = 46
 PLOT_PX = 150
 INSET = 9  # per cent of a plot's width, left, for the numbers of its axis
 MAX_POINTS = 240
+NUM_BINS = 28
+BAR_ROW_PX, BAR_LEFT = 21, 44  # BAR_LEFT in per cent: where bars begin, names before
 
 
 def _svg(height_px: float, label: str, *parts: str) -> Markup:
@@ -177,6 +179,62 @@ def share_bar(parts: Sequence[tuple[str, int, str]]) -> Markup:
             )
         left += width
     return _svg(22, ", ".join(f"{name} {n}" for name, n, _ in parts), *drawn)
+
+
+def histogram(title: str, sides: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
+    """How many values fall into equal bins, sides stacked; the last bin holds all beyond the 99th percentile."""
+    values = sorted(value for side in sides for value in side)
+    if not values:
+        return Markup(f'<p class="none">{esc(title)}: no rows.</p>')
+    top_value = values[min(len(values) - 1, int(0.99 * len(values)))]
+    size = max(1, math.ceil((top_value + 1) / NUM_BINS))
+    num_bins = top_value // size + 1
+    stacks = [[0] * len(sides) for _ in range(num_bins)]
+    for which, side in enumerate(sides):
+        for value in side:
+            stacks[min(value // size, num_bins - 1)][which] += 1
+    highest = max(map(sum, stacks))
+    top, height_px = 34, 96
+    parts = [_text("0", 14, title, "start", "title")]
+    parts.append(_text("100%", 14, f"median {values[len(values) // 2]:,}, longest {values[-1]:,}", "end", "value"))
+    for index, stack in enumerate(stacks):
+        y = float(top + height_px)
+        for n, cls in zip(stack, classes, strict=True):
+            tall = height_px * n / highest
+            y -= tall
+            if n:
+                parts.append(
+                    f'<rect x="{100 * index / num_bins:.2f}%" y="{y:.1f}" width="{92 / num_bins:.2f}%" '
+                    f'height="{max(tall, 0.8):.1f}" class="share {cls}"/>'
+                )
+    base = top + height_px
+    parts.append(f'<line x1="0" x2="100%" y1="{base}" y2="{base}" class="grid strong"/>')
+    parts.append(_text("0", base + 16, "0", "start", "tick"))
+    more = "" if values[-1] < num_bins * size else " and more"
+    parts.append(_text("100%", base + 16, f"{num_bins * size:,}{more}", "end", "tick"))
+    return _svg(base + 24, title, *parts)
+
+
+def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> Markup:
+    """One bar a name, its (count, class) parts end to end, their sum written beside it."""
+    longest = max((sum(n for n, _ in parts) for _, parts in rows), default=0) or 1
+    drawn = []
+    for index, (name, parts) in enumerate(rows):
+        y, left = BAR_ROW_PX * index, float(BAR_LEFT)
+        # An svg of its own cuts a long name where the bars begin, on a phone and on a wide screen.
+        drawn.append(
+            f'<svg x="0" y="{y}" width="{BAR_LEFT - 1}%" height="{BAR_ROW_PX}" overflow="hidden">'
+            f"{_text('0', 14, name, 'start', 'barlabel')}</svg>"
+        )
+        for n, cls in parts:
+            width = (90 - BAR_LEFT) * n / longest
+            if n:
+                drawn.append(
+                    f'<rect x="{left:.2f}%" y="{y + 4}" width="{width:.2f}%" height="12" class="share {cls}"/>'
+                )
+            left += width
+        drawn.append(_text("100%", y + 14, f"{sum(n for n, _ in parts):,}", "end", "value"))
+    return _svg(BAR_ROW_PX * len(rows) + 4, title, *drawn)
 
 
 def ratio_bar(predicted: Estimate, actual: float | None, reach: float = 4.0) -> Markup:

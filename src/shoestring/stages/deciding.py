@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import EndpointConfig, TaskConfig
+from ..decide.answers import AnswerFile
 from ..decide.baselines import few_shot_prompts, instruction_for, run_arm, zero_shot_prompts
-from ..decide.client import cached_usd, endpoint_generate, is_cached
+from ..decide.client import Client
 from ..decide.linear import linear_arm
 from ..decide.verdict import RUN, detectable_difference, verdict
 from ..errors import BudgetStopped, MissingDependency
@@ -156,11 +157,11 @@ def paying(run: Run, endpoint: EndpointConfig, max_new_tokens: int) -> Generate:
 
     Answers from the cache were entered when they were made; those a killed session left out are entered first.
     """
-    cache_dir = run.folder / "cache"
-    generate = endpoint_generate(endpoint, cache_dir=cache_dir, max_new_tokens=max_new_tokens)
+    answers = AnswerFile(run.folder / "cache" / "answers.jsonl")
+    client = Client(endpoint, answers, max_new_tokens)
 
     def enter_since(before_usd: float) -> None:
-        new_usd = cached_usd(cache_dir) - before_usd
+        new_usd = answers.spent_usd() - before_usd
         if new_usd > ROUNDING_USD:
             item, actual = f"{ENDPOINT_ITEM}{endpoint.name}", {"usd": new_usd}
             run.ledger.record(item, stage="decide", predicted=None, actual=actual, price_usd_per_hour=None)
@@ -168,11 +169,11 @@ def paying(run: Run, endpoint: EndpointConfig, max_new_tokens: int) -> Generate:
     def ask(prompts: list[tuple[Message, ...]], progress: Progress) -> list[Completion]:
         entries = [entry for entry in run.ledger.entries() if entry["item"].startswith(ENDPOINT_ITEM)]
         enter_since(sum(entry["actual"]["usd"] for entry in entries))
-        asked = {prompt for prompt in prompts if not is_cached(endpoint, prompt, cache_dir, max_new_tokens)}
+        asked = {prompt for prompt in prompts if not client.has(prompt)}
         check_budget(run, endpoint, sum(map(rough_tokens, asked)), len(asked) * max_new_tokens)
-        before_usd = cached_usd(cache_dir)
+        before_usd = answers.spent_usd()
         try:
-            return generate(prompts, progress)
+            return client.generate(prompts, progress)
         finally:
             enter_since(before_usd)
 

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..config import TaskConfig
+from ..data.decisions import decisions_in
 from ..data.sources import files_of
+from ..data.store import REVIEW
 from ..files import sha256_file
 from ..ladder import models_of
 from ..records import RungPlan
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def curate(run: Run) -> Any:
-    """Data files by content, and the settings that shape the split."""
+    """Data files by content, the decisions of a review, and the settings that shape the split."""
     config = run.config
+    decisions = decisions_in(run.folder / "data" / REVIEW)
+    decided = sorted([name, d.action, d.answer] for name, d in decisions.items())
     files = files_of([*config.data.train, *config.data.eval], run.base_dir)
     return [
         config.data.model_dump(),
@@ -30,6 +34,7 @@ def curate(run: Run) -> Any:
         _models(run),
         config.train.seq_len,
         [[path.name, sha256_file(path)] for path in files],
+        *([decided] if decided else []),
     ]
 
 

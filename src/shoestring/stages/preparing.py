@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..data.clean import RowLimit
-from ..data.curate import curate as curate_rows
-from ..data.store import FILES, read_curated, summary, write_curated
+from ..data.curate import curate_into
+from ..data.store import FILES, RECEIPT, read_curated
 from ..errors import DataError
 from ..files import read_json, sha256_file
 from ..ladder import models_of
@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 def curate(run: Run) -> tuple[Any, Curated]:
     """Load, validate, deduplicate, split; write data/. A row must be within the limits of every rung."""
     run.counts.clear()
-    curated = curate_rows(run.config, run.base_dir, limits=row_limits(run.config), progress=run.progress)
-    before, receipt = outcome(run), run.folder / "data" / "receipt.json"
-    receipt.unlink(missing_ok=True)  # a kill while rows are written must not leave it over others
-    write_curated(curated, receipt.parent)
+    before, folder = outcome(run), run.folder / "data"
+    summary = curate_into(folder, run.config, run.base_dir, limits=row_limits(run.config), progress=run.progress)
     if outcome(run) != before:
         run.run_folder.retract("decide.json", "plan.json", "export.json", "rungs/*/eval.json")
-    return {**summary(curated), "receipt_sha256": sha256_file(receipt)}, curated
+    result = {**summary, "receipt_sha256": sha256_file(folder / RECEIPT)}
+    return result, read(run, result)
 
 
 def outcome(run: Run) -> str:

@@ -1,0 +1,58 @@
+"""What is done about near-duplicates and near-contradictions of the training records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..records import Example, Progress
+from .clean import Outcome, differing
+from .engine import Examples
+from .near import near_rows
+
+
+def resolve_near(kind: str, drop_duplicates: bool, contradictions: str, out: Outcome, progress: Progress) -> None:
+    """Drop training records that say the same as one that stays; report or settle those that contradict one.
+
+    Of a near-contradiction majority drops the side with fewer rows (those dropped for it included) and reports a tie;
+    drop drops both sides; keep reports.
+    """
+    table = out.table
+    kept = table.kept(is_held_out=False).tolist()
+    asked, answers = compared(Examples(table, kept))
+    near = near_rows(asked, answers, kind=kind, progress=progress)
+    for pair in near.duplicates if drop_duplicates else ():
+        first, index = kept[pair.first], kept[pair.second]
+        evidence = f"as line {table.line[first]} but for {pair.evidence}: {table.example(index).user_text}"
+        out.drop(index, "near_duplicate", evidence, first)
+    votes = Counter(table.partner[table.partner >= 0].tolist())
+    for pair in near.contradictions:
+        sides = kept[pair.first], kept[pair.second]
+        if any(table.code[i] for i in sides):
+            continue
+        mine, theirs = (1 + votes[i] for i in sides)
+        losers = [i for i, n in zip(sides, (mine, theirs), strict=True) if n < max(mine, theirs)]
+        losers = {"majority": losers, "drop": list(sides), "keep": []}[contradictions]
+        for index, rival in (sides, sides[::-1]):
+            evidence = (
+                f"line {table.line[rival]} asks the same but for {pair.evidence}; "
+                f"{differing(table, index, rival)} ({votes[index] + 1} to {votes[rival] + 1} rows)"
+            )
+            if index in losers:
+                out.drop(index, "near_contradiction", evidence, rival)
+            elif not losers:
+                out.fault(index, "near_contradiction", evidence)
+
+
+def compared(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing."""
+    heads = Counter(example.messages[0].content for example in examples if example.messages[0].role == "system")
+    shared = next((text for text, number in heads.items() if number == len(examples)), None)
+    asked: list[str] = []
+    answers: list[str] = []
+    for example in examples:
+        said = [m for m in example.prompt if m.content != shared or m.role != "system"]
+        prompt = said[0].content if len(said) == 1 else "\n".join(f"{m.role}: {m.content}" for m in said)
+        asked.append(prompt or example.completion)
+        answers.append(example.completion)
+    return asked, answers

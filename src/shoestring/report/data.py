@@ -1,0 +1,326 @@
+"""The data section: what came in, what was kept, repaired, dropped and flagged, with rows side by side.
+
+Text of rows is shown with secrets and personal data masked: a report is passed on more easily than a data set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..config import FieldsConfig
+from ..data.codes import CODES
+from ..data.language import LANGUAGE_NAMES
+from ..data.safety import redact
+from ..units import SECONDS_PER_HOUR, count, usd
+from .data_files import Case, DataFiles, Text, read_data
+from .folder import RunFiles
+from .style import STYLE
+from .svg import bars, histogram, share_bar
+from .text import Markup, details, esc, join, number, section, table
+
+CHARACTERS_PER_TOKEN = 4  # of English under common tokenizers; only ratios and "about" figures rest on it
+MAX_SHOWN = 600  # characters of a prompt or answer
+CONTEXT = 200  # characters before the first difference of long texts
+MAX_PIECES = 400
+MANY_LABELS, NUM_COMMON, NUM_RARE = 24, 12, 6
+MAX_LABELS = 300  # more different answers than this are no labels
+PIECE = re.compile(r"\w+|\s+|[^\w\s]")
+KEPT = (("train", "rows_train", "s0"), ("dev", "rows_dev", "s1"), ("held out", "rows_eval", "s2"))
+DROPPED_CLASSES = ("s3", "s4")
+RESTORING = (
+    "beside the row they repeat or contradict; to bring one back, put its id and the decision keep into review.csv"
+)
+DECIDED = ("corrected_in_review", "restored")
+LINE_END, SEEN_LINE_END = "\n", "↵\n"  # a line end that differs has to be seen
+
+
+def data(run: RunFiles) -> Markup:
+    """The section of a run."""
+    if run.curated is None:
+        return Markup("")
+    fields = run.config.data.fields if run.config else FieldsConfig()
+    base_dir = Path(str(run.meta["base_dir"])) if run.meta.get("base_dir") else None
+    files = read_data(run.folder / "data", base_dir, fields, run.curated)
+    return _section(files, "data/", _costs(run, files))
+
+
+def data_page(folder: Path, base_dir: Path | None = None) -> str:
+    """A page of its own for curation without a run: the folder that `shoestring curate FILES` wrote."""
+    files = read_data(folder, base_dir, FieldsConfig(), None)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{esc(folder.name)}: curated data</title><style>{STYLE}</style></head>\n"
+        f'<body><main><p class="over">Shoestring data report</p><h1>{esc(folder.name)}</h1>'
+        f"{_section(files, '', Markup(''))}</main></body></html>\n"
+    )
+
+
+def _section(files: DataFiles, prefix: str, costs: Markup) -> Markup:
+    counts = files.receipt.get("counts") or {}
+    kept = [(name, int(counts.get(key, 0)), cls) for name, key, cls in KEPT]
+    by_code = dict(files.receipt.get("dropped_by_code") or {})
+    dropped = [(words(code), n, DROPPED_CLASSES[i % 2]) for i, (code, n) in enumerate(by_code.items())]
+    num_dropped = sum(n for _, n, _ in dropped)
+    total = counts.get("rows_in", sum(n for _, n, _ in kept) + num_dropped)
+    num_kept = sum(n for _, n, _ in kept)
+    lead = f"{total:,} rows in"
+    if counts.get("rows_expanded"):
+        lead += f", {num_kept + num_dropped:,} examples as each answer of a conversation is one"
+    lead += "; "
+    lead += f"{num_kept:,} kept, {num_dropped:,} dropped. Every dropped row is in {prefix}dropped.jsonl."
+    keys = [*kept, ("dropped", num_dropped, "s3")]
+    legend = "".join(f'<span><i class="swatch {cls}"></i>{esc(name)} {n:,}</span>' for name, n, cls in keys)
+    return section(
+        "Data",
+        share_bar([*kept, *dropped]),
+        f'<div class="key">{legend}</div>',
+        *(f'<p class="note">{esc(note)}</p>' for note in _notes(files)),
+        _groups("Dropped", by_code, files.dropped, RESTORING, num_kept + num_dropped),
+        _groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question"),
+        _groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv"),
+        _groups("Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at"),
+        _suspects(files, prefix),
+        _choice(files.receipt.get("choice")),
+        costs,
+        _lengths(files),
+        _labels(files),
+        lead=lead,
+    )
+
+
+def _notes(files: DataFiles) -> list[Any]:
+    """What could not be read, what curation noted, and the languages where there are several."""
+    notes = [*files.problems, *(files.receipt.get("notes") or [])]
+    for side, counts in (files.receipt.get("languages") or {}).items():
+        if len(counts) > 1:
+            each = ", ".join(f"{LANGUAGE_NAMES.get(code, code)} {n:,}" for code, n in counts.items())
+            notes.append(f"{side}s by language, where there is enough text to tell: {each}")
+    return notes
+
+
+def words(code: Any) -> str:
+    """A code as words."""
+    return str(code).replace("_", " ").replace("-", " ")
+
+
+def _of_repair(files: DataFiles, repair: str) -> dict[str, int]:
+    by_code = files.num_faults.most_common()
+    return {code: n for code, n in by_code if files.faults[code][0].repair == repair and code not in DECIDED}
+
+
+def _decided(files: DataFiles) -> dict[str, int]:
+    return {code: files.num_faults[code] for code in DECIDED if files.num_faults[code]}
+
+
+def _groups(title: str, by_code: dict[str, int], cases: dict[str, list[Case]], shown: str, total: int = 0) -> Markup:
+    """One fold a code: how many (of total, if given), what it means, and a few of its rows."""
+    if not by_code:
+        return Markup("")
+    folds = []
+    for code, n in by_code.items():
+        share = f"{n:,}, {_share(n, total)}" if total else f"{n:,}"
+        meaning = f'<p class="note">{esc(CODES[code].meaning)}</p>' if code in CODES else ""
+        some = cases.get(code, [])
+        rest = f'<p class="note">{len(some)} of {n:,} shown.</p>' if len(some) < n else ""
+        folds.append(
+            details(join(f"{esc(words(code))} <small>{esc(share)}</small>"), meaning, *map(_case_card, some), rest)
+        )
+    lead = f"{sum(by_code.values()):,} in all, {shown}."
+    return join(f'<h3>{esc(title)}</h3><p class="note">{esc(lead)}</p>', *folds)
+
+
+def _share(n: int, total: int) -> str:
+    frac = n / max(total, 1)
+    return "under 0.1%" if 0 < frac < 0.001 else f"{frac:.1%}"
+
+
+def _case_card(case: Case) -> Markup:
+    name = Path(case.source).name or case.source
+    here = f"{name}:{case.line}" if case.line else name
+    is_repair = case.repair == "safe"
+    why = f'<p class="why">{esc(redact(case.evidence))}</p>'
+    if case.row is None:
+        return Markup(f'<div class="row"><p class="at">{esc(here)}</p>{why}</div>')
+    if case.partner is None:
+        return Markup(f'<div class="row">{why}{_side(here, *_plain(case.row))}</div>')
+    if is_repair:
+        sides = (_side(f"{here}, as it came", *_plain(case.row)), _side("as it is kept", *_plain(case.partner)))
+    else:
+        left, right = _compared(case.row, case.partner)
+        title = f"{here}, dropped" if case.repair == "drop" else here
+        sides = (_side(title, *left), _side(f"line {case.partner_line}", *right))
+    return Markup(f'<div class="row">{why}<div class="two">{"".join(sides)}</div></div>')
+
+
+def _side(title: str, prompt: Markup, answer: Markup | None) -> Markup:
+    second = "" if answer is None else f'<pre dir="auto" class="answer">{answer or "<i>(empty)</i>"}</pre>'
+    first = f'<pre dir="auto">{prompt or "<i>(empty)</i>"}</pre>'
+    return Markup(f'<div><p class="at">{esc(title)}</p>{first}{second}</div>')
+
+
+def _plain(text: Text) -> tuple[Markup, Markup | None]:
+    return _cut(redact(text.prompt)), None if text.answer is None else _cut(redact(text.answer))
+
+
+def _cut(text: str) -> Markup:
+    return esc(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} … ({len(text):,} characters)")
+
+
+def _compared(a: Text, b: Text) -> tuple[tuple[Markup, Markup | None], tuple[Markup, Markup | None]]:
+    """Both rows with what differs marked."""
+    if a.answer is None or b.answer is None:
+        return _plain(a), _plain(b)
+    prompts = marked(redact(a.prompt), redact(b.prompt))
+    answers = marked(redact(a.answer), redact(b.answer))
+    return (prompts[0], answers[0]), (prompts[1], answers[1])
+
+
+def marked(a: str, b: str) -> tuple[Markup, Markup]:
+    """Two texts with the pieces that differ marked; of long ones the part where they begin to differ."""
+    start = 0
+    if max(len(a), len(b)) > MAX_SHOWN:
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        start = max(0, same - CONTEXT) if a != b else 0
+    head = "… " if start else ""
+    left, right = (PIECE.findall(text[start : start + MAX_SHOWN])[:MAX_PIECES] for text in (a, b))
+    shown: tuple[list[str], list[str]] = ([], [])
+    matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
+    for tag, i, j, k, m in matcher.get_opcodes():
+        for side, pieces in ((shown[0], left[i:j]), (shown[1], right[k:m])):
+            text = "".join(pieces)
+            if tag != "equal" and text:
+                seen = text.replace(" ", "␣") if text.isspace() else text
+                side.append(f"<mark>{esc(seen.replace(LINE_END, SEEN_LINE_END))}</mark>")
+            else:
+                side.append(esc(text))
+    ends = (" …" if len(text) > start + MAX_SHOWN else "" for text in (a, b))
+    first, second = (join(head, *side, end) for side, end in zip(shown, ends, strict=True))
+    return first, second
+
+
+def _suspects(files: DataFiles, prefix: str) -> Markup:
+    """The ranked rows of review.csv."""
+    if not files.suspects:
+        return Markup("")
+    rows = []
+    for rank, row in enumerate(files.suspects, 1):
+        place = f"{Path(row.get('source', '')).name}:{row.get('line', '?')}"
+        text = join(
+            f'<pre dir="auto">{_cut(redact(row.get("prompt", "")))}</pre>',
+            f'<pre dir="auto" class="answer">{_cut(redact(row.get("answer", "")))}</pre>',
+        )
+        decision = row.get("decision") or "—"
+        fixed = row.get("corrected_answer")
+        decided = f"{decision}: {fixed}" if decision == "fix" and fixed else decision
+        what = f"{rank}. {words(row.get('code', ''))}"
+        rows.append(
+            [esc(what), esc(_score(row.get("score"))), esc(place), esc(redact(row.get("evidence", ""))), text,
+             esc(redact(decided))]
+        )  # fmt: skip
+    head = ["suspect of", "score", "line", "because", "prompt and answer", "decision"]
+    said = (
+        f"{files.num_suspects:,} rows in {prefix}review.csv, the most suspect first; {files.num_decided:,} decided. "
+        "None was left out on suspicion alone: write keep, drop or fix into the column decision, and curate again."
+    )
+    summary = esc(f"The first {len(rows)} of {files.num_suspects:,}")
+    return join(
+        f'<h3>Suspects</h3><p class="note">{esc(said)}</p>',
+        details(summary, table(head, rows, numeric=(1,), wide=(3, 4))),
+    )
+
+
+def _score(value: str | None) -> str:
+    try:
+        return number(float(value or ""), 2)
+    except ValueError:
+        return value or "—"
+
+
+def _choice(choice: Any) -> Markup:
+    """Rows chosen for a token budget beside random and longest ones of equal tokens."""
+    if not isinstance(choice, dict):
+        return Markup("")
+    rows = []
+    for name in ("coverage", "random", "longest"):
+        one = choice.get(name) or {}
+        cells = [f"{one.get('num_rows', 0):,}", f"{one.get('num_tokens', 0):,}"]
+        cells += [number(one.get(key)) for key in ("nearest_similarity", "vocabulary_frac", "label_entropy_frac")]
+        rows.append([join(f"<b>{name}</b> (used)" if name == "coverage" else name), *map(esc, cells)])
+    head = ["chosen by", "rows", "tokens", "likeness of the rest", "words covered", "evenness of labels"]
+    said = (
+        f"{choice.get('budget_tokens', 0):,} tokens asked for. Likeness: mean cosine of a row left out to the nearest "
+        "chosen one. Words: share of all words in prompts. Evenness: entropy of labels, 1 at most."
+    )
+    return join(
+        f'<h3>Chosen for the token budget</h3><p class="note">{esc(said)}</p>', table(head, rows, numeric=range(1, 6))
+    )
+
+
+def _costs(run: RunFiles, files: DataFiles) -> Markup:
+    """Tokens and predicted training dollars of the rows as they came and as they are kept."""
+    if not (run.plan and files.train.num_characters):
+        return Markup("")
+    ratio = 1 + files.left_out.num_characters / files.train.num_characters
+    rows = []
+    for rung in run.plan.rungs:
+        after = rung.train_s.value * rung.price_usd_per_hour / SECONDS_PER_HOUR
+        cells = [count(ratio * rung.num_train_tokens), count(rung.num_train_tokens), usd(ratio * after), usd(after)]
+        rows.append([esc(rung.model), *map(esc, cells), esc(usd((ratio - 1) * after))])
+    head = ["model", "tokens before", "tokens after", "dollars before", "dollars after", "saved"]
+    said = (
+        f"Predicted. Before: with the {files.left_out.num_rows:,} dropped rows that could have been trained on, their "
+        "tokens taken in proportion to characters."
+    )
+    return join(
+        f'<h3>Tokens and cost before and after</h3><p class="note">{esc(said)}</p>',
+        table(head, rows, numeric=range(1, 6)),
+    )
+
+
+def _lengths(files: DataFiles) -> Markup:
+    sides = (files.train, files.held_out, files.left_out)
+    if not any(side.prompt for side in sides):
+        return Markup("")
+    charts = [
+        histogram(f"{name}, characters", [getattr(side, name) for side in sides], ("s0", "s2", "s3"))
+        for name in ("prompt", "answer")
+    ]
+    about = " · ".join(
+        f"{name} {count(side.num_characters / CHARACTERS_PER_TOKEN)}"
+        for name, side in zip(("train and dev", "held out", "dropped"), sides, strict=True)
+        if side.num_rows
+    )
+    named = (("train and dev", "s0"), ("held out", "s2"), ("dropped, though it could have been trained on", "s3"))
+    legend = "".join(f'<span><i class="swatch {cls}"></i>{name}</span>' for name, cls in named)
+    said = f"Tokens, at about {CHARACTERS_PER_TOKEN} characters each: {about}."
+    return join(
+        f'<h3>Lengths</h3><p class="note">{esc(said)}</p><div class="key">{legend}</div>',
+        f'<div class="pair">{"".join(charts)}</div>',
+    )
+
+
+def _labels(files: DataFiles) -> Markup:
+    """Rows a label; with many labels the commonest and the rarest."""
+    names = files.receipt.get("labels")
+    if not names or len(names) > MAX_LABELS:
+        return Markup("")
+    by_label: Counter[str] = Counter()
+    for side in (files.train, files.held_out):
+        by_label.update(side.labels)
+    ordered = sorted(((str(name)[:80]) for name in names), key=lambda name: (-by_label[name], name))
+    if not by_label:
+        return Markup("")
+    few = len(ordered) <= MANY_LABELS
+    chosen = ordered if few else [*ordered[:NUM_COMMON], *ordered[-NUM_RARE:]]
+    sides = ((files.train, "s0"), (files.held_out, "s2"), (files.left_out, "s3"))
+    rows = [(name, [(side.labels[name], cls) for side, cls in sides]) for name in chosen]
+    said = "" if few else f" The {NUM_COMMON} commonest and the {NUM_RARE} rarest are shown."
+    rarest, median, commonest = (by_label[ordered[i]] for i in (-1, len(ordered) // 2, 0))
+    note = f"{len(ordered)} labels, {rarest:,} to {commonest:,} kept rows, median {median:,}.{said}"
+    return join(f'<h3>Labels</h3><p class="note">{esc(note)}</p>', bars("rows a label", rows))
