@@ -578,7 +578,7 @@ def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(serve: Serve
 
 def test_an_interrupt_is_exit_code_5_and_keeps_what_was_paid(serve: Serve, here: Path) -> None:
     def slow(number: int, body: dict[str, Any]) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.05 if number < 30 else 1.0)  # so that the signal always comes before the end
         return intents(number, body)
 
     server = serve(slow)
@@ -589,7 +589,7 @@ def test_an_interrupt_is_exit_code_5_and_keeps_what_was_paid(serve: Serve, here:
     while len(server.requests) < 25 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 5 and "run the same command again" in said
     assert len(lines("out/answers.jsonl")) >= 23
 
