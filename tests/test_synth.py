@@ -584,7 +584,14 @@ def test_an_interrupt_is_exit_code_5_and_keeps_what_was_paid(serve: Serve, here:
     server = serve(slow)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "shoestring", "synth", "run.yaml", "--num", "60", "--out", "out"]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    # A background job of a shell inherits an ignored SIGINT; the command under test must not.
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while len(server.requests) < 25 and time.monotonic() < deadline:
         time.sleep(0.01)
