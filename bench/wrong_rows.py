@@ -8,7 +8,7 @@ to any other class or to the class that is most often confused with the right on
 solutions (four samplers) the precision where recall reaches 0.82, by agreement of the four and arithmetic.
 clean: what is flagged where little is wrong: generated tickets, snips, GSM8K's reference solutions.
 Peer: cleanlab (self-confidence of out-of-fold TF-IDF + logistic regression, per slot for E2E), when it is
-installed; run this file with the Python of an environment that has it. Settings were chosen on the E2E sets and
+importable (PYTHONPATH may name another environment's site-packages). Settings were chosen on the E2E sets and
 on flips of seeds 0 to 2, so the default seeds are others. Data: see /work/shared/data/README.md.
 """
 

@@ -155,6 +155,22 @@ def test_of_tickets_the_planted_ones_are_found_and_no_other() -> None:
     assert {s.index for s in wrong_rows(rows, kind="extract")} == wrong
 
 
+@pytest.mark.parametrize("answer", ["{}", '{"a": null}', '{"a": "é"}', '{"a": ""}', '{"\\u0000": "\\u0000"}'])
+def test_records_that_say_nothing_give_no_suspects(answer: str) -> None:
+    assert wrong_rows([example("?!", answer)] * 80, kind="extract") == []
+    assert wrong_rows([example(f"word {i}", answer) for i in range(80)], kind="extract") == []
+
+
+def test_slots_that_do_not_come_from_the_text_are_left_alone() -> None:
+    rng = random.Random(2)
+    pairs, wrong = venues()
+    rows = []
+    for record, text in pairs:
+        more = f"id[{rng.randrange(10**9)}], language[en], shelf[{rng.choice('ABC')}]"
+        rows.append(example(f"{record}, {more}", text))
+    assert {s.index for s in wrong_rows(rows, kind="generate")} == set(wrong)
+
+
 def test_free_text_is_not_judged_by_records() -> None:
     rows = [example(f"question {i}", f"an answer about {i}") for i in range(100)]
     assert coverage(rows, seed=0, progress=no_progress) is None

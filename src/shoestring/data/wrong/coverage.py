@@ -28,6 +28,7 @@ MAX_CLASSES = 60
 MAX_FIT_ROWS = 6000
 NUM_FOLDS = 4
 NUM_FITS = 2
+MIN_FOLD_RECORDS = 40
 MIN_SHARE = 0.2  # of a phrase that a slot must explain to be read by
 RELABEL_BELOW = 0.5  # probability of the stated value
 UNSTATED_BELOW = 0.1  # probability that the text is silent on a slot the record leaves out
@@ -35,6 +36,7 @@ LITERAL_FRAC = 0.8  # of a value's words, weighted by rarity
 LITERAL_WEIGHT = 0.5  # the classifier has seen part of the same evidence
 LITERAL_PRIOR_ROWS = 5
 QUOTED_WEIGHT = 1.0
+UNREADABLE_FRAC = 0.5  # share of stated values that texts do not seem to support
 LABEL_BELOW = 0.5  # share of rows that quote the value of a slot which every record states
 
 
@@ -70,6 +72,8 @@ def coverage(examples: Sequence[Example], *, seed: int, progress: Progress) -> C
     else:
         return None
     usable = [i for i, record in enumerate(records) if record]
+    if len(usable) < MIN_ROWS:  # records without any value
+        return None
     with one_thread("checking records against their texts"):
         losses, doubts = _judge([records[i] or {} for i in usable], [sides[i][1] for i in usable], seed, progress)
     all_losses = np.zeros(len(examples))
@@ -102,6 +106,8 @@ def _judge(
         if not is_absent.any() and is_quoted.mean() < LABEL_BELOW:  # a label: the whole text speaks for it
             share = np.ones(len(share))
         features = _features(found, share)
+        if not features.nnz:
+            continue
         # A text without any of the slot's phrases is silent on it: what the class ABSENT is to be learned from.
         is_silent = (np.diff(features.indptr) == 0) & ~is_quoted
         p_read = _read(features, y, np.where(is_silent, 0, y), len(classes), folds, is_quoted, seed)
@@ -111,6 +117,8 @@ def _judge(
         log_odds = np.where(is_quoted, np.maximum(log_odds, QUOTED_WEIGHT * log_ratio), log_odds)
         loss = np.logaddexp(0, -log_odds)
         loss[is_absent] = np.maximum(0, math.log(UNSTATED_BELOW) - np.log(np.maximum(p_read[is_absent, 0], 1e-6)))
+        if (loss[~is_absent] > math.log(2)).mean() > UNREADABLE_FRAC:
+            continue  # an identifier, a constant, a date of entry: the text is not where it comes from
         losses += loss
         for row in np.flatnonzero(loss > -math.log(1 - RELABEL_BELOW)):
             others = p_read[row].copy()
@@ -127,10 +135,12 @@ def _common(column: Sequence[str]) -> list[str]:
 
 
 def _folds(records: list[dict[str, str]], seed: int) -> Any:
-    """Equal records share a fold: their texts may be copied from one another."""
+    """Equal records share a fold, as their texts may be copied from one another; few different ones cannot."""
     groups: dict[tuple[tuple[str, str], ...], int] = {}
     group = np.array([groups.setdefault(tuple(sorted(record.items())), len(groups)) for record in records])
-    return (np.random.default_rng(seed).permutation(len(groups)) % NUM_FOLDS)[group]
+    if len(groups) < MIN_FOLD_RECORDS:
+        group = np.arange(len(records))
+    return (np.random.default_rng(seed).permutation(int(group.max()) + 1) % NUM_FOLDS)[group]
 
 
 def _features(found: Phrases, share: Any) -> Any:

@@ -36,9 +36,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
             record.update(_flat(item, f"{name}."))
         elif isinstance(item, list):
             if item and all(isinstance(part, str | int | float) for part in item):
-                record[name] = " ".join(map(str, item))
+                record[name] = " ".join(map(str, item)).strip("\0")
         elif isinstance(item, bool):
             record[name] = "true" if item else "false"
-        elif item is not None and str(item).strip():
-            record[name] = str(item)
+        elif item is not None and (text := str(item).strip(" \t\r\n\0")):
+            record[name] = text
     return record
