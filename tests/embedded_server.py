@@ -11,17 +11,17 @@ import argparse
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from shoestring.evaluate.generation import load_generator
 from shoestring.records import Message
 from shoestring.train.base import detect_device
+from tests.loopback import LoopbackServer, QuietHandler
 
 MAX_NEW_TOKENS = 512
 
 
-class EmbeddedServer:
+class EmbeddedServer(LoopbackServer):
     """Serves GET /v1/models and POST /v1/chat/completions until closed; num_answered counts completions."""
 
     def __init__(self, model: str = "shoestring-1m", *, port: int = 0, key: str = "") -> None:
@@ -32,9 +32,7 @@ class EmbeddedServer:
         self._one_at_a_time = threading.Lock()  # torch uses all its threads for one
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 if self.path.rstrip("/") == "/v1/models":
                     self.reply(200, {"object": "list", "data": [{"id": server.model, "object": "model"}]})
@@ -58,22 +56,9 @@ class EmbeddedServer:
 
             def reply(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(data)))
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client gave up
+                self.answer(status, {"Content-Type": "application/json"}, data)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler, port)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The response to a request. Raises: KeyError, ModelError for one that cannot be answered."""
@@ -101,11 +86,6 @@ class EmbeddedServer:
                 "total_tokens": done.num_prompt_tokens + done.num_completion_tokens,
             },
         }
-
-    def close(self) -> None:
-        """Stop serving."""
-        self.http.shutdown()
-        self.http.server_close()
 
 
 def main() -> None:

@@ -12,15 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 # What the server does with the n-th request (from 0): status, headers, body.
 Reply = tuple[int, dict[str, str], bytes]
 Script = Callable[[int, dict[str, Any]], Reply]
 
 
-class ScriptedServer:
+class ScriptedServer(LoopbackServer):
     """Answers POST by a script, each request in a thread of its own."""
 
     def __init__(self, script: Script, port: int = 0) -> None:
@@ -28,35 +29,16 @@ class ScriptedServer:
         lock = threading.Lock()
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     number = len(server.requests)
                     server.requests.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
                 status, headers, data = script(number, body)
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client gave up
+                self.answer(status, headers, data)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        self.serve(Handler, port)
 
 
 def chat(text: str, finish: str = "stop", tokens: tuple[int, int] = (100, 10)) -> Reply:

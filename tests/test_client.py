@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from shoestring.decide.answers import AnswerFile
 from shoestring.decide.client import Client
 from shoestring.errors import ConfigError, EndpointError
 from shoestring.records import Generate, Message, no_progress
+from tests.loopback import LoopbackServer, QuietHandler
 
 # What a server does with the n-th request (from 0): status, headers, body.
 Reply = tuple[int, dict[str, str], bytes]
 
 
-class Server:
+class Server(LoopbackServer):
     """A chat-completions server whose replies a test scripts; it keeps the requests it saw."""
 
     def __init__(self, reply: Callable[[int, dict[str, Any]], Reply]) -> None:
@@ -33,7 +33,9 @@ class Server:
         lock = threading.Lock()
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
+            protocol_version = "HTTP/1.0"  # a connection a request
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
@@ -45,26 +47,9 @@ class Server:
                 status, headers, data = reply(number, body)
                 with lock:
                     server.in_flight -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except OSError:
-                    pass  # the client gave up
+                self.answer(status, headers, data)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        self.serve(Handler)
 
 
 @pytest.fixture

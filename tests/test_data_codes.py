@@ -14,6 +14,7 @@ from shoestring.data.codes import CODES, catalogue
 from shoestring.data.curate import curate, curate_into
 from shoestring.data.folder import curate as curate_files
 from shoestring.records import no_progress
+from tests.tiny import WORDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path("/work/shared/data")
@@ -175,22 +176,7 @@ def test_faults_of_a_damaged_zstd_file(tmp_path: Path) -> None:
 
 
 def test_faults_of_the_set_and_the_tokens(tmp_path: Path) -> None:
-    words = [
-        "amber",
-        "birch",
-        "cedar",
-        "delta",
-        "ember",
-        "frost",
-        "grove",
-        "heron",
-        "iris",
-        "jade",
-        "kelp",
-        "lotus",
-        "maple",
-    ]
-    rows = [{"text": f"{words[i % 13]} {words[i // 13]} {i}", "label": f"l{i % 2}"} for i in range(120)]
+    rows = [{"text": f"{WORDS[i % 13]} {WORDS[i // 13]} {i}", "label": f"l{i % 2}"} for i in range(120)]
     rows += [
         dict(rows[0]), {"text": "same", "label": "l0"}, {"text": "same?", "label": "l1"},
         {"text": "eval one", "label": "l0"}, {"text": "long one " * 30, "label": "l0"},
@@ -202,7 +188,7 @@ def test_faults_of_the_set_and_the_tokens(tmp_path: Path) -> None:
         {"text": "eval two", "label": "new"},
         {"text": "x3", "label": "new"},
     ]
-    held_out += [{"text": f"other {words[i % 13]} {i} {words[i // 13]}", "label": "l0"} for i in range(40)]
+    held_out += [{"text": f"other {WORDS[i % 13]} {i} {WORDS[i // 13]}", "label": "l0"} for i in range(40)]
     for name, some in (("train", rows), ("eval", held_out)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     config = RunConfig.model_validate(
@@ -219,7 +205,7 @@ def test_faults_of_the_set_and_the_tokens(tmp_path: Path) -> None:
         "exact_duplicate", "contradiction", "leak_into_eval", "too_long", "no_trainable_tokens", "labels_alike",
         "single_row_label", "label_not_in_train", "not_sampled",
     }  # fmt: skip
-    many = [{"text": f"{words[i % 13]} {i}", "label": "often"} for i in range(150)]
+    many = [{"text": f"{WORDS[i % 13]} {i}", "label": "often"} for i in range(150)]
     many += [{"text": f"rare {i}", "label": "rare"} for i in range(2)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     skewed = RunConfig.model_validate(

@@ -12,22 +12,7 @@ from shoestring.data.curate import curate, curate_into
 from shoestring.data.normalise import answer_key, meaning_key, normalise_prompt
 from shoestring.data.store import read_curated, write_curated
 from shoestring.errors import DataError
-
-WORDS = (
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "frost",
-    "grove",
-    "heron",
-    "iris",
-    "jade",
-    "kelp",
-    "lotus",
-    "maple",
-)
+from tests.tiny import WORDS
 
 
 def config(kind="generate", **parts):

@@ -22,22 +22,7 @@ from shoestring.data.load import scan
 from shoestring.data.rows import Builder, Settings
 from shoestring.errors import BadInput
 from shoestring.records import no_progress
-
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "frost",
-    "grove",
-    "heron",
-    "iris",
-    "jade",
-    "kelp",
-    "lotus",
-    "maple",
-]
+from tests.tiny import WORDS
 
 
 def rows(number, seed=0):

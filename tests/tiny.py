@@ -9,6 +9,10 @@ TEMPLATE = (
 SPECIALS = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
+# For texts that share little.
+WORDS = "amber birch cedar delta ember frost grove heron iris jade kelp lotus maple".split()  # noqa: SIM905
+
+
 def make_tokenizer(template: str | None = TEMPLATE, specials: list[str] = SPECIALS, **named: str):
     """A byte-level BPE without merges: one token a byte, then the special ones."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
