@@ -8,7 +8,9 @@ Task: meaning representation to text. `curated` is what is left after dropping e
 arm trains on the same number of tokens. `repaired` (--repaired) is the repairers' own cleaned rows, the ceiling.
 Each arm is a run file, trained by shoestring.Run. Slot errors (missing, wrong and invented values, over the values
 stated) are counted on unique records of the cleaned test set by the rules below, which know this task and share no
-code with the curation. Data: E2E NLG and its cleaning (CC BY-SA 4.0), see /work/shared/data/README.md.
+code with the curation. Names are X and Y for training and put back before counting, in every arm alike, as is usual
+on this set (Dusek et al., W19-8652): a model of a million parameters spends itself on spelling them. Data: E2E NLG and
+its cleaning (CC BY-SA 4.0), see /work/shared/data/README.md.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ DATA = Path("/work/shared/data/e2e_nlg")
 SLOT = re.compile(r"([A-Za-z ]+)\[([^\]]*)\]")
 Row = tuple[str, str]  # record, text
 MAX_NEW_TOKENS = 96
+SIGNS = {"name": "X", "near": "Y"}
 
 RATED = "rat(?:ed|ing|ings)(?: of| is| as)?"
 LEVELS = {
@@ -118,6 +121,23 @@ def read(name: str, record: str) -> list[Row]:
         return [(row[record], row["ref"]) for row in csv.DictReader(file)]
 
 
+def without_names(row: Row) -> Row:
+    """The row with the values of name and near as X and Y."""
+    stated = parse(row[0])
+    for key, sign in SIGNS.items():
+        if key in stated:
+            spelt = re.compile(re.escape(stated[key]), re.IGNORECASE)
+            row = (spelt.sub(sign, row[0]), spelt.sub(sign, row[1]))
+    return row
+
+
+def with_names(record: str, text: str) -> str:
+    stated = parse(record)
+    for key, sign in SIGNS.items():
+        text = re.sub(rf"\b{sign}\b", stated.get(key, sign).replace("\\", r"\\"), text)
+    return text
+
+
 def example(row: Row) -> Example:
     return Example((Message("user", row[0]), Message("assistant", row[1])), (1, 2))
 
@@ -137,7 +157,7 @@ def arms(model: str, seed: int, epochs: float, with_repaired: bool) -> tuple[dic
     started = time.monotonic()
     flagged = {suspect.index for suspect in wrong_rows([example(row) for row in rows], kind="generate", seed=0)}
     curation_s = time.monotonic() - started
-    sizes = num_tokens(rows, model)
+    sizes = num_tokens([without_names(row) for row in rows], model)
     kept = [i for i in range(len(rows)) if i not in flagged]
     budget_tokens = sum(sizes[i] for i in kept)
     order = list(range(len(rows)))
@@ -154,6 +174,7 @@ def arms(model: str, seed: int, epochs: float, with_repaired: bool) -> tuple[dic
     }
     if with_repaired:
         made["repaired"] = ([repaired[i] for i in drawn], epochs)
+    made = {name: ([without_names(row) for row in chosen], num) for name, (chosen, num) in made.items()}
     facts = {"rows": len(rows), "flagged_frac": len(flagged) / len(rows), "curation_s": curation_s}
     return made, {**facts, "train_tokens_per_epoch": budget_tokens, "num_epochs": epochs}
 
@@ -187,7 +208,8 @@ def score(model: str, adapter: Path, records: list[str], threads: int) -> dict[s
     from shoestring.train.base import detect_device
 
     generator = load_generator(model, adapter, device=detect_device(threads), max_new_tokens=MAX_NEW_TOKENS)
-    outputs = [c.text for c in generator.generate([(Message("user", record),) for record in records])]
+    asked = [(Message("user", without_names((record, ""))[0]),) for record in records]
+    outputs = [with_names(record, c.text) for record, c in zip(records, generator.generate(asked), strict=True)]
     generator.close()
     total: Counter[str] = Counter()
     for record, text in zip(records, outputs, strict=True):
