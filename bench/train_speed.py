@@ -114,7 +114,7 @@ def worker(job: dict[str, Any]) -> None:
         "train_s": loop_s,
         "num_steps": result.num_steps,
         "num_example_tokens": result.num_train_tokens,
-        "padding_frac": 1 - result.num_train_tokens / result.num_padded_tokens,
+        "padding_frac": 1 - result.num_train_tokens / result.num_computed_tokens,
         "batch_tokens": batch_tokens,
         "loss_path": result.settings["loss_path"],
         "attention": result.settings["attention"],
@@ -211,15 +211,15 @@ def held_out_loss(model: str, adapter: str, rows: list[tuple[str, str]]) -> floa
     from peft import PeftModel
 
     from shoestring.train.base import detect_device, load_base, load_tokenizer, quiet_loading
-    from shoestring.train.loss import mean_loss
+    from shoestring.train.objective import Objective
     from shoestring.train.tokens import encode_example
 
     tokenizer = load_tokenizer(model)
     with quiet_loading():
         base = load_base(model, device=dataclasses.replace(detect_device(), dtype="float32"))
         tuned = PeftModel.from_pretrained(base, adapter).eval()
-    encoded = [encode_example(tokenizer, example) for example in examples(rows)]
-    return mean_loss(tuned, encoded, pad_id=tokenizer.pad_token_id, batch_tokens=MICRO_BATCH_TOKENS)
+    items = [(encode_example(tokenizer, example),) for example in examples(rows)]
+    return Objective(items, tokenizer.pad_token_id).mean_loss(tuned, batch_tokens=MICRO_BATCH_TOKENS)
 
 
 def measure(model: str, num_rows: int, threads: int) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_activation_bytes_equal_what_autograd_keeps_in_our_loop(dtype):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from shoestring.train import loss
-    from shoestring.train.attention import use_short_row_attention
+    from shoestring.train.attention import use_attention
 
     num_rows, num_tokens, rank = 2, 96, 4
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -165,7 +165,7 @@ def test_activation_bytes_equal_what_autograd_keeps_in_our_loop(dtype):
         c = LlamaConfig(vocab_size=64, intermediate_size=320, num_hidden_layers=num_layers, pad_token_id=0, **sizes)
         model = AutoModelForCausalLM.from_config(c).to(getattr(torch, dtype))
         model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", lora_dropout=0.0))
-        use_short_row_attention(model.get_base_model())
+        use_attention(model.get_base_model())
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}
         seen = {}
 

@@ -16,14 +16,14 @@ def test_six_rows_by_hand():
     assert sorted(row for step in schedule.steps for batch in step for row in batch) == [0, 1, 2, 3, 4, 5]
     assert sorted(len(step) for step in schedule.steps) == [1, 2]
     assert all(len(batch) == 2 for step in schedule.steps for batch in step)
-    assert schedule.num_tokens(len(schedule.steps)) == schedule.num_padded_tokens(len(schedule.steps)) == 30
+    assert schedule.num_tokens(len(schedule.steps)) == schedule.num_computed_tokens(len(schedule.steps)) == 30
 
 
 def test_widths_are_rounded_up_inside_the_budget():
     """Rows of 5 take 8 each: three fit 24, where four would fit unrounded."""
     schedule = build_schedule([5] * 6, 1, batch_tokens=24, micro_batch_tokens=24, seed=0, round_to=8)
     assert [len(batch) for step in schedule.steps for batch in step] == [3, 3]
-    assert schedule.num_padded_tokens(2) == 48
+    assert schedule.num_computed_tokens(2) == 48
     assert schedule.num_tokens(2) == 30
 
 
@@ -52,7 +52,7 @@ def test_padding_is_small_and_steps_are_mixed():
     lengths = [rng.randint(20, 120) for _ in range(2000)]
     schedule = build_schedule(lengths, 1, 2048, 2048, seed=3)
     num_steps = len(schedule.steps)
-    assert schedule.num_tokens(num_steps) / schedule.num_padded_tokens(num_steps) > 0.9
+    assert schedule.num_tokens(num_steps) / schedule.num_computed_tokens(num_steps) > 0.9
     assert num_steps < 1.15 * sum(lengths) / 2048
     firsts = [lengths[step[0][0]] for step in schedule.steps]
     assert firsts != sorted(firsts)  # short rows do not all come first

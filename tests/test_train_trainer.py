@@ -19,6 +19,7 @@ from shoestring.train.attention import causal_attention
 from shoestring.train.base import load_base, load_tokenizer
 from shoestring.train.device import CLEAR_REFS, peak_bytes
 from shoestring.train.loop import StepItems, build_trainer
+from shoestring.train.objective import Objective
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import encode_example
 from shoestring.train.trainer import (
@@ -143,7 +144,7 @@ def test_micro_batches_of_any_size_give_the_same_gradients(tiny, tmp_path):
     found = []
     for step in (((0, 1, 2, 3, 4, 5),), ((0, 1), (2,), (3, 4, 5))):
         model = build_adapter(tiny, settings(), EXACT)
-        items = StepItems(rows, Schedule((step,), lengths), tokenizer.pad_token_id)
+        items = StepItems(Objective([(row,) for row in rows], tokenizer.pad_token_id), Schedule((step,), lengths, (0,)))
         from transformers import TrainerCallback
 
         trainer = build_trainer(model, items, settings(), EXACT, tmp_path, TrainerCallback(), loss.AT_LOSS_TOKENS)
@@ -158,7 +159,8 @@ def test_mean_loss_does_not_depend_on_batches(tiny):
     tokenizer = load_tokenizer(tiny)
     rows = [encode_example(tokenizer, e) for e in additions(9, 95)]
     model = load_base(tiny, device=EXACT)
-    means = [loss.mean_loss(model, rows, pad_id=tokenizer.pad_token_id, batch_tokens=n) for n in (1, 80, 10_000)]
+    learned = Objective([(row,) for row in rows], tokenizer.pad_token_id)
+    means = [learned.mean_loss(model, batch_tokens=n) for n in (1, 80, 10_000)]
     assert means == pytest.approx([means[0]] * 3, rel=1e-5)
 
 
@@ -205,9 +207,9 @@ def test_a_rung_learns_and_says_what_it_did(rung, tiny):
     assert result.history[-1]["loss"] < 0.7 * result.history[0]["loss"]
     assert result.best_step == result.num_steps and result.dev_metric == pytest.approx(0.3) and len(seen) == 3
     rows = [encode_example(load_tokenizer(tiny), e) for e in additions(80)]
-    assert result.num_train_tokens == 4 * sum(len(r.ids) for r in rows) <= result.num_padded_tokens
+    assert result.num_train_tokens == 4 * sum(len(r.ids) for r in rows) > result.num_computed_tokens > 0
     assert result.num_loss_tokens == 4 * sum(len(r.ids) - r.num_prompt_tokens for r in rows)
-    assert result.settings["supervised_first_row"] == "1<|end|>" and result.settings["loss_path"] == loss.AT_LOSS_TOKENS
+    assert result.settings["supervised_first_row"] == "1<|end|>" and result.settings["loss_path"] == loss.CHUNKED
     assert result.wall_s > 0 and result.peak_bytes > 2**26
     config = json.loads((rung.folder / "rung/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == tiny and config["lora_dropout"] == 0.0

@@ -169,6 +169,10 @@ class DecideConfig(_Section):
 class TrainConfig(_Section):
     """Training values a person turned on purpose; each has a derived default with a reason."""
 
+    objective: Literal["sft", "dpo"] = "sft"
+    """sft learns the answer; dpo prefers it to the rejected one of each pair (every row needs both)."""
+    dpo_beta: float = Field(default=0.1, gt=0, le=10)
+    """How closely dpo keeps to the base model; larger is closer."""
     num_epochs: float | None = Field(default=None, gt=0, le=100)
     """Passes over the training rows."""
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
@@ -178,9 +182,9 @@ class TrainConfig(_Section):
     lora_alpha: float | None = Field(default=None, gt=0)
     """Scale numerator; default equals 2 x rank."""
     batch_tokens: int | None = Field(default=None, ge=64)
-    """Tokens (padding included) of one optimizer step."""
+    """Tokens of the rows in one optimizer step, padding included."""
     micro_batch_tokens: int | None = Field(default=None, ge=64)
-    """Tokens (padding included) of one forward and backward pass."""
+    """Tokens of one forward and backward pass: padding included, shared beginnings once."""
     seq_len: int | None = Field(default=None, ge=16)
     """Longest training row in tokens; longer ones are dropped and counted, held-out rows keep to the context alone."""
     patience: int = Field(default=2, ge=1)

@@ -92,10 +92,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
-    """A row left out, whole, with its reason; partner_line for duplicates and contradictions.
-
-    id: of the example it would have been, by which it can be restored; empty where the row gave none.
-    """
+    """A row left out, whole; partner_line for duplicates; id: of the example it would have been, or empty."""
 
     row: Any
     source: str
@@ -220,6 +217,25 @@ class TokenCounts:
     answer: tuple[int, ...]  # end token included
     eval_prompt: tuple[int, ...]
     eval_answer: tuple[int, ...]
+    rejected: tuple[int, ...] = ()  # of preference training: the answers that lost
+    computed_frac: float = 1.0  # computed tokens over the rows' own, where rows share beginnings (a sample)
+
+    @property
+    def paths(self) -> list[int]:
+        """Longest sequence of each training row."""
+        sides = [answers for answers in (self.answer, self.rejected) if answers]
+        return [prompt + max(answers) for prompt, *answers in zip(self.prompt, *sides, strict=True)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each training row: of both sides of a pair."""
+        sides = [answers for answers in (self.answer, self.rejected) if answers]
+        return [sum(prompt + a for a in answers) for prompt, *answers in zip(self.prompt, *sides, strict=True)]
+
+    @property
+    def loss_frac(self) -> float:
+        """Share of the tokens that bear loss."""
+        return (sum(self.answer) + sum(self.rejected)) / max(1, sum(self.lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +259,8 @@ class TrainSettings:
     seed: int
     max_new_tokens: int
     reasons: dict[str, str]
+    objective: str = "sft"  # sft: the answer; dpo: the answer over the rejected one
+    dpo_beta: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +308,9 @@ class TrainResult:
     dev_metric: float | None
     wall_s: float  # over all sessions, interrupted ones included
     peak_bytes: int
-    num_train_tokens: int  # tokens run forward and backward, padding excluded
+    num_train_tokens: int  # of the rows seen, padding excluded, shared tokens as often as rows have them
     num_loss_tokens: int
-    num_padded_tokens: int
+    num_computed_tokens: int  # run forward and backward: padding included, shared tokens once
     final_loss: float
     history: tuple[dict[str, float], ...]  # step, loss, learning_rate, [dev_metric, dev_loss]
     settings: dict[str, Any]  # what was really used, with devices, dtypes and library versions

@@ -100,14 +100,13 @@ def plan_rung(
 ) -> RungPlan:
     """Predict one rung."""
     settings = resolve_settings(config, shape, counts, device)
-    loss_frac = sum(counts.answer) / max(1, sum(counts.prompt) + sum(counts.answer))
     memory = predict_memory(
         shape,
         method=settings.method,
         lora_rank=settings.lora_rank,
         micro_batch_tokens=settings.micro_batch_tokens,
         device=device,
-        loss_frac=loss_frac,
+        loss_frac=counts.loss_frac,
         row_tokens=settings.seq_len,
     )
     if num_dev_rows is None:

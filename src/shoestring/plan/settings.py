@@ -26,6 +26,8 @@ ALPHA_PER_RANK = 2.0
 LR_FULL, LR_LORA_FACTOR, LR_HIDDEN = 5e-5, 10.0, 2000
 LR_EXPONENT = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775, "qwen3_5": 0.0775}
 
+LR_PREFERENCE_FRAC = 1 / 40
+
 TINY_PARAMS = 100_000_000  # below: a demonstration model, which learns little a step
 EPOCHS, EPOCHS_TINY_MIN, EPOCHS_TINY_MAX = 3.0, 3.0, 10.0
 TINY_STEPS = 2500  # aimed at; early stopping guards against too many
@@ -55,8 +57,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     if not counts.prompt:
         raise ModelError(f"{shape.name}: no training row to derive settings from; see data/dropped.jsonl for why")
     given = config.train
-    lengths = [p + a for p, a in zip(counts.prompt, counts.answer, strict=True)]
-    loss_frac = sum(counts.answer) / sum(lengths)
+    lengths, loss_frac = counts.lengths, counts.loss_frac
     value: dict[str, Any] = {}
     reasons: dict[str, str] = {}
 
@@ -73,11 +74,12 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         f"{RANK_NARROW} suffices for narrow ones, else {RANK_WIDE}; {REGRET}",
     )
     put("lora_alpha", ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for")
-    put("learning_rate", *_learning_rate(shape))
+    preference = given.objective == "dpo"
+    put("learning_rate", *_learning_rate(shape, preference))
 
     rows_per_step = ROWS_PER_STEP_MANY if len(lengths) >= MANY_ROWS else ROWS_PER_STEP_FEW
-    put("num_epochs", *_epochs(shape, len(lengths), rows_per_step))
-    seq_len = put("seq_len", *_seq_len(shape, lengths))
+    put("num_epochs", *_epochs(shape, len(lengths), rows_per_step, preference))
+    seq_len = put("seq_len", *_seq_len(shape, counts.paths))
     if seq_len > shape.context_tokens:
         raise ModelError(
             f"train.seq_len = {seq_len} passes the context of {shape.name}, {shape.context_tokens} tokens; "
@@ -98,6 +100,8 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     put("num_threads", device.num_threads, "threads of the device")
     for key in ("patience", "num_evals"):
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")
+    put("objective", given.objective, "default: the answer itself is learned")
+    put("dpo_beta", given.dpo_beta, "the paper's and TRL's default")
     reasons["warmup_frac"] = f"{WARMUP_FRAC:.0%} of the steps, then cosine to zero"
     reasons["weight_decay"] = f"none on adapters; {REGRET}"
     reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
@@ -115,16 +119,22 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     )
 
 
-def _learning_rate(shape: ModelShape) -> tuple[float, str]:
+def _learning_rate(shape: ModelShape, preference: bool) -> tuple[float, str]:
     exponent = LR_EXPONENT.get(shape.model_type, 0.0)
     rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / shape.hidden) ** exponent
-    return float(f"{rate:.3g}"), (
+    reason = (
         f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x ({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}; "
         "ten times full fine-tuning, Tinker cookbook hyperparam_utils"
     )
+    if preference:
+        rate *= LR_PREFERENCE_FRAC
+        reason += f"; x {LR_PREFERENCE_FRAC:g} for preferences, as between TRL's two LoRA examples (2e-4, 5e-6)"
+    return float(f"{rate:.3g}"), reason
 
 
-def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int) -> tuple[float, str]:
+def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int, preference: bool) -> tuple[float, str]:
+    if preference:
+        return 1.0, "one pass over the pairs, TRL's default is three: more passes drift from the base"
     if shape.num_params >= TINY_PARAMS:
         return EPOCHS, "one to three passes are usual; early stopping guards against the third"
     wanted = math.ceil(TINY_STEPS * rows_per_step / num_rows)

@@ -25,6 +25,7 @@ PRIORS_CSV = Path(__file__).with_name("priors.csv")
 PADDING_LOW, PADDING_EXPECTED, PADDING_HIGH = 1.0, 1.06, 1.25
 ROUND_WIDTH = 8  # training rounds the width of a micro-batch up to this (train.loss)
 STEPS_PER_CHUNK = 16  # train.schedule
+MIN_GAIN = 1.25  # train.packing shares beginnings of rows where that computes so many times fewer tokens
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.
 LONGEST_OF_BATCH_QUANTILE = 0.97
@@ -140,7 +141,7 @@ def num_steps_of(lengths: Sequence[int], settings: TrainSettings) -> tuple[int, 
     As train.schedule arranges them, which sorts rows by length inside chunks of some steps: one chunk of typical
     rows is filled, and counted as often as there are chunks.
     """
-    widths = sorted(round_up(min(n, settings.seq_len), ROUND_WIDTH) for n in lengths)
+    widths = sorted(round_up(n, ROUND_WIDTH) for n in lengths)
     whole, rest = divmod(settings.num_epochs, 1)
     num_steps = num_micro = 0
     for frac, times in ((1.0, int(whole)), (rest, 1)):
@@ -184,15 +185,18 @@ def predict_time(
     num_dev_rows: int,
 ) -> TimePrediction:
     """Wall time of training and of the held-out evaluation; a dev evaluation generates num_dev_rows answers."""
-    lengths = [p + a for p, a in zip(counts.prompt, counts.answer, strict=True)]
-    tokens_per_epoch = sum(min(n, settings.seq_len) for n in lengths)
+    longest = settings.seq_len * (2 if counts.rejected else 1)
+    lengths = [min(n, longest) for n in counts.lengths]
+    tokens_per_epoch = sum(lengths)
     num_tokens = round(tokens_per_epoch * settings.num_epochs)
-    loss_frac = sum(counts.answer) / max(1, sum(lengths))
     num_steps, num_micro = num_steps_of(lengths, settings)
-    mean_tokens = tokens_per_epoch / max(1, len(lengths))
+    mean_tokens = sum(min(n, settings.seq_len) for n in counts.paths) / max(1, len(lengths))
+    # Preference training runs the base once more, forward only, for its reference.
+    computed = num_tokens * (counts.computed_frac if counts.computed_frac <= 1 / MIN_GAIN else 1.0)
+    computed += tokens_per_epoch / 2 if counts.rejected else 0
 
     rate = achieved_flops_per_s(device, settings.num_threads)
-    flops = num_tokens * train_flops_per_token(shape, settings.lora_rank, mean_tokens, loss_frac)
+    flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac)
     slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
     compute = Estimate(
         flops * PADDING_EXPECTED / rate.value * slow.value,

@@ -14,10 +14,13 @@ from ..records import Curated, Device, Example, Progress, TokenCounts
 from ..runfolder import rung_name
 from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
 from ..train.locate import hub_config
+from ..train.objective import encode_item, other_side
+from ..train.packing import computed_frac
 
 if TYPE_CHECKING:
     from ..recipe import Run
 
+SHARING_SAMPLE_ROWS = 256  # rows that planning looks for common beginnings in
 MAX_DEV_ROWS = 128  # early stopping looks at so many dev rows; more would cost more than they tell
 
 
@@ -56,11 +59,17 @@ def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
     if model not in run.counts:
         tokenizer = load_tokenizer(model)
         train, held_out = (count_lengths(tokenizer, rows) for rows in (curated.train, curated.eval))
+        kind = run.config.train.objective
+        lost = count_lengths(tokenizer, [other_side(e) for e in curated.train]) if kind == "dpo" else []
+        sample = sample_rows(curated.train, SHARING_SAMPLE_ROWS, run.config.seed)
+        random.Random(run.config.seed).shuffle(sample)
         run.counts[model] = TokenCounts(
             prompt=tuple(p for p, _ in train),
             answer=tuple(a for _, a in train),
             eval_prompt=tuple(p for p, _ in held_out),
             eval_answer=tuple(a for _, a in held_out),
+            rejected=tuple(a for _, a in lost),
+            computed_frac=computed_frac([encode_item(tokenizer, e, kind) for e in sample]),
         )
     return run.counts[model]
 

@@ -35,6 +35,7 @@ def curate(run: Run) -> Any:
         config.train.seq_len,
         [[path.name, sha256_file(path)] for path in files],
         *([decided] if decided else []),
+        *(["dpo"] if config.train.objective == "dpo" else []),  # both answers must fit
     ]
 
 

@@ -16,7 +16,8 @@ from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, to_json
 from ..runfolder import fingerprint
-from ..train.base import count_lengths, load_tokenizer
+from ..train.base import load_tokenizer
+from ..train.objective import count_longest, require_pairs
 from ..train.tokens import tokenizer_print
 from .common import dev_rows, device, price, shape, token_counts
 
@@ -52,13 +53,19 @@ def row_limits(config: RunConfig) -> list[RowLimit]:
         same = limits.get(key := tokenizer_print(tokenizer))
         if same is None or context_tokens < same.context_tokens:
             seq_len = min(config.train.seq_len or context_tokens, context_tokens)
-            limits[key] = RowLimit(model, partial(count_lengths, tokenizer), context_tokens, seq_len)
+            lengths = partial(count_longest, tokenizer, kind=config.train.objective)
+            limits[key] = RowLimit(model, lengths, context_tokens, seq_len)
     return list(limits.values())
 
 
 def read(run: Run, result: dict[str, Any]) -> Curated:
-    """The curated rows of an earlier session. Raises: DataError where they are not those of its record."""
+    """The curated rows of an earlier session.
+
+    Raises: DataError where they are not those of its record, BadInput where train.objective cannot learn from them.
+    """
     curated, receipt = read_curated(run.folder / "data"), run.folder / "data" / "receipt.json"
+    if run.config.train.objective == "dpo":
+        require_pairs([*curated.train, *curated.dev], "training")
     if "receipt_sha256" in result and sha256_file(receipt) != result["receipt_sha256"]:
         raise DataError(
             f"{receipt}: not the receipt that curation wrote (its hash is not the one in curate.json); "

@@ -1,51 +1,105 @@
-"""Attention for short rows on a CPU in bfloat16: plain matrix products instead of the flash kernel.
+"""The attention that training registers with transformers: a prefix forest, short rows on a CPU, or torch's own.
 
-The flash kernel's backward pass in bfloat16 costs about 0.3 ms a head and row however short the row is.
-Measured on one Xeon core (AMX), 32 rows x 4 heads x 64 tokens, forward + backward, torch 2.13:
-flash 35 ms, matrix products 7 ms; equal near 256 tokens; at 1024 tokens flash is 3x faster.
+A forest comes as the keyword argument `forest` of the model's forward pass, which transformers hands down to every
+layer: `Blocks` on a CPU, a FlexAttention BlockMask on CUDA.
+
+Short rows on a CPU in bfloat16 are plain matrix products instead of the flash kernel, whose backward pass costs
+about 0.3 ms a head and row however short the row is. Measured on one Xeon core (AMX), 32 rows x 4 heads x 64 tokens,
+forward + backward, torch 2.13: flash 35 ms, matrix products 7 ms; equal near 256 tokens; at 1024 tokens flash is 3x
+faster.
 
 Shapes: B rows, H heads, K key/value heads, G = H / K, T tokens, D head size.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from ..errors import TrainingError
 from ..plan.memory import SHORT_ROW_TOKENS
+from .tree_attention import Blocks, tree_attention
 
-NAME = "shoestring_short_rows"
+NAME = "shoestring"
+# What an attention layer may ask for beyond scaling and causality, and a forest cannot give.
+NOT_IN_A_FOREST = ("softcap", "s_aux", "position_bias")
 
 
-def use_short_row_attention(model: Any) -> bool:
-    """Switch a model on SDPA to this attention where it is faster: CPU, bfloat16. Longer rows stay on SDPA.
-
-    Returns whether it was switched; True means training steps of at most SHORT_ROW_TOKENS tokens use it.
-    """
+def use_attention(model: Any) -> str:
+    """Register and switch on; returns what the model's rows will run through, "" where it keeps its own attention."""
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    config = model.config
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or config._attn_implementation != "sdpa":
-        return False
-
-    def attend(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **kwargs: Any
-    ) -> tuple[Any, None]:
-        num_tokens = query.shape[2]
-        short = num_tokens <= SHORT_ROW_TOKENS and num_tokens == key.shape[2]
-        plain = attention_mask is None and not kwargs.get("dropout") and kwargs.get("position_bias") is None
-        causal = kwargs.get("is_causal") if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
-        if not (short and plain and causal and query.requires_grad):
-            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return causal_attention(query, key, value, scale), None
-
-    AttentionInterface.register(NAME, attend)
+    if model.config._attn_implementation != "sdpa":
+        return ""
+    fast_when_short = model.device.type == "cpu" and model.dtype == torch.bfloat16
+    AttentionInterface.register(NAME, functools.partial(_attend, fast_when_short=fast_when_short))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
-    return True
+    return f"matrix products to {SHORT_ROW_TOKENS} tokens, then sdpa" if fast_when_short else "sdpa"
+
+
+def forest_route(device_kind: str) -> str:
+    """The attention that forests run through, in words."""
+    return "FlexAttention block mask" if device_kind == "cuda" else "dense blocks of the prefix forest"
+
+
+def _attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    fast_when_short: bool = False,
+    forest: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if forest is not None:
+        return _forest_attention(query, key, value, scale, forest, kwargs), None
+    num_tokens = query.shape[2]
+    short = fast_when_short and num_tokens <= SHORT_ROW_TOKENS and num_tokens == key.shape[2]
+    plain = attention_mask is None and not kwargs.get("dropout") and kwargs.get("position_bias") is None
+    causal = kwargs.get("is_causal") if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
+    if short and plain and causal and query.requires_grad:
+        return causal_attention(query, key, value, scale), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _forest_attention(query: Any, key: Any, value: Any, scale: float, forest: Any, asked: dict[str, Any]) -> Any:
+    unmet = [name for name in NOT_IN_A_FOREST if asked.get(name) is not None]
+    window = asked.get("sliding_window")
+    if isinstance(forest, Blocks) and window is not None and forest.longest > window:
+        unmet.append(f"sliding_window={window} under rows of {forest.longest} tokens")
+    if unmet or asked.get("dropout"):
+        raise TrainingError(f"tree packing does not cover {', '.join(unmet) or 'attention dropout'} of this model")
+    if isinstance(forest, Blocks):
+        return tree_attention(query, key, value, forest, scale)
+    out = _flex_attention()(query, key, value, block_mask=forest, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+@functools.cache
+def _flex_attention() -> Any:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if torch.cuda.is_available() else flex_attention
+
+
+def block_mask(subtree_ends_N: Any) -> Any:
+    """FlexAttention's mask of a forest: token q sees k where k <= q < subtree_ends[k]."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (q < subtree_ends_N[k])
+
+    size = len(subtree_ends_N)
+    return create_block_mask(seen, None, None, size, size, device=subtree_ends_N.device)
 
 
 def causal_attention(query_BHTD: Any, key_BKTD: Any, value_BKTD: Any, scale: float) -> Any:

@@ -5,30 +5,29 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..records import Device, TrainSettings
 from . import loss, preflight
+from .objective import Collate, Objective, padded
 from .schedule import Schedule
-from .tokens import Encoded
 
 
 class StepItems:
-    """A map-style data set whose item is one optimizer step: its micro-batches and its number of loss tokens."""
+    """A map-style data set whose item is one optimizer step: its micro-batches and what its loss is divided by."""
 
-    def __init__(self, rows: Sequence[Encoded], schedule: Schedule, pad_id: int) -> None:
-        self.rows, self.schedule, self.pad_id = rows, schedule, pad_id
+    def __init__(self, objective: Objective, schedule: Schedule, collate: Collate = padded) -> None:
+        self.objective, self.schedule, self.collate = objective, schedule, collate
 
     def __len__(self) -> int:
         return len(self.schedule.steps)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        groups = [[self.rows[r] for r in batch] for batch in self.schedule.steps[index]]
+        step = self.schedule.steps[index]
         return {
-            "micro_batches": [loss.collate(rows, self.pad_id, rounded=True) for rows in groups],
-            "num_loss_tokens": sum(map(loss.num_loss_tokens, groups)),
+            "micro_batches": [self.objective.batch(batch, self.collate) for batch in step],
+            "weight": sum(self.objective.weight(batch) for batch in step),
         }
 
 
@@ -98,7 +97,7 @@ def build_trainer(
                 model.train()
             total = 0.0
             for batch in inputs["micro_batches"]:
-                batch_loss = self.compute_loss(model, batch, num_items_in_batch=inputs["num_loss_tokens"])
+                batch_loss = self.compute_loss(model, batch, num_items_in_batch=inputs["weight"])
                 self.accelerator.backward(batch_loss)
                 total = total + batch_loss.detach()
             if self.state.global_step == 0:
@@ -109,7 +108,7 @@ def build_trainer(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             with loss.precision(device):
-                summed = loss.loss_sum(model, inputs, loss_path)
+                summed = items.objective.loss_sum(model, inputs, loss_path)
             return summed / num_items_in_batch
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

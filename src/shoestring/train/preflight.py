@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from ..records import Device, Example
-from .loss import answer_logits, collate, precision
+from .loss import answer_logits, collate, on_device, precision
 from .tokens import Encoded, encode_example, end_token_id
 
 
@@ -71,7 +71,7 @@ def adapter_effect(model: Any, rows: Sequence[Encoded], pad_id: int, device: Dev
     """
     import torch
 
-    batch = {k: v.to(model.device) for k, v in collate(rows, pad_id).items()}
+    batch = on_device(collate(rows, pad_id), model.device)
     with torch.no_grad(), precision(device):
         tuned = answer_logits(model, batch)
         with model.disable_adapter():

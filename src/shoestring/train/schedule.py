@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ..errors import BadInput
 from ..units import round_up
+from .forest import packed_tokens, shared_lengths, sort_key
 
 # Rows are sorted by length inside chunks of about so many steps: long enough for little padding, short
 # enough that a step is not all of one kind.
@@ -30,20 +33,19 @@ class Schedule:
 
     steps: tuple[Step, ...]
     lengths: tuple[int, ...]  # tokens a row
-    round_to: int = 1  # the width of a micro-batch is a multiple of this
+    computed_tokens: tuple[int, ...]  # of each step: what really runs, with padding, shared tokens once
 
     def tokens_in(self, step: Step) -> int:
-        """Tokens of one step, padding excluded."""
+        """Tokens of one step's rows, padding excluded, shared or not."""
         return sum(self.lengths[row] for batch in step for row in batch)
 
     def num_tokens(self, num_steps: int) -> int:
-        """Tokens of the first num_steps steps, padding excluded."""
+        """Tokens of the rows of the first num_steps steps, padding excluded."""
         return sum(map(self.tokens_in, self.steps[:num_steps]))
 
-    def num_padded_tokens(self, num_steps: int) -> int:
-        """Tokens of the first num_steps steps with padding."""
-        batches = [batch for step in self.steps[:num_steps] for batch in step]
-        return sum(padded_tokens([self.lengths[r] for r in batch], self.round_to) for batch in batches)
+    def num_computed_tokens(self, num_steps: int) -> int:
+        """Tokens that the first num_steps steps run forward and backward."""
+        return sum(self.computed_tokens[:num_steps])
 
 
 def padded_tokens(lengths: Sequence[int], round_to: int = 1) -> int:
@@ -58,13 +60,86 @@ def build_schedule(
     micro_batch_tokens: int,
     seed: int,
     round_to: int = 1,
+    widths: Sequence[int] | None = None,
 ) -> Schedule:
-    """Every row num_epochs times (a fractional last epoch takes its share of a fresh shuffle).
+    """Every row num_epochs times, padded (a fractional last epoch takes its share of a fresh shuffle).
 
     A step holds at most batch_tokens and a micro-batch at most micro_batch_tokens, padding included;
-    a row longer than either is alone in its own.
+    a row longer than either is alone in its own. widths: what a row takes where that is not its length (a pair is as
+    wide as twice its longer side), a multiple of round_to.
     Raises: BadInput for budgets or a number of epochs that are not positive, or no rows.
     """
+    _check(lengths, num_epochs, batch_tokens, micro_batch_tokens)
+    rng = random.Random(seed)
+    padded = [round_up(width, round_to) for width in widths or lengths]
+    steps = [
+        step
+        for order in _orders(len(lengths), num_epochs, rng)
+        for step in _epoch(order, padded, batch_tokens, min(micro_batch_tokens, batch_tokens), rng)
+    ]
+    computed = tuple(sum(padded_tokens([padded[row] for row in batch]) for batch in step) for step in steps)
+    return Schedule(tuple(steps), tuple(lengths), computed)
+
+
+def build_forest_schedule(
+    rows: Sequence[Sequence[np.ndarray]],
+    num_epochs: float,
+    batch_tokens: int,
+    micro_batch_tokens: int,
+    seed: int,
+    units: Sequence[Sequence[int]] | None = None,
+) -> Schedule:
+    """Every row num_epochs times, as prefix forests: rows of one or more paths of token ids.
+
+    Steps are runs of an ordinary shuffle, cut by the rows' own tokens, so which rows share a step is as random as
+    without sharing, and a step's gradient is the same sum. What is common is looked for inside a step alone: its rows
+    are sorted, neighbours share most, and cut into micro-batches of at most micro_batch_tokens computed tokens.
+    units: rows that are drawn together (the answers of one conversation), each row in exactly one; default each alone.
+    Raises: BadInput as build_schedule.
+    """
+    _check(rows, num_epochs, batch_tokens, micro_batch_tokens)
+    rng = random.Random(seed)
+    drawn = [tuple(unit) for unit in units] if units is not None else [(row,) for row in range(len(rows))]
+    lengths = [sum(map(len, row)) for row in rows]
+    in_order = [sorted(row, key=sort_key) for row in rows]
+    keys = [b"".join(map(sort_key, row[:1])) for row in in_order]
+    steps: list[Step] = []
+    computed: list[int] = []
+    sizes = [sum(lengths[row] for row in unit) for unit in drawn]
+    for order in _orders(len(drawn), num_epochs, rng):
+        for chosen in _evenly(order, batch_tokens, lambda size, count, unit: size + sizes[unit]):
+            members = sorted((row for unit in chosen for row in drawn[unit]), key=lambda row: (keys[row], row))
+            step = _forests(members, in_order, min(micro_batch_tokens, batch_tokens))
+            steps.append(step)
+            computed.append(sum(packed_tokens([path for row in batch for path in rows[row]]) for batch in step))
+    return Schedule(tuple(steps), tuple(lengths), tuple(computed))
+
+
+def _forests(members: list[int], in_order: Sequence[Sequence[np.ndarray]], budget: int) -> Step:
+    """A step's sorted rows cut into micro-batches whose forests stay inside the budget."""
+    paths = [path for row in members for path in in_order[row]]
+    own = [len(path) - common for path, common in zip(paths, shared_lengths(paths), strict=True)]
+    added, whole, at = {}, {}, 0
+    for place, row in enumerate(members):
+        num = len(in_order[row])
+        added[place] = sum(own[at : at + num])
+        whole[place] = len(paths[at]) + sum(own[at + 1 : at + num])
+        at += num
+    cut = _evenly(
+        list(range(len(members))), budget, lambda size, count, place: size + added[place] if count else whole[place]
+    )
+    return tuple(tuple(members[place] for place in batch) for batch in cut)
+
+
+def conversations(sources: Sequence[tuple[str, int]]) -> list[list[int]]:
+    """Units for build_forest_schedule: rows of the same source and line are answers of one conversation."""
+    units: dict[tuple[str, int], list[int]] = {}
+    for row, place in enumerate(sources):
+        units.setdefault(place, []).append(row)
+    return list(units.values())
+
+
+def _check(rows: Sequence[Any], num_epochs: float, batch_tokens: int, micro_batch_tokens: int) -> None:
     for name, value in (
         ("num_epochs", num_epochs),
         ("batch_tokens", batch_tokens),
@@ -72,20 +147,20 @@ def build_schedule(
     ):
         if not value > 0:
             raise BadInput(f"{name}={value} must be positive")
-    if not lengths:
+    if not len(rows):
         raise BadInput("there are no training rows; look at data/dropped.jsonl for why rows were left out")
-    rng = random.Random(seed)
-    widths = [round_up(length, round_to) for length in lengths]
-    steps: list[Step] = []
+
+
+def _orders(num_rows: int, num_epochs: float, rng: random.Random) -> Iterator[list[int]]:
+    """One shuffled pass after the other; the last one may be a part."""
     left = num_epochs
     while left > 0:
-        order = list(range(len(lengths)))
+        order = list(range(num_rows))
         rng.shuffle(order)
         if left < 1:
             order = order[: math.ceil(left * len(order) - 1e-9)]
-        steps += _epoch(order, widths, batch_tokens, min(micro_batch_tokens, batch_tokens), rng)
+        yield order
         left = round(left - 1, 9)
-    return Schedule(tuple(steps), tuple(lengths), round_to)
 
 
 def _epoch(

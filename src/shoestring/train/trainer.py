@@ -20,18 +20,18 @@ from typing import Any
 
 from ..errors import DoesNotFit, Interrupted
 from ..files import cannot_write, read_json, read_jsonl, sha256_file, write_json, writing
-from ..plan.memory import SHORT_ROW_TOKENS
 from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings, no_log, no_progress
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .attention import use_short_row_attention
+from .attention import use_attention
 from .base import load_base, load_tokenizer, quiet_loading
 from .device import peak_bytes, reset_peak
 from .locate import model_print
 from .loop import StepItems, build_trainer
-from .schedule import Schedule, build_schedule
-from .tokens import Encoded
+from .objective import Objective, objective
+from .packing import choose_packing
+from .schedule import Schedule
 from .watch import WEIGHTS, Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
 
 HISTORY_POINTS = 150
@@ -73,37 +73,36 @@ def train_rung(
         except OSError as error:
             raise cannot_write(out_dir, error) from error
         tokenizer = load_tokenizer(model)
-        rows = preflight.encode_rows(tokenizer, train, settings.seq_len, "training")
-        dev_rows = preflight.encode_rows(tokenizer, dev, None, "dev") if dev else []
-        schedule = build_schedule(
-            [len(row.ids) for row in rows],
-            settings.num_epochs,
-            settings.batch_tokens,
-            settings.micro_batch_tokens,
-            settings.seed,
-            round_to=loss.ROUND_WIDTH,
-        )
-        print_ = fingerprint(model, train, dev, settings, device)
-        resume, state, restarted = _resume(out_dir, print_, log)
+        learned = objective(tokenizer, train, settings, "training")
+        held_out = objective(tokenizer, dev, settings, "dev")
+        first = [path for item in learned.items[:4] for path in item]
         peak = reset_peak(device)
         tuned = build_adapter(model, settings, device)
-        short_rows = use_short_row_attention(tuned.get_base_model())
-        attention = f"matrix products to {SHORT_ROW_TOKENS} tokens, then sdpa" if short_rows else "sdpa"
-        facts: dict[str, Any] = {"attention": attention, "peak": peak}
+        rows_attention = use_attention(tuned.get_base_model())
+        facts: dict[str, Any] = {"peak": peak}
         with _adapter_in_16_bit(tuned, device):
-            first = {k: v.to(tuned.device) for k, v in loss.collate(rows[:4], tokenizer.pad_token_id).items()}
+            batch = loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device)
             with preflight.evaluation_mode(tuned), loss.precision(device):
-                facts["loss_path"] = loss.choose_path(tuned, first)
+                facts["loss_path"] = loss.choose_path(tuned, batch)
+                packing = choose_packing(learned, train, settings, tuned, facts["loss_path"], device)
+                budget = {"batch_tokens": settings.micro_batch_tokens, "path": facts["loss_path"]}
+            facts |= {
+                "packing": packing.kind,
+                "packing_reason": packing.reason,
+                "sharing_factor": packing.sharing_factor,
+                "attention": packing.attention(rows_attention, device),
+            }
+            schedule = packing.schedule
+            print_ = fingerprint(model, train, dev, settings, device, packing.kind)
+            resume, state, restarted = _resume(out_dir, print_, log)
+            if not state.finished:
+                with preflight.evaluation_mode(tuned), loss.precision(device):
+                    for prepared in (learned, held_out):
+                        prepared.prepare(tuned, **budget)
 
             def evaluate() -> tuple[float, float]:
                 with preflight.evaluation_mode(tuned), loss.precision(device):
-                    dev_loss = loss.mean_loss(
-                        tuned,
-                        dev_rows,
-                        pad_id=tokenizer.pad_token_id,
-                        batch_tokens=settings.micro_batch_tokens,
-                        path=facts["loss_path"],
-                    )
+                    dev_loss = held_out.mean_loss(tuned, **budget)
                     return float(dev_metric(tuned, tokenizer)), dev_loss
 
             watch = Watch(
@@ -123,7 +122,7 @@ def train_rung(
             )
             try:
                 if not state.finished:
-                    items = StepItems(rows, schedule, tokenizer.pad_token_id)
+                    items = StepItems(learned, schedule, packing.collate)
                     trainer = build_trainer(
                         tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), facts["loss_path"]
                     )
@@ -132,18 +131,18 @@ def train_rung(
                 watch.steps_file.close()
             source = _source(out_dir, state)
             _load_adapter(tuned, source)
-            effect = preflight.adapter_effect(tuned, rows[:4], tokenizer.pad_token_id, device)
+            effect = preflight.adapter_effect(tuned, first, tokenizer.pad_token_id, device)
         publish(source, out_dir / "adapter", model, tokenizer, settings.method, device.dtype)
         if signals.received:
             raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
     facts |= {
         "restarted": restarted,
-        "supervised_first_row": preflight.supervised_text(tokenizer, rows[0]),
+        "supervised_first_row": preflight.supervised_text(tokenizer, first[0]),
         "adapter_effect_logits": effect,
         "adapter_sha256": {p.name: sha256_file(p) for p in _files(out_dir / "adapter")},
     }
-    return _result(model, out_dir, schedule, rows, settings, device, state, facts)
+    return _result(model, out_dir, schedule, learned, settings, device, state, facts)
 
 
 # ---------------------------------------------------------------- the adapter
@@ -239,14 +238,19 @@ def _files(folder: Path) -> list[Path]:
 
 
 def fingerprint(
-    model: str, train: Sequence[Example], dev: Sequence[Example], settings: TrainSettings, device: Device
+    model: str,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    device: Device,
+    packing: str,
 ) -> str:
     """Of everything that decides the result; a checkpoint made from anything else is not continued."""
     values = asdict(settings)
     for key in NOT_OF_THE_RESULT:
         del values[key]
     ids = [[e.id for e in train], [e.id for e in dev]]
-    text = json.dumps([model_print(model), ids, values, device.kind, device.dtype], sort_keys=True)
+    text = json.dumps([model_print(model), ids, values, device.kind, device.dtype, packing], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -323,7 +327,7 @@ def _result(
     model: str,
     out_dir: Path,
     schedule: Schedule,
-    rows: Sequence[Encoded],
+    learned: Objective,
     settings: TrainSettings,
     device: Device,
     state: Watched,
@@ -331,7 +335,7 @@ def _result(
 ) -> TrainResult:
     lines = read_jsonl(out_dir / "steps.jsonl")
     num_steps = lines[-1]["step"]
-    answers = [loss.num_loss_tokens([row]) for row in rows]
+    answers = [loss.num_loss_tokens(item) for item in learned.items]
     used = {
         **{k: v for k, v in asdict(settings).items() if k != "reasons"},
         **facts,
@@ -357,7 +361,7 @@ def _result(
         peak_bytes=state.peak_bytes,
         num_train_tokens=schedule.num_tokens(num_steps),
         num_loss_tokens=sum(answers[row] for step in schedule.steps[:num_steps] for b in step for row in b),
-        num_padded_tokens=schedule.num_padded_tokens(num_steps),
+        num_computed_tokens=schedule.num_computed_tokens(num_steps),
         final_loss=lines[-1]["loss"],
         history=thin_history(lines),
         settings=used,

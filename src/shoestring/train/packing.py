@@ -1,0 +1,132 @@
+"""How rows share a forward pass: one prefix forest a micro-batch, or padded rows side by side."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan.throughput import MIN_GAIN
+from ..records import Device, Example, TrainSettings
+from . import loss
+from .attention import NAME, forest_route
+from .forest import as_array, packed_tokens
+from .objective import Collate, Item, Objective, padded
+from .schedule import Schedule, build_forest_schedule, build_schedule, conversations
+
+# MIN_GAIN: a forest's smaller blocks of attention cost more a token than padded rows do, up to 1.3 times for rows of 50
+# tokens (shoestring-3m, bfloat16, one core, 2026-11-28); from about 300 tokens on it is the other way round.
+# Largest mean difference of an answer token's log-probability between the two, from rounding alone.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+FOREST, PADDED = "prefix forest", "padded rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """kind: FOREST or PADDED, why, and how many example tokens one computed token stands for."""
+
+    kind: str
+    reason: str
+    schedule: Schedule
+    collate: Collate
+
+    @property
+    def sharing_factor(self) -> float:
+        steps = len(self.schedule.steps)
+        return self.schedule.num_tokens(steps) / max(1, self.schedule.num_computed_tokens(steps))
+
+    def attention(self, otherwise: str, device: Device) -> str:
+        """What the training steps' attention is, in words."""
+        return forest_route(device.kind) if self.kind == FOREST else otherwise
+
+
+def schedules(
+    items: Sequence[Item], sources: Sequence[tuple[str, int]], settings: TrainSettings
+) -> dict[str, Schedule]:
+    """The run under each packing. sources: file and line of each item."""
+    budgets = (settings.num_epochs, settings.batch_tokens, settings.micro_batch_tokens, settings.seed)
+    sides = max(len(item) for item in items) if items else 1
+    widths = [sides * max(len(path.ids) for path in item) for item in items]
+    rows = [[as_array(path.ids) for path in item] for item in items]
+    lengths = [sum(len(path.ids) for path in item) for item in items]
+    return {
+        PADDED: build_schedule(lengths, *budgets, round_to=sides * loss.ROUND_WIDTH, widths=widths),
+        FOREST: build_forest_schedule(rows, *budgets, units=conversations(sources)),
+    }
+
+
+def choose_packing(
+    objective: Objective,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    model: Any,
+    path: str,
+    device: Device,
+) -> Packing:
+    """A forest where it computes at least MIN_GAIN times fewer tokens and the model's loss on it is that of its rows.
+
+    path: the loss path. The model is asked in evaluation mode, on the first step's rows.
+    """
+    made = schedules(objective.items, [(e.source, e.line) for e in examples], settings)
+    collate = functools.partial(loss.collate_forest, as_blocks=device.kind != "cuda")
+    gain = _computed(made[PADDED]) / max(1, _computed(made[FOREST]))
+    if gain < MIN_GAIN:
+        reason = f"a prefix forest would compute {gain:.2f}x fewer tokens, from {MIN_GAIN}x on it is worth it"
+    else:
+        refusal = cannot_take(model, objective, made[FOREST].steps[0][0], collate, path, device)
+        if not refusal:
+            reason = f"{gain:.2f}x fewer computed tokens than padded rows"
+            return Packing(FOREST, reason, made[FOREST], collate)
+        reason = f"{gain:.2f}x fewer tokens were possible, but {refusal}"
+    return Packing(PADDED, reason, made[PADDED], padded)
+
+
+def computed_frac(items: Sequence[Item], rows_per_step: int = 32) -> float:
+    """Tokens a forest computes over the rows' own, over runs of rows_per_step items: what planning expects."""
+    own = computed = 0
+    for at in range(0, len(items), rows_per_step):
+        paths = [as_array(path.ids) for item in items[at : at + rows_per_step] for path in item]
+        own += sum(map(len, paths))
+        computed += packed_tokens(paths)
+    return computed / max(1, own)
+
+
+def _computed(schedule: Schedule) -> int:
+    return schedule.num_computed_tokens(len(schedule.steps))
+
+
+def cannot_take(
+    model: Any, objective: Objective, indices: Sequence[int], collate: Collate, path: str, device: Device
+) -> str:
+    """Why this model cannot train on forests, "" if it can.
+
+    Layers that carry a state or look back a limited way show in the layer types; whatever else a model does differs
+    in the loss of the same rows.
+    """
+    import torch
+
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    longest = max(len(path_.ids) for item in objective.items for path_ in item)
+    window = getattr(config, "sliding_window", None)
+    for kind in sorted(set(getattr(config, "layer_types", None) or ())):
+        if kind == "sliding_attention" and window is not None and longest <= window:
+            continue
+        if kind != "full_attention":
+            beyond = f" of {window} tokens under rows of {longest}" if kind == "sliding_attention" else ""
+            return f"its layers include {kind}{beyond}"
+    if config._attn_implementation != NAME:
+        return f"its attention is {config._attn_implementation}"
+    paths = [path_ for index in indices for path_ in objective.items[index]]
+    batches = [loss.on_device(make(paths, objective.pad_id), model.device) for make in (collate, padded)]
+    try:
+        with torch.no_grad():
+            ours, plain = (loss.path_log_probs(model, batch, path) for batch in batches)
+    except Exception as error:  # models are other people's code: whatever it raises, rows can still be padded
+        return f"its forward pass refused the forest ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    tokens = torch.tensor([loss.num_loss_tokens([p]) for p in paths], device=ours.device)
+    apart = float(((ours - plain).abs() / tokens).mean())
+    limit = TOLERANCE[device.dtype]
+    if not apart <= limit:
+        return f"its loss on the forest differs by {apart:.3g} a token, {limit} is rounding"
+    return ""
