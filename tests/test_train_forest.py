@@ -131,8 +131,8 @@ def make(folder, kind: str) -> str:
 
     size = {
         "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "initializer_range": 0.2,
-        "tie_word_embeddings": True, "pad_token_id": 0,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+        "initializer_range": 0.2, "tie_word_embeddings": True, "pad_token_id": 0,
     }  # fmt: skip
     window = {"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"]}
     config = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[kind](

@@ -21,6 +21,7 @@ REVIEW = "review.csv"
 MEASURES = ("languages", "choice")  # parts of the receipt that not every data set has
 WRITE_BYTES = 1 << 20
 PART = ".part"  # of a file that is being written
+TEMPORARY = (f".{REVIEW}.", f".{RECEIPT}.")
 
 
 class Writer:
@@ -39,6 +40,9 @@ class Writer:
     def __enter__(self) -> Writer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.tmp"):  # a kill between writing a file and putting it in place
+                if left.name.startswith(TEMPORARY):
+                    left.unlink()
             for name in FILES:
                 self._files[name] = (self.folder / f"{name}{PART}").open("wb")
         except OSError as error:
@@ -93,7 +97,7 @@ def is_ours(folder: Path) -> bool:
     """Whether a folder holds what curation wrote, whole or interrupted, or nothing."""
     if (folder / RECEIPT).is_file():
         return True
-    beginnings = (REVIEW, f".{REVIEW}", f".{RECEIPT}")
+    beginnings = (REVIEW, *TEMPORARY)
     return all(path.name.removesuffix(PART) in FILES or path.name.startswith(beginnings) for path in folder.iterdir())
 
 

@@ -22,7 +22,7 @@ from ..evaluate.generation import decode_greedy
 from ..files import read_json, write_json, writing
 from ..records import Device, Example, MergeCheck
 from ..train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
-from ..train.loss import answer_logits, collate
+from ..train.loss import FULL, answer_logits, collate, on_device
 from ..train.tokens import Encoded, encode_example
 from ..train.trainer import ORIGIN
 from ..train.watch import replace_folder
@@ -189,8 +189,8 @@ def _read(model: Any, tokenizer: Any, rows: Sequence[Encoded], *, texts: bool = 
     logprobs, top1 = [], []
     with torch.no_grad():
         for batch in _batches(rows):
-            tensors = {k: v.to(model.device) for k, v in collate(batch, tokenizer.pad_token_id).items()}
-            logits_NV = answer_logits(model, tensors, path="head at every token")
+            tensors = on_device(collate(batch, tokenizer.pad_token_id), model.device)
+            logits_NV = answer_logits(model, tensors, path=FULL)
             chosen = logits_NV.log_softmax(-1).gather(1, tensors["targets"][:, None]).squeeze(1)
             logprobs.append(chosen.cpu())
             top1.append(logits_NV.argmax(-1).cpu())
