@@ -224,6 +224,23 @@ def test_rows_of_the_given_eval_file_leave_the_training_rows(tmp_path):
         curate(config(data={"eval": "train.jsonl"}), tmp_path)
 
 
+def test_the_receipt_names_held_out_rows_near_to_training_rows(tmp_path):
+    rows, held_out = filler(60), filler(30, seed=1)
+    for number in (3, 4):
+        held_out[number]["prompt"] = f"{rows[number]['prompt']} now"  # six of seven words or more
+    write(tmp_path, held_out, "eval.jsonl")
+    result = curated(tmp_path, rows, data={"eval": "eval.jsonl"})
+    assert sorted(e.line for e in result.eval if e.id in result.measures["near_eval_ids"]) == [4, 5]
+    assert any(note.startswith("2 of 30 held-out rows have a near-duplicate") for note in result.notes)
+    seen = {e.user_text for e in (*result.train, *result.dev)}
+    for budget in (400, 800):  # a row that is not chosen is not trained on
+        few = curated(tmp_path, rows, data={"eval": "eval.jsonl"}, curate={"max_train_tokens": budget})
+        seen = {e.user_text for e in (*few.train, *few.dev)}
+        near = {e.id for e in few.eval if e.user_text.removesuffix(" now") in seen}
+        assert set(few.measures["near_eval_ids"]) == near
+    assert curated(tmp_path, rows).measures["near_eval_ids"] == []
+
+
 def test_labels_are_stripped_and_odd_ones_reported(tmp_path):
     labels = ["yes"] * 30 + ["no "] * 27 + ["maybe"] * 2 + ["May-be"]
     rows = [{**row, "completion": label} for row, label in zip(filler(60), labels, strict=True)]
@@ -333,6 +350,17 @@ def test_redaction_and_a_budget_of_tokens(tmp_path):
     few = curated(tmp_path, filler(200), curate={"max_train_tokens": 1500})
     assert {d.code for d in few.dropped} == {"not_chosen"} and adds_up(few)
     assert few.measures["choice"]["coverage"]["num_tokens"] <= 1500
+
+
+@pytest.mark.parametrize("kind", ["generate", "classify"])
+def test_a_budget_of_tokens_leaves_dev_and_held_out_rows_as_they_are(tmp_path, kind):
+    rows = [{**row, "completion": "abc"[i % 3] if kind == "classify" else "fine"} for i, row in enumerate(filler(300))]
+    whole = curated(tmp_path, rows, kind)
+    few = curated(tmp_path, rows, kind, curate={"max_train_tokens": 800})
+    assert few.eval == whole.eval and few.dev == whole.dev and adds_up(few)
+    assert set(few.train) < set(whole.train) and few.counts["dropped"] == len(whole.train) - len(few.train)
+    with pytest.raises(DataError, match=r"usable training rows remain.*raise curate.max_train_tokens"):
+        curated(tmp_path, rows, kind, curate={"max_train_tokens": 100})
 
 
 # ---------------------------------------------------------------- refusals and files

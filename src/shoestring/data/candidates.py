@@ -30,12 +30,13 @@ from .difference import (
     is_typo,
     unify,
 )
-from .overlap import ROWS_PER_BLOCK, blocks, near_pairs, sums_by_row
+from .overlap import ROWS_PER_READ, blocks, joined, near_pairs, sums_by_row
 
 NEIGHBOURS = 8  # rows with one sum that a row is compared with
 TYPO_LETTERS = range(3, 25)  # lengths of words in which typing errors are looked for
 TYPO_NEIGHBOURS = 64  # words with one hash that a word is compared with
 FIXES_PER_ROW = 12
+WORDS_PER_BLOCK = 100_000  # whose letters are held at a time
 LONG_WORDS = 20  # rows with so many content words may differ in more than one place
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, of a polynomial hash modulo 2^64 (2^64 / golden ratio)
 
@@ -68,28 +69,32 @@ def encode_rows(texts: Sequence[str], progress: Progress) -> Encoded:
     number: defaultdict[str, int] = defaultdict()
     number.default_factory = number.__len__
     parts, sizes = [np.zeros(0, np.int32)], []
-    for start in range(0, len(texts), ROWS_PER_BLOCK):
+    for start in range(0, len(texts), ROWS_PER_READ):
         progress("reading words", start, len(texts))
-        found = [WORD.findall(unify(text)) for text in texts[start : start + ROWS_PER_BLOCK]]
+        found = [WORD.findall(unify(text)) for text in texts[start : start + ROWS_PER_READ]]
         sizes.append(np.fromiter(map(len, found), np.int64, len(found)))
         parts.append(np.fromiter(map(number.__getitem__, chain.from_iterable(found)), np.int32))
-    spellings = list(number)
+    num_spellings = len(number)
+    spellings = list(reversed(number))
     number.clear()
-    first, second = np.zeros(len(spellings), np.int32), np.full(len(spellings), -1, np.int32)
-    for i, spelling in enumerate(spellings):
+    first, second = np.zeros(num_spellings, np.int32), np.full(num_spellings, -1, np.int32)
+    is_upper = np.zeros(num_spellings, bool)
+    for i in range(num_spellings):
+        spelling = spellings.pop()
+        is_upper[i] = spelling[0].isupper()
         folded = fold(spelling)
         first[i] = number[folded[0]]
         if len(folded) > 1:
             second[i] = number[folded[1]]
     vocabulary = list(number)
-    is_upper = np.fromiter((s[0].isupper() for s in spellings), bool, len(spellings))
+    del number, spellings
     num_inner_V, num_upper_V = np.zeros((2, len(vocabulary)), np.int64)
     for at, size in enumerate(sizes, 1):
         raw = parts[at]
         is_inner = np.ones(len(raw), bool)  # not the first word of its row
         is_inner[(np.cumsum(size) - size)[size > 0]] = False
-        num_inner_V += np.bincount(first[raw[is_inner]], minlength=len(vocabulary))
-        num_upper_V += np.bincount(first[raw[is_inner & is_upper[raw]]], minlength=len(vocabulary))
+        np.add.at(num_inner_V, first[raw[is_inner]], 1)
+        np.add.at(num_upper_V, first[raw[is_inner & is_upper[raw]]], 1)
         is_double = second[raw] >= 0
         place = np.arange(len(raw)) + np.cumsum(is_double) - is_double
         ids = np.empty(len(raw) + int(is_double.sum()), np.int32)
@@ -99,7 +104,7 @@ def encode_rows(texts: Sequence[str], progress: Progress) -> Encoded:
         parts[at], sizes[at - 1] = ids, np.diff(ends, prepend=0)
     starts_N = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
     is_name_V = (2 * num_upper_V > num_inner_V) & (num_upper_V > 0)
-    return Encoded(vocabulary, np.concatenate(parts), starts_N, is_name_V)
+    return Encoded(vocabulary, joined(parts), starts_N, is_name_V)
 
 
 def powers(count: int) -> np.ndarray:
@@ -239,10 +244,11 @@ class _Weights:
 
 def _weights(vocabulary: list[str]) -> _Weights:
     any_V = np.random.default_rng(0).integers(1, 2**63, len(vocabulary), dtype=np.uint64)
-    numbers = {word: i for i, word in enumerate(vocabulary)}
-    for i, word in enumerate(vocabulary):  # singular and plural count as one
-        if word.endswith("s") and len(word) > 3:
-            any_V[i] = any_V[numbers.get(word[:-1], i)]
+    # Singular and plural count as one.
+    plurals = {word[:-1]: i for i, word in enumerate(vocabulary) if word.endswith("s") and len(word) > 3}
+    singulars = [(plurals[word], i) for i, word in enumerate(vocabulary) if word in plurals]
+    for plural, singular in sorted(singulars):
+        any_V[plural] = any_V[singular]
     light_V, fixed_V, frame_V, empty_V = (
         np.fromiter(map(test, vocabulary), bool, len(vocabulary))
         for test in (is_light, is_protected, FRAME.__contains__, EMPTY.__contains__)
@@ -312,10 +318,14 @@ def _corrected(
 def _letters(vocabulary: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """A polynomial hash of each word's letters and their number."""
     length_V = np.fromiter(map(len, vocabulary), np.int64, len(vocabulary))
-    letters = np.frombuffer("".join(vocabulary).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    ends_V = np.cumsum(length_V)
-    at = np.arange(len(letters)) - np.repeat(ends_V - length_V, length_V)
-    hashes_V = sums_by_row(letters * powers(int(length_V.max(initial=0)) + 1)[at], np.concatenate([[0], ends_V]))
+    power = powers(int(length_V.max(initial=0)) + 1)
+    hashes_V = np.zeros(len(vocabulary), np.uint64)
+    for start in range(0, len(vocabulary), WORDS_PER_BLOCK):
+        part = slice(start, start + WORDS_PER_BLOCK)
+        letters = np.frombuffer("".join(vocabulary[part]).encode("utf-32-le", "surrogatepass"), np.uint32)
+        ends = np.cumsum(length_V[part])
+        at = np.arange(len(letters)) - np.repeat(ends - length_V[part], length_V[part])
+        hashes_V[part] = sums_by_row(letters.astype(np.uint64) * power[at], np.concatenate([[0], ends]))
     return hashes_V, length_V
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ from ..errors import BadInput
 from ..records import Example, Progress, no_progress, to_json
 from .normalise import normalise
 
-# Shapes: N rows, D dimensions of a prompt's vector, K centres.
+# Shapes: N rows, T words of all prompts, V distinct words, D dimensions of a prompt's vector, K centres.
 NUM_DIMENSIONS = 128
 COORDINATES_PER_WORD = 4  # a word's random vector has so many entries that are not zero (Achlioptas 2003)
 MAX_WORDS = 256  # of a prompt that count
 MAX_CENTRES = 32  # of one k-means; more are found in two levels
 NUM_ROUNDS = 6  # of k-means: the spread hardly changes after
-ROWS_AT_A_TIME = 2048
+ROWS_AT_A_TIME, DIMENSIONS_AT_A_TIME = 2048, 16  # bound what is copied at a time
 WORD = re.compile(r"\w+")
 
 
@@ -81,21 +82,53 @@ def choose(
     if not len(tokens_N) or budget_tokens < tokens_N.min():
         shortest = f"the shortest row has {tokens_N.min():,}" if len(tokens_N) else "there are no rows"
         raise BadInput(f"a budget of {budget_tokens:,} tokens holds no row: {shortest}; raise it")
-    words = [WORD.findall(normalise(example.user_text))[:MAX_WORDS] for example in examples]
+    words = _words_of(examples, is_classify=kind == "classify")
     vectors_ND = _vectors(words)
-    labels = [example.completion for example in examples] if kind == "classify" else None
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(tokens_N))
     orders = {
-        "coverage": _coverage_order(vectors_ND, tokens_N, labels, budget_tokens, rng, progress),
+        "coverage": _coverage_order(vectors_ND, tokens_N, words, budget_tokens, rng, progress),
         "random": shuffled,
         "longest": shuffled[np.argsort(-tokens_N[shuffled], kind="stable")],
     }
     measured = {
-        name: _measured(name, _filled(order, tokens_N, budget_tokens), tokens_N, vectors_ND, words, labels)
+        name: _measured(name, _filled(order, tokens_N, budget_tokens), tokens_N, vectors_ND, words)
         for name, order in orders.items()
     }
     return Choice(**measured, budget_tokens=budget_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Words of all prompts as numbers: those of row n are ids_T[starts_N[n]:starts_N[n + 1]]; and labels alike."""
+
+    ids_T: Any
+    starts_N: Any  # N + 1 values
+    hashes_V: Any
+    labels: list[str]  # of a classification
+    label_N: Any
+
+    def blocks(self) -> Iterator[tuple[slice, Any, Any]]:
+        """Rows a block at a time, the row in the block of each of their words, and the words."""
+        for begin in range(0, len(self.starts_N) - 1, ROWS_AT_A_TIME):
+            starts = self.starts_N[begin : begin + ROWS_AT_A_TIME + 1]
+            rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            yield slice(begin, begin + len(starts) - 1), rows, self.ids_T[starts[0] : starts[-1]]
+
+
+def _words_of(examples: Sequence[Example], *, is_classify: bool) -> _Words:
+    number: defaultdict[str, int] = defaultdict()
+    number.default_factory = number.__len__
+    labels: dict[str, int] = {}
+    ids, sizes, label_N = array("i"), array("q", [0]), array("q")
+    for example in examples:
+        found = WORD.findall(normalise(example.user_text))[:MAX_WORDS]
+        sizes.append(len(found))
+        ids.extend(map(number.__getitem__, found))
+        if is_classify:
+            label_N.append(labels.setdefault(example.completion, len(labels)))
+    hashes_V = np.fromiter((zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in number), np.uint64, len(number))
+    return _Words(np.asarray(ids), np.cumsum(sizes), hashes_V, list(labels), np.asarray(label_N))
 
 
 def _filled(order: Any, tokens_N: Any, budget_tokens: int) -> Any:
@@ -111,52 +144,55 @@ def _filled(order: Any, tokens_N: Any, budget_tokens: int) -> Any:
     return np.sort(np.asarray(taken, dtype=np.int64))
 
 
-def _vectors(words: Sequence[Sequence[str]]) -> Any:
+def _vectors(words: _Words) -> Any:
     """Unit vectors (N, D) of TF-IDF weighted words, by a sparse random projection that depends on the words alone."""
-    number: dict[str, int] = {}
-    flat = np.fromiter((number.setdefault(w, len(number)) for row in words for w in row), np.int64)
-    sizes_N = np.array([len(row) for row in words])
-    rows = np.repeat(np.arange(len(words)), sizes_N)
-    vectors = np.zeros((len(words), NUM_DIMENSIONS), np.float32)
-    if not len(flat):
-        return vectors
-    seen = np.unique(rows * len(number) + flat, return_counts=True)
-    rows, flat = np.divmod(seen[0], len(number))
-    document_frequency = np.bincount(flat, minlength=len(number))
-    weight = (1 + np.log(seen[1])) * np.log((1 + len(words)) / document_frequency[flat])
-    hashes = np.array([zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in number], np.uint64)
+    num_rows, num_words = len(words.starts_N) - 1, len(words.hashes_V)
+    document_frequency = np.zeros(num_words, np.int64)
+    for _, row, ids in words.blocks():
+        np.add.at(document_frequency, np.unique(row * num_words + ids) % max(num_words, 1), 1)
+    columns, signs = [], []
     for part in range(COORDINATES_PER_WORD):
-        mixed = hashes * np.uint64(0x9E3779B97F4A7C15) + np.uint64(part * 0xBF58476D1CE4E5B9 % 2**64)
+        mixed = words.hashes_V * np.uint64(0x9E3779B97F4A7C15) + np.uint64(part * 0xBF58476D1CE4E5B9 % 2**64)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)  # splitmix64's last step
-        column = (mixed >> np.uint64(40)) % np.uint64(NUM_DIMENSIONS)
-        sign = np.where(mixed >> np.uint64(63), 1.0, -1.0)
-        place = rows * NUM_DIMENSIONS + column[flat].astype(np.int64)
-        vectors += np.bincount(place, weight * sign[flat], vectors.size).reshape(vectors.shape).astype(np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+        columns.append(((mixed >> np.uint64(40)) % np.uint64(NUM_DIMENSIONS)).astype(np.uint8))
+        signs.append(np.where(mixed >> np.uint64(63), 1, -1).astype(np.int8))
+    vectors = np.zeros((num_rows, NUM_DIMENSIONS), np.float32)
+    for rows, row, ids in words.blocks():
+        seen, counts = np.unique(row * num_words + ids, return_counts=True)
+        row, ids = np.divmod(seen, max(num_words, 1))
+        weight = (1 + np.log(counts)) * np.log((1 + num_rows) / document_frequency[ids])
+        block = vectors[rows]
+        for column, sign in zip(columns, signs, strict=True):
+            sums = np.bincount(row * NUM_DIMENSIONS + column[ids], weight * sign[ids], block.size)
+            block += sums.reshape(block.shape).astype(np.float32)
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        block /= np.where(norms > 0, norms, 1)
+    return vectors
 
 
 def _coverage_order(
-    vectors_ND: Any, tokens_N: Any, labels: Sequence[str] | None, budget_tokens: int, rng: Any, progress: Progress
+    vectors_ND: Any, tokens_N: Any, words: _Words, budget_tokens: int, rng: Any, progress: Progress
 ) -> Any:
     """All rows, those that cover most first: centres' rows of every label by turns, then the others at random."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index in range(len(tokens_N)):
-        groups[labels[index] if labels else ""].append(index)
-    members = [np.array(groups[name]) for name in sorted(groups)]
+    members = [np.arange(len(tokens_N))]
+    if words.labels:
+        by_label = np.argsort(words.label_N, kind="stable")
+        parts = np.split(by_label, np.cumsum(np.bincount(words.label_N))[:-1])
+        members = [parts[i] for i in sorted(range(len(parts)), key=words.labels.__getitem__)]
     shares = _even_shares([int(tokens_N[rows].sum()) for rows in members], budget_tokens)
     chosen: list[Any] = []
     for done, (rows, share) in enumerate(zip(members, shares, strict=True)):
         progress("choosing rows", done, len(members))
         num_rows = min(len(rows), max(1, round(share / tokens_N[rows].mean())))
-        order = rows[_spread(vectors_ND[rows], num_rows, rng)]
+        order = _spread(vectors_ND, rows, num_rows, rng)
         num_fitting = max(1, int(np.searchsorted(np.cumsum(tokens_N[order]), share, side="right")))
         chosen.append(order[:num_fitting])
     # By turns: should the last rows not fit, every label loses as much.
     turn = np.concatenate([np.arange(len(rows)) / len(rows) for rows in chosen])
     first = np.concatenate(chosen)[np.argsort(turn, kind="stable")]
-    rest = np.setdiff1d(np.arange(len(tokens_N)), first)
-    return np.concatenate([first, rng.permutation(rest)])
+    is_left = np.ones(len(tokens_N), bool)
+    is_left[first] = False
+    return np.concatenate([first, rng.permutation(np.flatnonzero(is_left))])
 
 
 def _even_shares(sizes: Sequence[int], total: int) -> list[int]:
@@ -169,76 +205,83 @@ def _even_shares(sizes: Sequence[int], total: int) -> list[int]:
     return shares
 
 
-def _spread(vectors_ND: Any, num_rows: int, rng: Any) -> Any:
-    """Row numbers of num_rows rows that stand for all: each nearest to the centre of its cluster, in random order."""
-    num_all = len(vectors_ND)
+def _spread(vectors_ND: Any, rows: Any, num_rows: int, rng: Any) -> Any:
+    """num_rows of these rows that stand for all: each nearest to the centre of its cluster, in random order."""
+    num_all = len(rows)
     if num_rows >= num_all:
-        return rng.permutation(num_all)
+        return rng.permutation(rows)
     if num_rows <= MAX_CENTRES:
-        return rng.permutation(_medoids(vectors_ND, num_rows, rng))
+        return rng.permutation(_medoids(vectors_ND, rows, num_rows, rng))
     num_clusters = min(MAX_CENTRES, math.ceil(num_rows / MAX_CENTRES))
-    cluster_N = _kmeans(vectors_ND, num_clusters, rng)[0]
-    parts = [np.flatnonzero(cluster_N == k) for k in range(num_clusters)]
+    cluster_N = _kmeans(vectors_ND, rows, num_clusters, rng)[0]
+    parts = [rows[cluster_N == k] for k in range(num_clusters)]
     parts = [part for part in parts if len(part)]
     if len(parts) == 1:  # nothing tells the rows apart
-        return rng.permutation(num_all)[:num_rows]
+        return rng.permutation(rows)[:num_rows]
     exact = np.array([len(part) for part in parts]) * (num_rows / num_all)
     quota = np.floor(exact).astype(int)
     quota[np.argsort(quota - exact, kind="stable")[: num_rows - quota.sum()]] += 1  # largest remainder
-    chosen = [part[_spread(vectors_ND[part], int(q), rng)] for part, q in zip(parts, quota, strict=True) if q]
+    chosen = [_spread(vectors_ND, part, int(q), rng) for part, q in zip(parts, quota, strict=True) if q]
     return rng.permutation(np.concatenate(chosen))
 
 
-def _medoids(vectors_ND: Any, num_rows: int, rng: Any) -> Any:
+def _medoids(vectors_ND: Any, rows: Any, num_rows: int, rng: Any) -> Any:
     """The row nearest to each of num_rows centres; rows of clusters that came out empty are drawn from the rest."""
-    cluster_N, centres_KD = _kmeans(vectors_ND, num_rows, rng)
-    closeness_N = np.einsum("nd,nd->n", vectors_ND, centres_KD[cluster_N])
-    order = np.lexsort((-closeness_N, cluster_N))
+    cluster_N, centres_KD = _kmeans(vectors_ND, rows, num_rows, rng)
+    closeness = [
+        np.einsum("nd,nd->n", vectors_ND[rows[part]], centres_KD[cluster_N[part]]) for part in _parts(len(rows))
+    ]
+    order = np.lexsort((-np.concatenate(closeness), cluster_N))
     is_best = np.r_[True, np.diff(cluster_N[order]) > 0]
     best = order[is_best]
-    others = np.setdiff1d(np.arange(len(vectors_ND)), best)
-    return np.concatenate([best, rng.permutation(others)[: num_rows - len(best)]])
+    others = np.setdiff1d(np.arange(len(rows)), best)
+    return rows[np.concatenate([best, rng.permutation(others)[: num_rows - len(best)]])]
 
 
-def _kmeans(vectors_ND: Any, num_centres: int, rng: Any) -> tuple[Any, Any]:
+def _kmeans(vectors_ND: Any, rows: Any, num_centres: int, rng: Any) -> tuple[Any, Any]:
     """Cluster of each row (N,) and unit centres (K, D): spherical k-means from a random start (Dhillon, Modha 2001)."""
-    centres_KD = vectors_ND[rng.choice(len(vectors_ND), num_centres, replace=False)]
-    cluster_N = np.zeros(len(vectors_ND), np.int64)
+    centres_KD = vectors_ND[rows[rng.choice(len(rows), num_centres, replace=False)]]
+    cluster_N = np.zeros(len(rows), np.int64)
     for _ in range(NUM_ROUNDS):
-        cluster_N = (vectors_ND @ centres_KD.T).argmax(axis=1)
+        for part in _parts(len(rows)):
+            cluster_N[part] = (vectors_ND[rows[part]] @ centres_KD.T).argmax(axis=1)
         order = np.argsort(cluster_N, kind="stable")
         present, starts = np.unique(cluster_N[order], return_index=True)
         centres_KD = centres_KD.copy()
-        centres_KD[present] = np.add.reduceat(vectors_ND[order], starts, axis=0)
+        for first in range(0, NUM_DIMENSIONS, DIMENSIONS_AT_A_TIME):
+            some = slice(first, first + DIMENSIONS_AT_A_TIME)
+            centres_KD[present, some] = np.add.reduceat(vectors_ND[rows[order], some], starts, axis=0)
         norms = np.linalg.norm(centres_KD, axis=1, keepdims=True)
         centres_KD /= np.where(norms > 0, norms, 1)
     return cluster_N, centres_KD
 
 
-def _measured(
-    name: str, indices: Any, tokens_N: Any, vectors_ND: Any, words: Sequence[Sequence[str]],
-    labels: Sequence[str] | None,
-) -> Selection:  # fmt: skip
-    left_out = np.setdiff1d(np.arange(len(tokens_N)), indices)
+def _parts(num_rows: int) -> list[slice]:
+    return [slice(start, start + ROWS_AT_A_TIME) for start in range(0, num_rows, ROWS_AT_A_TIME)]
+
+
+def _measured(name: str, indices: Any, tokens_N: Any, vectors_ND: Any, words: _Words) -> Selection:
+    is_left = np.ones(len(tokens_N), bool)
+    is_left[indices] = False
+    left_out = np.flatnonzero(is_left)
     chosen_D = vectors_ND[indices].T
-    nearest = [
-        (vectors_ND[left_out[start : start + ROWS_AT_A_TIME]] @ chosen_D).max(axis=1)
-        for start in range(0, len(left_out), ROWS_AT_A_TIME)
-    ]
-    known = {word for index in indices for word in words[index]}
-    num_words = sum(map(len, words))
-    num_known = sum(word in known for row in words for word in row)
+    nearest = [(vectors_ND[left_out[part]] @ chosen_D).max(axis=1) for part in _parts(len(left_out))]
+    is_known_V, num_known = np.zeros(len(words.hashes_V), bool), 0
+    for index in indices:
+        is_known_V[words.ids_T[words.starts_N[index] : words.starts_N[index + 1]]] = True
+    for _, _, ids in words.blocks():
+        num_known += int(is_known_V[ids].sum())
     return Selection(
         name,
         tuple(indices.tolist()),
         int(tokens_N[indices].sum()),
         float(np.concatenate(nearest).mean()) if nearest else 1.0,
-        num_known / num_words if num_words else 1.0,
-        _entropy_frac([labels[i] for i in indices], len(set(labels))) if labels else None,
+        num_known / len(words.ids_T) if len(words.ids_T) else 1.0,
+        _entropy_frac(words.label_N[indices].tolist(), len(words.labels)) if words.labels else None,
     )
 
 
-def _entropy_frac(labels: Sequence[str], num_labels: int) -> float:
+def _entropy_frac(labels: Sequence[int], num_labels: int) -> float:
     """Entropy of the labels over the largest possible one."""
     if num_labels < 2:
         return 1.0

@@ -132,7 +132,7 @@ def unify(text: str) -> str:
     return latin if num_foreign * 3 <= sum(c.isascii() and c.isalpha() for c in plain) else plain
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def fold(raw: str) -> tuple[str, ...]:
     """One raw word as the words it is compared by: case, apostrophes, contractions and spelled numbers folded."""
     word = "usa" if raw == "US" else raw.casefold()
@@ -163,7 +163,6 @@ def is_light(word: str) -> bool:
     return word in FUNCTION or word in FRAME or word in ASKING
 
 
-@lru_cache(maxsize=200_000)
 def is_protected(word: str) -> bool:
     """Whether the word must stand in both texts: numbers, negations, bounds, signs and identifiers."""
     if word.isalpha():
@@ -210,7 +209,7 @@ def is_plural(a: str, b: str) -> bool:
 
 
 class Guard:
-    """Compares texts given as folded words; counts and names are those of the whole set."""
+    """Compares texts given as folded words; names are those of the whole set, counts of its words that recur."""
 
     def __init__(self, counts: Mapping[str, int], names: Collection[str] = ()):
         self.counts, self.names = counts, names
@@ -236,7 +235,7 @@ class Guard:
                 if self._is_spelled_alike(x, y):
                     meaning = Meaning.ALIKE if is_plural(x, y) else meaning
                     notes.append(f"{x} / {y}")
-                    rarer, commoner = sorted((x, y), key=lambda w: (self.counts.get(w, 0), w))
+                    rarer, commoner = sorted((x, y), key=lambda w: (self.counts.get(w, 1), w))
                     renamed[rarer] = commoner
                     left.remove(x)
                     right.remove(y)
@@ -267,7 +266,7 @@ class Guard:
         return Difference(meaning, shown or "the order of clauses")
 
     def _is_spelled_alike(self, x: str, y: str) -> bool:
-        return is_plural(x, y) or is_typo(x, y, self.counts.get(x, 0), self.counts.get(y, 0))
+        return is_plural(x, y) or is_typo(x, y, self.counts.get(x, 1), self.counts.get(y, 1))
 
     def _may_be_spelled_alike(self, only_a: list[str], only_b: list[str]) -> bool:
         """Whether every word of the shorter side may be one of the other's, written otherwise; a quick look."""

@@ -31,6 +31,7 @@ from .rows import BETWEEN, NAMES, NUMBER_OF, Records, Work, process
 EngineName = Literal["local", "ray"]
 WORKERS_FROM_BYTES = 8 << 20  # below this, starting worker processes costs more than they save
 CACHED_RECORDS = 100_000  # of a table that has no more, examples stay in memory once read
+EXAMPLES_AT_A_TIME = 1000
 YIELDING = ("exact_duplicate", "near_duplicate", "contradiction", "near_contradiction")  # to a person's decision
 RAY_TASKS_IN_FLIGHT = 4  # a CPU: enough to hide the transfer, few enough to bound memory
 
@@ -155,8 +156,8 @@ class Table:
 class Examples(Sequence[Example]):
     """The examples of some records, read from the table when they are looked at."""
 
-    def __init__(self, table: Table, indices: Sequence[int]):
-        self.table, self.indices = table, indices
+    def __init__(self, table: Table, indices: Any):
+        self.table, self.indices = table, np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -167,11 +168,12 @@ class Examples(Sequence[Example]):
     def __getitem__(self, at: slice) -> list[Example]: ...
     def __getitem__(self, at: int | slice) -> Example | list[Example]:
         if isinstance(at, slice):
-            return [self.table.example(i) for i in self.indices[at]]
-        return self.table.example(self.indices[at])
+            return [self.table.example(i) for i in self.indices[at].tolist()]
+        return self.table.example(int(self.indices[at]))
 
     def __iter__(self) -> Iterator[Example]:
-        return map(self.table.example, self.indices)
+        for start in range(0, len(self), EXAMPLES_AT_A_TIME):
+            yield from self[start : start + EXAMPLES_AT_A_TIME]
 
 
 class Local:

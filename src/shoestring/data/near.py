@@ -104,8 +104,8 @@ def near_rows(
     if semantic:
         codes = np.array([j * len(prompts) + i for i, j in semantic], np.int64)
         second, first = np.divmod(np.union1d(second * len(prompts) + first, codes), len(prompts))
-    counts = dict(zip(rows.vocabulary, counts_V.tolist(), strict=True))
-    names = {w for w, is_name in zip(rows.vocabulary, rows.is_name_V.tolist(), strict=True) if is_name}
+    counts = {rows.vocabulary[i]: int(counts_V[i]) for i in np.flatnonzero(counts_V > 1).tolist()}
+    names = {rows.vocabulary[i] for i in np.flatnonzero(rows.is_name_V).tolist()}
     guard = Guard(counts, names)
     compared = _Answers(answers, kind, guard)
     kept_for: dict[int, int] = {}  # a dropped row -> the row that stays for it

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import numpy as np
 
 from ..records import Example, Progress
 from .clean import Outcome, differing
@@ -18,16 +20,16 @@ def resolve_near(kind: str, drop_duplicates: bool, contradictions: str, out: Out
     drop drops both sides; keep reports.
     """
     table = out.table
-    kept = table.kept(is_held_out=False).tolist()
+    kept = table.kept(is_held_out=False)
     asked, answers = compared(Examples(table, kept))
     near = near_rows(asked, answers, kind=kind, progress=progress)
     for pair in near.duplicates if drop_duplicates else ():
-        first, index = kept[pair.first], kept[pair.second]
+        first, index = int(kept[pair.first]), int(kept[pair.second])
         evidence = f"as line {table.line[first]} but for {pair.evidence}: {table.example(index).user_text}"
         out.drop(index, "near_duplicate", evidence, first)
-    votes = Counter(table.partner[table.partner >= 0].tolist())
+    votes = np.bincount(table.partner[table.partner >= 0], minlength=len(table))
     for pair in near.contradictions:
-        sides = kept[pair.first], kept[pair.second]
+        sides = int(kept[pair.first]), int(kept[pair.second])
         if any(table.code[i] for i in sides):
             continue
         mine, theirs = (1 + votes[i] for i in sides)
@@ -44,15 +46,43 @@ def resolve_near(kind: str, drop_duplicates: bool, contradictions: str, out: Out
                 out.fault(index, "near_contradiction", evidence)
 
 
-def compared(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+class Texts(Sequence[str]):
+    """One text of each example, made when it is looked at."""
+
+    def __init__(self, examples: Sequence[Example], text: Callable[[Example], str]):
+        self.examples, self.text = examples, text
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self.text(example) for example in self.examples[at]]
+        return self.text(self.examples[at])
+
+
+def compared(examples: Sequence[Example]) -> tuple[Texts, Texts]:
     """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing."""
-    heads = Counter(example.messages[0].content for example in examples if example.messages[0].role == "system")
-    shared = next((text for text, number in heads.items() if number == len(examples)), None)
-    asked: list[str] = []
-    answers: list[str] = []
-    for example in examples:
+    shared = _shared_system(examples)
+
+    def asked(example: Example) -> str:
         said = [m for m in example.prompt if m.content != shared or m.role != "system"]
         prompt = said[0].content if len(said) == 1 else "\n".join(f"{m.role}: {m.content}" for m in said)
-        asked.append(prompt or example.completion)
-        answers.append(example.completion)
-    return asked, answers
+        return prompt or example.completion
+
+    return Texts(examples, asked), Texts(examples, lambda example: example.completion)
+
+
+def _shared_system(examples: Sequence[Example]) -> str | None:
+    """The system prompt that every example has."""
+    shared = None
+    for example in examples:
+        first = example.messages[0]
+        if first.role != "system" or (shared is not None and first.content != shared):
+            return None
+        shared = first.content
+    return shared

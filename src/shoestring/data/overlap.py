@@ -21,7 +21,7 @@ NEIGHBOURS_IN_BUCKET = 20  # in buckets larger than this each row is compared wi
 # be near is on one side (48 / 0.8 = 60).
 ONE_WORD_FROM, TWO_WORDS_TO = 48, 60
 # Bounds on what is held at a time.
-ROWS_PER_BLOCK, PAIRS_PER_BLOCK, ROWS_PER_PASS = 50_000, 200_000, 250_000
+ROWS_PER_READ, ROWS_PER_BLOCK, PAIRS_PER_BLOCK, ROWS_PER_PASS = 10_000, 50_000, 200_000, 250_000
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing (2^64 / golden ratio)
 WORD = re.compile(r"\w+")
 
@@ -65,6 +65,17 @@ def blocks(starts_N: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
         end = min(begin + ROWS_PER_BLOCK, num_rows)
         first, last = int(starts_N[begin]), int(starts_N[end])
         yield slice(begin, end), slice(first, last), starts_N[begin : end + 1] - first
+
+
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts, of one type, one after another; the list is emptied on the way, so that no part is held twice."""
+    whole = np.empty(sum(map(len, parts)), parts[0].dtype)
+    at = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[at - len(part) : at] = part
+        at -= len(part)
+    return whole
 
 
 def sums_by_row(values_T: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
