@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError, MissingDependency
+from ..messages import with_tools
 from ..records import Curated, DroppedRow, Fault, Progress, example_from_json, example_to_json, no_progress
 from .choose import choose
 from .clean import (
@@ -23,6 +24,7 @@ from .clean import (
     drop_leaks,
     drop_past_context,
     duplicate_evidence,
+    note_hidden_tools,
     resolve_repeats,
 )
 from .decisions import apply_decisions, review_rows
@@ -31,7 +33,7 @@ from .language import language_mix
 from .load import scan
 from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
-from .rows import NAMES, Settings
+from .rows import NAMES, NUMBER_OF, Settings
 from .sources import resolve_sources
 from .split import NEAR_JACCARD, clusters_of, draw, num_near, sample
 from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
@@ -154,6 +156,7 @@ def decide(
         drop_leaks(out)
     for is_held_out in (False, True):
         drop_past_context(is_held_out, limits, out)
+    note_hidden_tools(limits, out)
     suspects = _suspects(kind, seed, out, progress)
     measures = _languages(out)
     if rules.max_train_tokens is not None:
@@ -232,9 +235,12 @@ def _choose(
     examples = Examples(table, kept)
     if limits:
         counted = [limit.lengths(list(examples)) for limit in limits]
-        num_tokens = [max(map(sum, pairs)) for pairs in zip(*counted, strict=True)]
+        # Rows that a template refuses are dropped by now.
+        num_tokens = [max(sum(p) for p in pairs if not isinstance(p, str)) for pairs in zip(*counted, strict=True)]
     else:
-        num_tokens = [sum(len(m.content.encode()) for m in e.messages) // BYTES_PER_TOKEN + 1 for e in examples]
+        num_tokens = [
+            sum(len(m.text.encode()) for m in with_tools(e.messages, e.tools)) // BYTES_PER_TOKEN + 1 for e in examples
+        ]
     choice = choose(examples, num_tokens, budget_tokens, kind=kind, seed=seed, progress=progress)
     chosen = set(choice.coverage.indices)
     for position, index in enumerate(kept):
@@ -375,6 +381,9 @@ def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunC
             advice += "; task.kind: extract expects JSON answers, choose another kind if they are text"
         if reasons["leak_into_eval"] > len(items):
             advice = "data.train and data.eval hold the same prompts; give rows for data.eval that are not trained on"
+        if reasons["template_refuses"] > len(items):
+            first = int(np.flatnonzero(table.code == NUMBER_OF["template_refuses"])[0])
+            advice += f"; {table.evidence[first]}"
         if reasons["too_long"] > len(items):
             advice += "; raise train.seq_len, or choose models with a longer context"
         where = ", ".join(getattr(config.data, key.partition(".")[2]))

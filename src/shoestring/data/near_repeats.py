@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
+from ..messages import tools_key
 from ..records import Example, Progress
 from .clean import Outcome, differing
 from .engine import Examples
@@ -45,14 +47,18 @@ def resolve_near(kind: str, drop_duplicates: bool, contradictions: str, out: Out
 
 
 def compared(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
-    """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing."""
+    """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing.
+
+    Tools stand as a number of their own, which the guard takes for a difference.
+    """
     heads = Counter(example.messages[0].content for example in examples if example.messages[0].role == "system")
     shared = next((text for text, number in heads.items() if number == len(examples)), None)
     asked: list[str] = []
     answers: list[str] = []
     for example in examples:
         said = [m for m in example.prompt if m.content != shared or m.role != "system"]
-        prompt = said[0].content if len(said) == 1 else "\n".join(f"{m.role}: {m.content}" for m in said)
-        asked.append(prompt or example.completion)
+        prompt = said[0].text if len(said) == 1 else "\n".join(f"{m.role}: {m.text}" for m in said)
+        number = f"\ntools {zlib.crc32(tools_key(example.tools).encode())}" if example.tools else ""
+        asked.append((prompt or example.completion) + number)
         answers.append(example.completion)
     return asked, answers

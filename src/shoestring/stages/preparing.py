@@ -16,8 +16,9 @@ from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, to_json
 from ..runfolder import fingerprint
-from ..train.base import count_lengths, load_tokenizer
-from ..train.tokens import tokenizer_print
+from ..train.base import load_tokenizer
+from ..train.tokens import lengths_or_refusals, tokenizer_print
+from ..train.tools import tool_form
 from .common import dev_rows, device, price, shape, token_counts
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ def row_limits(config: RunConfig) -> list[RowLimit]:
         tokenizer, context_tokens = load_tokenizer(model), shape(model).context_tokens
         same = limits.get(key := tokenizer_print(tokenizer))
         if same is None or context_tokens < same.context_tokens:
+            form = tool_form(tokenizer)
+            shows_tools = form.shows_tools and form.shows_calls
             seq_len = min(config.train.seq_len or context_tokens, context_tokens)
-            limits[key] = RowLimit(model, partial(count_lengths, tokenizer), context_tokens, seq_len)
+            limits[key] = RowLimit(model, partial(lengths_or_refusals, tokenizer), context_tokens, seq_len, shows_tools)
     return list(limits.values())
 
 
