@@ -136,6 +136,17 @@ def split_tools(prompt: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
     return "", tuple(prompt)
 
 
+def all_tools(declared: Sequence[str]) -> str:
+    """Several rows' declarations as one: each tool once, of those with one name the first."""
+    if len(set(declared) - {""}) <= 1:
+        return max(declared, default="")
+    by_name: dict[str, Any] = {}
+    for tools in declared:
+        for tool in json.loads(tools or "[]"):
+            by_name.setdefault(tool["function"]["name"], tool)
+    return tools_text(list(by_name.values()))
+
+
 @lru_cache(maxsize=1024)
 def tools_key(tools: str) -> str:
     """Equal for the same declarations in any order, of tools and of keys."""
