@@ -56,10 +56,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """What the turn says: its content, then each call on a line of its own."""
+        """What the turn says: its content, then its call on a line of its own; several as a JSON list."""
         if not self.tool_calls:
             return self.content
-        return "\n".join([*([self.content] if self.content else []), *(call.text for call in self.tool_calls)])
+        calls = [call.text for call in self.tool_calls]
+        line = calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
+        return f"{self.content}\n{line}" if self.content else line
 
 
 # What a model is asked: messages, with the declarations in front (role TOOLS) where tools are declared.

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ModelError
 from ..messages import Example, Message, split_tools
 from .locate import first_line, hub_options, resolve_model
-from .tools import PROBE_CALL, TemplateRefused, own_text, render, tool_form
+from .tools import PROBE_CALL, TemplateRefused, is_own_form, own_text, render
 
 # For tokenizers without a chat template (base models): one heading a turn, end token after each answer.
 PLAIN_TEMPLATE = (
@@ -121,7 +121,7 @@ def _answer_text(tokenizer: Any, example: Example) -> tuple[str, str, str]:
         )
     rest = full[len(prompt) :]
     last = answer[-1]
-    if last.tool_calls and not tool_form(tokenizer).is_own(example.tools):
+    if last.tool_calls and not is_own_form(tokenizer, example.tools):
         end = _end_of_calls(tokenizer, example, full, rest)
         return prompt, rest[:end], rest[end:]
     said = own_text(last)

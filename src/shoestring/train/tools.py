@@ -43,30 +43,36 @@ class ToolForm:
     shows_tools: bool
     shows_calls: bool
 
-    def is_own(self, tools: str) -> bool:
-        """Whether calls and results are written in our own form: the template's would not fit our declarations."""
-        return not self.shows_calls or (bool(tools) and not self.shows_tools)
-
 
 _FORMS: dict[str, ToolForm] = {}  # by chat template
 
 
-def tool_form(tokenizer: Any) -> ToolForm:
-    """What the tokenizer's template shows of a declaration and of a call, found by trying."""
-    key = repr(tokenizer.chat_template)
+def is_own_form(tokenizer: Any, tools: str) -> bool:
+    """Whether calls and results are written in our own form: the template shows none, or not our declarations."""
+    form = tool_form(tokenizer, is_declared=bool(tools))
+    return not form.shows_calls or (bool(tools) and not form.shows_tools)
+
+
+def tool_form(tokenizer: Any, *, is_declared: bool = True) -> ToolForm:
+    """What the tokenizer's template shows of a declaration and of a call, found by trying.
+
+    is_declared: whether the conversation declares tools; some tokenizers have another template for those.
+    """
+    key = f"{is_declared}{tokenizer.chat_template!r}"
     if key not in _FORMS:
         asked = Message("user", "a")
         called = Message("assistant", "", (PROBE_CALL,))
+        tools = [PROBE_TOOL] if is_declared else []
         _FORMS[key] = ToolForm(
-            shows_tools=PROBE_CALL.name in _tried(tokenizer, [asked]),
-            shows_calls="probe_of_values" in _tried(tokenizer, [asked, called]),
+            shows_tools=PROBE_CALL.name in _tried(tokenizer, [asked], tools),
+            shows_calls="probe_of_values" in _tried(tokenizer, [asked, called], tools),
         )
     return _FORMS[key]
 
 
-def _tried(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _tried(tokenizer: Any, messages: Sequence[Message], tools: list[Any]) -> str:
     try:
-        return _applied(tokenizer, turns_of(messages, as_text=False), [PROBE_TOOL], generation_prompt=False)
+        return _applied(tokenizer, turns_of(messages, as_text=False), tools, generation_prompt=False)
     except TemplateRefused:
         return ""
 
@@ -85,21 +91,23 @@ def _applied(tokenizer: Any, turns: list[dict[str, Any]], tools: list[Any], *, g
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: str, *, generation_prompt: bool) -> str:
     """The conversation as the template's text. tools: as of an Example. Raises: TemplateRefused."""
-    form = tool_form(tokenizer) if tools or any(m.tool_calls or m.role == "tool" for m in messages) else None
-    if form and form.is_own(tools):
+    if any(m.tool_calls or m.role == "tool" for m in messages) and is_own_form(tokenizer, tools):
         messages = _in_own_form(messages)
     declared = json.loads(tools) if tools else []
-    if form and declared and not form.shows_tools:
+    if declared and not tool_form(tokenizer).shows_tools:
         messages, declared = _with_system(messages, declaration_text(declared)), []
     turns = turns_of(messages, as_text=False)
     try:
         return _applied(tokenizer, turns, declared, generation_prompt=generation_prompt)
-    except TemplateRefused:
+    except TemplateRefused as refused:
         if len(turns) < 2 or turns[0]["role"] != "system":
             raise
-    # Templates without a system role (Gemma): the system text goes before the first user turn.
-    turns = [{**turns[1], "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}, *turns[2:]]
-    return _applied(tokenizer, turns, declared, generation_prompt=generation_prompt)
+        # Templates without a system role (Gemma): the system text goes before the first user turn.
+        turns = [{**turns[1], "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}, *turns[2:]]
+        try:
+            return _applied(tokenizer, turns, declared, generation_prompt=generation_prompt)
+        except TemplateRefused:
+            raise refused from None
 
 
 def declaration_text(tools: Sequence[Any]) -> str:
