@@ -93,8 +93,9 @@ LINES: list[tuple[object, tuple[str, ...]]] = [
     ({"messages": ["a", "b"], "prompt": "x", "completion": "kept as a pair"}, ()),
     ({"messages": [{"role": "user", "content": "w"}, {"role": "gpt", "content": "x", "weight": 3}]}, ("bad_weight",)),
     ({"messages": json.dumps(talk(("user", "x12"), A)["messages"])}, ("stringified_json",)),
-    (calling(), ("tools_left_aside", "tool_call_as_text")),
+    (calling(), ()),
     (calling(arguments="{broken"), ("bad_tool_arguments",)),
+    ({**calling(), "tools": [*TOOLS, {"type": "retrieval"}]}, ("bad_tool_declaration",)),
     (calling(name="lose"), ("undeclared_tool",)),
     (calling(result_of="9"), ("tool_result_without_call",)),
     ({"prompt": "y1", "chosen": "good one", "rejected": "bad one"}, ("mixed_shapes", "preference_as_answer")),
@@ -224,7 +225,7 @@ def test_faults_of_the_set_and_the_tokens(tmp_path: Path) -> None:
         ("dolly_filtered/dolly_3k.json.gz", "generate", set()),
         ("format_fixtures/dpo_en_demo.json.gz", "chat", {"preference_as_answer", "open_code_block", "mojibake"}),
         # One of its answers is JSON with a brace too few.
-        ("format_fixtures/glaive_toolcall_en_demo.json.gz", "chat", {"tools_left_aside", "open_code_block"}),
+        ("format_fixtures/glaive_toolcall_en_demo.json.gz", "chat", {"open_code_block"}),
         ("alpaca_noisy/random_9k.json.gz", "generate", {"noinput_placeholder", "url_as_input", "merged_instruction"}),
     ],
 )

@@ -22,7 +22,8 @@ PACKAGE = ROOT / "src" / "shoestring"
 
 # Layers, lowest first. A part may import lower layers, itself, and what ALSO names.
 LAYERS: list[set[str]] = [
-    {"errors", "units", "records", "versions"},
+    {"errors", "units", "messages", "versions"},
+    {"records"},
     {"files"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},

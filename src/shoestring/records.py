@@ -6,11 +6,18 @@ A stage is a function from records to records. It neither prints nor writes the 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from .messages import Example as Example
+from .messages import Message as Message
+from .messages import Prompt as Prompt
+from .messages import ToolCall as ToolCall
+from .messages import content_id as content_id
+from .messages import example_from_json as example_from_json
+from .messages import example_to_json as example_to_json
+from .messages import message_to_json as message_to_json
 
 # progress(label, done, total): total None when unknown. Stages call it; the command line draws it.
 Progress = Callable[[str, int, int | None], None]
@@ -26,57 +33,6 @@ Log = Callable[[str], None]
 
 def no_log(line: str) -> None:
     """The Log that says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; role is system, user, assistant or tool."""
-
-    role: str
-    content: str
-
-
-def content_id(messages: tuple[Message, ...]) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON of the messages."""
-    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training or held-out row in the one shape everything downstream uses.
-
-    answer_span: half-open range of message indices that bear loss and are the expected answer.
-    line: from 1 in the source file (record number for Parquet and Arrow).
-    rejected: of a preference pair the answer that lost; what is learned is in messages.
-    """
-
-    messages: tuple[Message, ...]
-    answer_span: tuple[int, int]
-    source: str = ""
-    line: int = 0
-    id: str = ""
-    rejected: tuple[Message, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            lost = (Message("rejected", m.content) for m in self.rejected)
-            object.__setattr__(self, "id", content_id((*self.messages, *lost)))
-
-    @property
-    def prompt(self) -> tuple[Message, ...]:
-        """The messages before the answer."""
-        return self.messages[: self.answer_span[0]]
-
-    @property
-    def completion(self) -> str:
-        """The expected answer: contents of the answer span, joined by newlines."""
-        return "\n".join(m.content for m in self.messages[slice(*self.answer_span)])
-
-    @property
-    def user_text(self) -> str:
-        """Contents of the prompt's user messages, joined by newlines."""
-        return "\n".join(m.content for m in self.prompt if m.role == "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +88,7 @@ class Completion:
 
 
 # generate(prompts, progress) -> one Completion a prompt, in order.
-Generate = Callable[[list[tuple[Message, ...]], Progress], list[Completion]]
+Generate = Callable[[list[Prompt], Progress], list[Completion]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +307,11 @@ class Verdict:
 
 
 def to_json(record: Any) -> Any:
-    """Nested records as JSON-ready dicts and lists."""
+    """Nested records as JSON-ready dicts and lists; messages in OpenAI's form."""
+    if isinstance(record, Message):
+        return message_to_json(record)
+    if isinstance(record, Example):
+        return example_to_json(record)
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
     if isinstance(record, dict):
@@ -359,26 +319,6 @@ def to_json(record: Any) -> Any:
     if isinstance(record, (list, tuple)):
         return [to_json(v) for v in record]
     return record
-
-
-def example_to_json(example: Example) -> dict[str, Any]:
-    """An Example as the files of curation hold it: `rejected` only where there is one."""
-    row: dict[str, Any] = to_json(example)
-    if not example.rejected:
-        del row["rejected"]
-    return row
-
-
-def example_from_json(row: dict[str, Any]) -> Example:
-    """The inverse of to_json for an Example."""
-    return Example(
-        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
-        answer_span=(row["answer_span"][0], row["answer_span"][1]),
-        source=row["source"],
-        line=row["line"],
-        id=row["id"],
-        rejected=tuple(Message(m["role"], m["content"]) for m in row.get("rejected", ())),
-    )
 
 
 def _estimate(row: dict[str, float]) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..messages import with_tools
 from ..records import Progress
 from .choose import choose
 from .clean import Item, Outcome, RowLimit
@@ -25,9 +26,12 @@ def chosen(
     examples = Examples(out.table, [item.index for item in train])
     if limits:
         counted = [limit.lengths(list(examples)) for limit in limits]
-        num_tokens = [max(map(sum, pairs)) for pairs in zip(*counted, strict=True)]
+        # Rows that a template refuses are dropped by now.
+        num_tokens = [max(sum(p) for p in pairs if not isinstance(p, str)) for pairs in zip(*counted, strict=True)]
     else:
-        num_tokens = [sum(len(m.content.encode()) for m in e.messages) // BYTES_PER_TOKEN + 1 for e in examples]
+        num_tokens = [
+            sum(len(m.text.encode()) for m in with_tools(e.messages, e.tools)) // BYTES_PER_TOKEN + 1 for e in examples
+        ]
     choice = choose(examples, num_tokens, budget_tokens, kind=kind, seed=seed, progress=progress)
     taken = set(choice.coverage.indices)
     for position, item in enumerate(train):

@@ -26,20 +26,23 @@ PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 MAX_SPAN_PIECES = 500  # of an answer are aligned; the time goes with the square
 IMBALANCE = 50  # times; the rarest label of such a set is hardly learned
 
-Lengths = Callable[[list[Example]], list[tuple[int, int]]]
+# A string: why the model's chat template cannot carry the row.
+Lengths = Callable[[list[Example]], Sequence[tuple[int, int] | str]]
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimit:
     """How long a row may be for one model: its context for every row, seq_len for the rows that are trained on.
 
-    lengths gives (prompt tokens, answer tokens with the end token) of each row.
+    lengths gives (prompt tokens, answer tokens with the end token) of each row. shows_tools: whether the model's chat
+    template has a place for tools.
     """
 
     model: str
     lengths: Lengths
     context_tokens: int
     seq_len: int
+    shows_tools: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     open_questions: list[tuple[int, str, str]] = field(default_factory=list)  # record, code, evidence: for review.csv
     past_seq_len: dict[int, str] = field(default_factory=dict)  # record -> why it is too long to be trained on
+    having_tools: list[int] = field(default_factory=list)  # records
 
     def fault(self, index: int, code: str, evidence: str, repair: str = "ask") -> None:
         """Report a record that stays."""
@@ -189,7 +193,7 @@ def differing(table: Table, index: int, other: int) -> str:
 
 
 def drop_past_context(is_held_out: bool, limits: Sequence[RowLimit], out: Outcome) -> None:
-    """Leave out records that a model cannot read to the end of the answer, and those without an answer.
+    """Leave out records that a model cannot read to the end of the answer or at all, and those without an answer.
 
     Records that are only too long to be trained on stay, and are noted in out.past_seq_len.
     """
@@ -197,13 +201,18 @@ def drop_past_context(is_held_out: bool, limits: Sequence[RowLimit], out: Outcom
     for start in range(0, len(kept), LENGTHS_AT_A_TIME):
         part = kept[start : start + LENGTHS_AT_A_TIME]
         examples = [out.table.example(i) for i in part]
+        out.having_tools += [i for i, example in zip(part, examples, strict=True) if example.tools]
         for limit in limits:
             measured = limit.lengths(examples)
             assert len(measured) == len(part), "lengths must give one pair a row"
-            for index, (num_prompt, num_answer) in zip(part, measured, strict=True):
-                total = num_prompt + num_answer
+            for index, length in zip(part, measured, strict=True):
                 if out.table.code[index]:
                     continue
+                if isinstance(length, str):
+                    out.drop(index, "template_refuses", f"{limit.model}: {length}")
+                    continue
+                num_prompt, num_answer = length
+                total = num_prompt + num_answer
                 if num_answer <= 1:
                     out.drop(index, "no_trainable_tokens", f"{num_answer} answer tokens, the end token included")
                 elif total > limit.context_tokens:
@@ -212,6 +221,20 @@ def drop_past_context(is_held_out: bool, limits: Sequence[RowLimit], out: Outcom
                 elif total > limit.seq_len:
                     evidence = _too_long(total, num_answer, limit.seq_len, "train.seq_len")
                     out.past_seq_len.setdefault(index, evidence)
+
+
+def note_hidden_tools(limits: Sequence[RowLimit], out: Outcome) -> None:
+    """Report, once a model, that its chat template has no place for the tools of rows that stay."""
+    hiding = [limit.model for limit in limits if not limit.shows_tools]
+    if not hiding:
+        return
+    having = [index for index in out.having_tools if not out.table.code[index]]
+    for model in hiding if having else ():
+        evidence = (
+            f"the chat template of {model} has no place for tools; those of {len(having)} rows, this the first, "
+            "are written into the system message, and calls between <tool_call> tags"
+        )
+        out.fault(having[0], "tools_not_in_template", evidence, "safe")
 
 
 def _too_long(total: int, num_answer: int, limit_tokens: int, what: str) -> str:

@@ -72,8 +72,7 @@ CODES: dict[str, Code] = {
     "empty_turn": Code("shape", "ask", "A turn before the answer is empty."),
     "no_assistant": Code("shape", "drop", "A conversation without an assistant turn to learn."),
     "ends_without_answer": Code("shape", "safe", "Turns after the last assistant turn; unused."),
-    "tools_left_aside": Code("shape", "ask", "Tool declarations, which this version does not show to the model."),
-    "tool_call_as_text": Code("shape", "safe", "Tool calls are learned as JSON text."),
+    "bad_tool_declaration": Code("shape", "ask", "A tool that declares no function with a name; left aside."),
     "undeclared_tool": Code("shape", "ask", "A call of a tool the row does not declare."),
     "bad_tool_arguments": Code("shape", "ask", "Arguments of a tool call that are no JSON object."),
     "tool_result_without_call": Code("shape", "ask", "A tool result without a call before it, or with another id."),
@@ -104,6 +103,12 @@ CODES: dict[str, Code] = {
     # tokenised: what a model would see
     "too_long": Code(
         "tokenised", "drop", "More tokens than the model takes; says how much of the answer would be lost."
+    ),
+    "template_refuses": Code(
+        "tokenised", "drop", "The model's chat template cannot carry the conversation, such as two calls at once."
+    ),
+    "tools_not_in_template": Code(
+        "tokenised", "safe", "The model's chat template shows no tools; they are written into the system message."
     ),
     "no_trainable_tokens": Code("tokenised", "drop", "No token of the answer would bear loss."),
     "template_marker": Code("tokenised", "ask", "A chat template's marker stands in the text, such as <|im_start|>."),

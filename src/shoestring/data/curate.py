@@ -23,6 +23,7 @@ from .clean import (
     drop_leaks,
     drop_past_context,
     duplicate_evidence,
+    note_hidden_tools,
     resolve_repeats,
 )
 from .decisions import apply_decisions, review_rows
@@ -31,7 +32,7 @@ from .language import language_mix
 from .load import scan
 from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
-from .rows import NAMES, Settings
+from .rows import NAMES, NUMBER_OF, Settings
 from .sources import resolve_sources
 from .split import NEAR_JACCARD, Apart, clusters_of, draw, near_items
 from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
@@ -153,6 +154,7 @@ def decide(
         drop_leaks(out)
     for is_held_out in (False, True):
         drop_past_context(is_held_out, limits, out)
+    note_hidden_tools(limits, out)
     suspects = _suspects(kind, seed, out, progress)
     measures = _languages(out)
     train, held_out = ([Item(table, int(i)) for i in table.kept(side)] for side in (False, True))
@@ -359,6 +361,9 @@ def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunC
             advice = "data.train and data.eval hold the same prompts; give rows for data.eval that are not trained on"
         if reasons["not_chosen"] > len(items):
             advice = "raise curate.max_train_tokens"
+        if reasons["template_refuses"] > len(items):
+            first = int(np.flatnonzero(table.code == NUMBER_OF["template_refuses"])[0])
+            advice += f"; {table.evidence[first]}"
         if reasons["too_long"] > len(items):
             advice += "; raise train.seq_len, or choose models with a longer context"
         where = ", ".join(getattr(config.data, key.partition(".")[2]))

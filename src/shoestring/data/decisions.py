@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..records import Example, Message
+from ..messages import Example, read_answer
 from .clean import Outcome
 from .decode import shorten
 from .review import Decision, Mark, ReviewRow, read_review
@@ -88,7 +88,8 @@ def _correct(index: int, answer: str, kind: str, out: Outcome) -> str:
     """Put another answer in the record's example; returns the one it had."""
     example = out.table.example(index)
     start, stop = example.answer_span
-    messages = (*example.messages[:start], Message("assistant", answer), *example.messages[stop:])
+    corrected_answer = read_answer(answer, example.tools)
+    messages = (*example.messages[:start], corrected_answer, *example.messages[stop:])
     corrected = replace(example, messages=messages, answer_span=(start, start + 1), id="")
     out.table.corrected[index] = corrected
     out.table.keys[index] = np.frombuffer(digests_of(corrected, kind), np.uint64)
@@ -115,6 +116,6 @@ def _row(
     out: Outcome, index: int, code: str, score: float, evidence: str, example: Example, decision: Decision | None
 ) -> ReviewRow:
     source, line = out.table.place(index)
-    prompt = "\n".join(m.content for m in example.prompt if m.role != "system")
+    prompt = "\n".join(m.text for m in example.prompt if m.role != "system")
     action, answer = (decision.action, decision.answer or "") if decision else ("", "")
     return ReviewRow(example.id, source, line, code, score, evidence, prompt, example.completion, action, answer)

@@ -6,12 +6,12 @@ Alpaca, prompt/completion and its kin, OpenAI messages, ShareGPT, preference pai
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import FieldsConfig
-from ..records import Message
-from .turns import Notice, RowFault, Turns, as_list, as_text, check_tools, conversation
+from ..messages import Example, Message
+from .turns import Notice, RowFault, Turns, as_list, as_text, check_tools, conversation, declarations
 
 # In order of preference; compared without case.
 PROMPT_KEYS = (
@@ -117,30 +117,45 @@ def _has_from(value: Any) -> bool:
     return bool(turns) and "from" in turns[0]
 
 
-def to_examples(row: dict[str, Any], shape: Shape, system: str) -> tuple[Turns, tuple[Message, ...], list[Notice]]:
-    """Messages and answer span of each example in a row (one, or one an assistant turn), and the rejected answer.
+@dataclass(slots=True)
+class Converted:
+    """What a row gave: messages and answer span of each example (one, or one an assistant turn), and what they share.
 
-    Raises: RowFault.
+    rejected: of a preference pair the answer that lost. tools: as of an Example.
     """
-    notices: list[Notice] = []
+
+    turns: Turns = field(default_factory=list)
+    rejected: tuple[Message, ...] = ()
+    tools: str = ""
+    notices: list[Notice] = field(default_factory=list)
+
+    def examples(self, source: str, line: int) -> list[Example]:
+        """The examples, with where they come from."""
+        return [Example(m, span, source, line, rejected=self.rejected, tools=self.tools) for m, span in self.turns]
+
+
+def convert(row: dict[str, Any], shape: Shape, system: str) -> Converted:
+    """The examples of a row. Raises: RowFault."""
+    out = Converted()
     own_system = as_text(row.get(shape.system)).strip() if shape.system else ""
     head = [Message("system", own_system or system)] if (own_system or system) else []
-    rejected: tuple[Message, ...] = ()
     if shape.flag:
         _check_flag(row[shape.flag], shape.flag)
     if shape.kind == "text":
-        notices.append(Notice("plain_text", "text without question and answer; the whole text is learned", "ask", True))
+        out.notices.append(
+            Notice("plain_text", "text without question and answer; the whole text is learned", "ask", True)
+        )
         assert shape.answer is not None
-        return [((Message("user", ""), Message("assistant", as_text(row[shape.answer]))), (1, 2))], (), notices
-    if shape.kind == "preference":
-        turns, rejected = _preference(row, shape, head, notices)
+        out.turns = [((Message("user", ""), Message("assistant", as_text(row[shape.answer]))), (1, 2))]
+    elif shape.kind == "preference":
+        _preference(row, shape, head, out)
     elif shape.kind in ("messages", "sharegpt"):
         assert shape.messages is not None
-        turns = _turns(row[shape.messages], shape.messages, row, notices)
-        turns = conversation(turns, head, only_last=shape.flag is not None, notices=notices)
+        turns = _turns(row[shape.messages], shape.messages, row, out)
+        out.turns = conversation(turns, head, only_last=shape.flag is not None, notices=out.notices)
     else:
-        turns = _pair(row, shape, head, notices)
-    return turns, rejected, notices
+        out.turns = _pair(row, shape, head, out)
+    return out
 
 
 def _check_flag(value: Any, key: str) -> None:
@@ -152,28 +167,30 @@ def _check_flag(value: Any, key: str) -> None:
         raise RowFault("undesired_answer", f"{key!r} says the answer is not desired; not learned")
 
 
-def _turns(value: Any, key: str | None, row: dict[str, Any], notices: list[Notice]) -> list[Any]:
+def _turns(value: Any, key: str | None, row: dict[str, Any], out: Converted) -> list[Any]:
     """The list of turns under a key, its tools checked."""
     if isinstance(value, str):
-        notices.append(Notice("stringified_json", f"{key!r} holds its turns as JSON text; read", "safe", True))
+        out.notices.append(Notice("stringified_json", f"{key!r} holds its turns as JSON text; read", "safe", True))
     turns = as_list(value)
     if not isinstance(turns, list):
         raise RowFault("not_messages", f"{key!r} holds no list of messages but {type(turns).__name__}")
-    declared = row.get("tools") or row.get("functions")
-    if declared:
-        what = "tool declarations are not shown to the model in this version"
-        notices.append(Notice("tools_left_aside", what, "ask", True))
-    if all(isinstance(turn, dict) for turn in turns):
-        notices.extend(check_tools(turns, declared or None))
+    _declared(row, turns, out)
     return turns
 
 
-def _preference(
-    row: dict[str, Any], shape: Shape, head: list[Message], notices: list[Notice]
-) -> tuple[Turns, tuple[Message, ...]]:
+def _declared(row: dict[str, Any], turns: list[Any], out: Converted) -> None:
+    declared = row.get("tools") or row.get("functions")
+    if declared:
+        out.tools = declarations(declared, out.notices)
+    if all(isinstance(turn, dict) for turn in turns):
+        out.notices.extend(check_tools(turns, out.tools))
+
+
+def _preference(row: dict[str, Any], shape: Shape, head: list[Message], out: Converted) -> None:
     """The chosen side as an example, and the rejected answer."""
     assert shape.chosen is not None and shape.rejected is not None
     what = "the chosen answer is learned; the rejected one is stored beside it"
+    notices = out.notices
     notices.append(Notice("preference_as_answer", what, "safe", True))
     key = shape.messages or shape.prompt
     asked = row[key] if key else []
@@ -181,7 +198,7 @@ def _preference(
         asked, row = asked["messages"], {**row, **asked}
     if isinstance(asked, str) and not shape.messages:
         asked = [{"role": "user", "content": asked}]
-    before = _turns(asked, key, row, notices) if asked else []
+    before = _turns(asked, key, row, out) if asked else []
     sides: list[tuple[tuple[Message, ...], tuple[int, int]] | None] = []
     for side in (shape.chosen, shape.rejected):
         answer = as_list(row[side])
@@ -198,23 +215,25 @@ def _preference(
         sides.append(made[0])
     chosen, rejected = sides
     assert chosen is not None
-    answer_text = chosen[0][-1].content
-    if rejected is None or not rejected[0][-1].content.strip():
+    out.turns = [chosen]
+    answer_text = chosen[0][-1].text
+    if rejected is None or not rejected[0][-1].text.strip():
         notices.append(Notice("rejected_missing", "the rejected answer is missing or empty", "ask"))
-        return [chosen], ()
-    if rejected[0][-1].content.strip() == answer_text.strip():
+    elif rejected[0][-1].text.strip() == answer_text.strip():
         raise RowFault("chosen_equals_rejected", f"both answers are {answer_text[:80]!r}; nothing to prefer")
-    if rejected[0][:-1] != chosen[0][:-1]:
+    elif rejected[0][:-1] != chosen[0][:-1]:
         notices.append(Notice("pair_prompts_differ", "chosen and rejected answer different prompts", "ask"))
-        return [chosen], ()
-    return [chosen], rejected[0][-1:]
+    else:
+        out.rejected = rejected[0][-1:]
 
 
-def _pair(row: dict[str, Any], shape: Shape, head: list[Message], notices: list[Notice]) -> Turns:
+def _pair(row: dict[str, Any], shape: Shape, head: list[Message], out: Converted) -> Turns:
     assert shape.prompt is not None and shape.answer is not None
+    notices = out.notices
     prompt, answer = row[shape.prompt], row[shape.answer]
     if isinstance(prompt, list) and prompt and _is_conversation(prompt):  # conversational prompt/completion
         reply = answer if isinstance(answer, list) else [{"role": "assistant", "content": as_text(answer)}]
+        _declared(row, [*prompt, *reply], out)
         return conversation([*prompt, *reply], head, only_last=True, notices=notices)
     text = as_text(prompt)
     context = as_text(row.get(shape.context)).strip() if shape.context else ""

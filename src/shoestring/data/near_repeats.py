@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
 
+from ..messages import tools_key
 from ..records import Example, Progress
 from .clean import Outcome, differing
 from .engine import Examples
@@ -66,13 +68,17 @@ class Texts(Sequence[str]):
 
 
 def compared(examples: Sequence[Example]) -> tuple[Texts, Texts]:
-    """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing."""
+    """Prompts and answers as near-duplicates are sought in: a system prompt that all rows share says nothing.
+
+    Tools stand as a number of their own, which the guard takes for a difference.
+    """
     shared = _shared_system(examples)
 
     def asked(example: Example) -> str:
         said = [m for m in example.prompt if m.content != shared or m.role != "system"]
-        prompt = said[0].content if len(said) == 1 else "\n".join(f"{m.role}: {m.content}" for m in said)
-        return prompt or example.completion
+        prompt = said[0].text if len(said) == 1 else "\n".join(f"{m.role}: {m.text}" for m in said)
+        number = f"\ntools {zlib.crc32(tools_key(example.tools).encode())}" if example.tools else ""
+        return (prompt or example.completion) + number
 
     return Texts(examples, asked), Texts(examples, lambda example: example.completion)
 

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from ..records import Example
+from ..messages import Example, tools_key
 
 # NFKC would turn 5² into 52; a power is not a digit.
 SUPERSCRIPTS = str.maketrans({c: f"^{d}" for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True)})
@@ -30,14 +30,20 @@ def normalise_prompt(text: str) -> str:
 
 
 def prompt_key(example: Example) -> str:
-    """Equal for prompts that ask the same: every message of the prompt, roles included.
+    """Equal for prompts that ask the same: every message of the prompt, roles included, and the tools declared.
 
     Plain text, which asks nothing, is known by itself.
     """
+    said = said_key(example)
+    return f"{said}\x1d{tools_key(example.tools)}" if example.tools else said
+
+
+def said_key(example: Example) -> str:
+    """As prompt_key, whatever tools are declared."""
     prompt = example.prompt
     if len(prompt) == 1:
         return normalise_prompt(prompt[0].content or example.completion)
-    return "\x1e".join(f"{m.role}\x1f{normalise_prompt(m.content)}" for m in prompt)
+    return "\x1e".join(f"{m.role}\x1f{normalise_prompt(m.text)}" for m in prompt)
 
 
 def answer_key(text: str, kind: str) -> str:

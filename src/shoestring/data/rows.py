@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..config import FieldsConfig
-from ..records import Example, Fault, Message, example_to_json
+from ..records import Example, Fault, example_to_json
 from .answers import answer_problem, oddities
 from .codes import CODES
 from .decode import UTF8, Block, Charset, shorten, text_of
-from .formats import Shape, shape_of, to_examples
+from .formats import Shape, convert, shape_of
 from .normalise import answer_key, meaning_key, normalise_prompt, prompt_key
 from .parse import Entry, Json, Parsed, parse_line
 from .safety import boilerplate, redacted, refusal, safety_faults, scan
@@ -148,13 +148,13 @@ class Builder:
             if type(prompt) is str and type(answer) is str and self._lean(prompt, answer, raw, line):
                 return
         try:
-            turns, rejected, notices = to_examples(row, shape, self.settings.system)
+            converted = convert(row, shape, self.settings.system)
         except RowFault as fault:
             self._drop_with_fault(fault.code, fault.evidence, raw, line)
             return
-        for notice in notices:
+        for notice in converted.notices:
             self.notice(notice, line)
-        examples = [Example(messages, span, self.name, line, rejected=rejected) for messages, span in turns]
+        examples = converted.examples(self.name, line)
         self._content(examples[-1], line)
         if self.settings.is_redacting:
             examples = [redacted(example) for example in examples]
@@ -170,7 +170,7 @@ class Builder:
         if self.settings.kind is None:
             return
         *before, last = example.messages
-        for code, evidence in oddities("\n".join(m.content for m in before), last.content, self.settings.kind):
+        for code, evidence in oddities("\n".join(m.content for m in before), last.text, self.settings.kind):
             self.out.faults.append(Fault(code, self.name, line, shorten(evidence, 240), CODES[code].repair))
         for fault in safety_faults(example):
             is_mended = self.settings.is_redacting and fault.code.startswith(("secret_", "personal_"))
@@ -215,9 +215,9 @@ class Builder:
             answer = example.completion
             if kind == "classify" and answer != answer.strip():
                 *before, last = example.messages
-                example = replace(example, messages=(*before, Message(last.role, answer.strip())), id="")
+                example = replace(example, messages=(*before, replace(last, content=last.content.strip())), id="")
                 answer = answer.strip()
-            if shape.kind != "text" and not any(m.content.strip() for m in example.prompt if m.role != "system"):
+            if shape.kind != "text" and not any(m.text.strip() for m in example.prompt if m.role != "system"):
                 problem = "empty_prompt", "there is nothing to answer: the prompt is empty"
             else:
                 problem = answer_problem(answer, kind)
@@ -248,7 +248,7 @@ def digests_of(example: Example, kind: str) -> bytes:
     answer = example.completion
     key, meaning = answer_key(answer, kind), meaning_key(answer, kind)
     if example.rejected:  # pairs that lost otherwise teach something else
-        key = "\x1e".join([key, *(m.content for m in example.rejected)])
+        key = "\x1e".join([key, *(m.text for m in example.rejected)])
     return _digests(prompt_key(example), key, meaning) + bytes.fromhex(example.id)
 
 

@@ -9,9 +9,11 @@ addresses are not looked for: telling a person from a product needs a model.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..records import Example, Fault, Message
 from .decode import shorten
@@ -188,9 +190,67 @@ def redact(text: str, known: dict[tuple[str, str], str] | None = None) -> str:
 def redacted(example: Example) -> Example:
     """The example with every message redacted; itself when there is nothing to redact. A changed one has a new id."""
     known: dict[tuple[str, str], str] = {}
-    messages = tuple(Message(m.role, redact(m.content, known)) for m in example.messages)
-    rejected = tuple(Message(m.role, redact(m.content, known)) for m in example.rejected)
-    return dataclasses.replace(example, messages=messages, rejected=rejected, id="") if known else example
+    messages = tuple(_redacted_message(m, known) for m in example.messages)
+    rejected = tuple(_redacted_message(m, known) for m in example.rejected)
+    tools = redact_json(example.tools, known)
+    return dataclasses.replace(example, messages=messages, rejected=rejected, tools=tools, id="") if known else example
+
+
+def _redacted_message(message: Message, known: dict[tuple[str, str], str]) -> Message:
+    calls = tuple(dataclasses.replace(c, arguments=redact_json(c.arguments, known)) for c in message.tool_calls)
+    return dataclasses.replace(message, content=redact(message.content, known), tool_calls=calls)
+
+
+def redact_json(text: str, known: dict[tuple[str, str], str]) -> str:
+    """JSON text with every string in it redacted, what is no JSON as a whole; itself when there is nothing to redact.
+
+    A string is read after the key it stands under: the name of a field can say that it holds a password.
+    """
+
+    def clean(value: Any, key: str = "") -> Any:
+        if isinstance(value, str):
+            head = f"{key}: " if key else ""
+            whole = redact(head + value, known)
+            return whole[len(head) :] if whole.startswith(head) else redact(value, known)
+        if isinstance(value, dict):
+            return {k: clean(v, k) for k, v in value.items()}
+        return [clean(v, key) for v in value] if isinstance(value, list) else value
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return redact(text, known)
+    cleaned = clean(value)
+    return text if cleaned == value else json.dumps(cleaned, ensure_ascii=False)
+
+
+def _strings(text: str) -> Iterator[str]:
+    """The strings of JSON text, each after the key it stands under; text that is no JSON as it is."""
+
+    def walk(value: Any, key: str = "") -> Iterator[str]:
+        if isinstance(value, str):
+            yield f"{key}: {value}" if key else value
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                yield from walk(inner, name)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from walk(inner, key)
+
+    try:
+        yield from walk(json.loads(text))
+    except (ValueError, RecursionError):
+        yield text
+
+
+def _texts_of(example: Example) -> Iterator[tuple[str, str]]:
+    """(where, text) of everything a row says: declarations, messages, and the arguments of calls."""
+    if example.tools:
+        yield from (("tools", text) for text in _strings(example.tools))
+    for message in example.messages:
+        yield message.role, message.content
+        for call in message.tool_calls:
+            yield from ((f"{message.role}'s call", text) for text in _strings(call.arguments))
 
 
 SORRY = re.compile(
@@ -242,9 +302,9 @@ def boilerplate(answer: str) -> str | None:
 def safety_faults(example: Example) -> list[Fault]:
     """Secrets, personal data, refusal and boilerplate of one row, one fault a code; nothing shown in full."""
     shown: dict[str, list[str]] = {}
-    for message in example.messages:
-        for finding in scan(message.content):
-            shown.setdefault(finding.code, []).append(f"{finding.shown} ({message.role})")
+    for where, text in _texts_of(example):
+        for finding in scan(text):
+            shown.setdefault(finding.code, []).append(f"{finding.shown} ({where})")
     faults = []
     for code, values in shown.items():
         distinct = list(dict.fromkeys(values))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..records import Example, Progress
 from .clean import Item
-from .normalise import normalise, prompt_key
+from .normalise import normalise, said_key
 from .overlap import NEAR_JACCARD as NEAR_JACCARD
 from .overlap import WORD
 from .overlap import near_pairs as near_pairs
@@ -126,7 +126,7 @@ def compared_texts(items: Sequence[Item]) -> list[str]:
 
 
 def _said(example: Example) -> str:
-    return prompt_key(example) if len(example.prompt) == 1 else normalise(example.user_text)
+    return said_key(example) if len(example.prompt) == 1 else normalise(example.user_text)
 
 
 def near_items(seen: Sequence[Item], held_out: Sequence[Item], progress: Progress) -> set[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..records import Message
+from ..messages import Message, ToolCall, call_of, tools_text
 
 USUAL_ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
@@ -20,6 +20,8 @@ ROLES = USUAL_ROLES | {
     "bard": "assistant", "tool_call": "assistant", "answer": "assistant", "agent": "assistant",
     "function_response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
+
+CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT turns that hold nothing but calls
 
 Turns = list[tuple[tuple[Message, ...], tuple[int, int]]]
 
@@ -74,17 +76,20 @@ def conversation(turns: list[Any], head: list[Message], *, only_last: bool, noti
         if not isinstance(turn, dict):
             raise RowFault("not_messages", f"turn {number} is no object but {type(turn).__name__}")
         role = _role(turn, number, notices)
-        content = _content(turn, number, notices)
+        content, calls = _content(turn, number)
         if messages and messages[-1].role == role and role != "tool":
             what = f"turns {number - 1} and {number} are both {role}; joined"
             notices.append(Notice("consecutive_roles", what, "safe"))
-            messages[-1] = Message(role, f"{messages[-1].content}\n{content}")
+            before = messages[-1]
+            parts = [before.content, content] if content or not calls else [before.content]
+            messages[-1] = replace(before, content="\n".join(parts), tool_calls=before.tool_calls + calls)
             continue
         if role == "system" and messages:
             notices.append(Notice("system_not_first", f"turn {number} is a system message", "ask"))
-        if not content.strip() and role != "system" and number < len(turns):
+        if not content.strip() and not calls and role != "system" and number < len(turns):
             notices.append(Notice("empty_turn", f"turn {number} ({role}) is empty", "ask"))
-        messages.append(Message(role, content))
+        answered = as_text(turn.get("tool_call_id")) if role == "tool" else ""
+        messages.append(Message(role, content, calls, answered))
         weight = turn.get("weight", 1)
         if weight not in (0, 1):
             notices.append(Notice("bad_weight", f"turn {number} has weight {weight!r}; read as 1", "ask"))
@@ -114,7 +119,8 @@ def _role(turn: dict[str, Any], number: int, notices: list[Notice]) -> str:
     return role
 
 
-def _content(turn: dict[str, Any], number: int, notices: list[Notice]) -> str:
+def _content(turn: dict[str, Any], number: int) -> tuple[str, tuple[ToolCall, ...]]:
+    """Text and tool calls of a turn; what is no call that can be read stays text."""
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         parts: list[str] = []
@@ -127,12 +133,21 @@ def _content(turn: dict[str, Any], number: int, notices: list[Notice]) -> str:
                 kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
                 raise RowFault("not_text", f"turn {number} holds a part of type {kind!r}; only text is trained on")
         content = "".join(parts)
+    if _is_call_turn(turn):
+        held = _loaded(content)
+        read = [call_of(value) for value in (held if isinstance(held, list) else [held])]
+        return ("", tuple(c for c in read if c)) if read and all(read) else (as_text(content), ())
     calls = _calls_of(turn)
     if calls:
-        notices.append(Notice("tool_call_as_text", "tool calls are learned as JSON text", "safe", True))
-        plain = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
-        return "\n".join([*([as_text(content)] if content else []), *(as_text(call) for call in plain)])
-    return as_text(content)
+        read = [call_of(call) for call in calls]
+        if all(read):
+            return as_text(content), tuple(c for c in read if c)
+        return "\n".join([*([as_text(content)] if content else []), *(as_text(call) for call in calls)]), ()
+    return as_text(content), ()
+
+
+def _is_call_turn(turn: dict[str, Any]) -> bool:
+    return str(turn.get("from", turn.get("role"))).strip().lower() in CALL_ROLES
 
 
 def _calls_of(turn: dict[str, Any]) -> list[Any]:
@@ -140,16 +155,17 @@ def _calls_of(turn: dict[str, Any]) -> list[Any]:
     return calls if isinstance(calls, list) else [calls]
 
 
-def check_tools(turns: list[Any], declared: Any) -> Iterator[Notice]:
-    """What is wrong with the tool calls and results of a conversation. declared: the row's tools, None without any."""
-    names = None if declared is None else _tool_names(declared)
+def check_tools(turns: list[Any], declared: str) -> Iterator[Notice]:
+    """What is wrong with the tool calls and results of a conversation. declared: the row's tools, empty without any."""
+    names = _tool_names(declared) if declared else None
     call_ids: set[Any] = set()
     num_calls = 0
     for number, turn in enumerate(turns, 1):
         role = ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower())
         calls = _calls_of(turn)
-        if str(turn.get("from", turn.get("role"))).lower() in ("function_call", "tool_call"):
-            calls = [_loaded(turn.get("value", turn.get("content")))]
+        if _is_call_turn(turn):
+            held = _loaded(turn.get("value", turn.get("content")))
+            calls = held if isinstance(held, list) else [held]
         for call in calls:
             num_calls += 1
             body = call.get("function", call) if isinstance(call, dict) else None
@@ -183,11 +199,19 @@ def _loaded(value: Any) -> Any:
         return value
 
 
-def _tool_names(declared: Any) -> set[str]:
+def declarations(declared: Any, notices: list[Notice]) -> str:
+    """A row's tools as an Example holds them, in OpenAI's form; what declares no named function is left aside."""
     tools = _loaded(declared)
-    names: set[str] = set()
+    found: list[Any] = []
     for tool in tools if isinstance(tools, list) else [tools]:
-        body = tool.get("function", tool) if isinstance(tool, dict) else {"name": tool}
+        body = tool.get("function", tool) if isinstance(tool, dict) else None
         if isinstance(body, dict) and isinstance(body.get("name"), str):
-            names.add(body["name"])
-    return names
+            found.append(tool if "function" in tool else {"type": "function", "function": tool})
+        else:
+            what = f"no declaration of a function with a name; left aside: {as_text(tool)[:120]}"
+            notices.append(Notice("bad_tool_declaration", what, "ask"))
+    return tools_text(found) if found else ""
+
+
+def _tool_names(declared: str) -> set[str]:
+    return {tool["function"]["name"] for tool in json.loads(declared)}

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..config import TaskConfig
 from ..evaluate.score import score_arm
-from ..records import ArmScore, Example, Generate, Message, Progress, no_progress
+from ..messages import Example, Message, Prompt, all_tools, split_tools, with_tools
+from ..records import ArmScore, Generate, Progress, no_progress
 
 # Keys rarer than this in the training answers are not named in the instruction.
 MIN_KEY_FRAC = 0.05
@@ -25,7 +26,6 @@ GENERIC_INSTRUCTIONS = {
     "math": "Solve the problem step by step. End with the final number on a line of its own, after '#### '.",
 }
 
-Prompt = tuple[Message, ...]
 CountTokens = Callable[[Sequence[Message]], int]
 
 
@@ -75,18 +75,21 @@ def _key_paths(value: Any, prefix: str) -> list[str]:
 
 def _with_instruction(prompt: Prompt, instruction: str) -> Prompt:
     """The prompt with the instruction in its system message, before what stands there already."""
+    tools, turns = split_tools(prompt)
     if not instruction:
         return prompt
-    if prompt and prompt[0].role == "system":
-        if instruction in prompt[0].content:
+    if turns and turns[0].role == "system":
+        if instruction in turns[0].content:
             return prompt
-        return (Message("system", f"{instruction}\n\n{prompt[0].content}"), *prompt[1:])
-    return (Message("system", instruction), *prompt)
+        turns = (Message("system", f"{instruction}\n\n{turns[0].content}"), *turns[1:])
+    else:
+        turns = (Message("system", instruction), *turns)
+    return with_tools(turns, tools)
 
 
 def zero_shot_prompts(examples: Sequence[Example], instruction: str) -> list[Prompt]:
     """Each row's prompt under the instruction."""
-    return [_with_instruction(example.prompt, instruction) for example in examples]
+    return [_with_instruction(example.request, instruction) for example in examples]
 
 
 def few_shot_prompts(
@@ -101,9 +104,9 @@ def few_shot_prompts(
 ) -> tuple[list[Prompt], int]:
     """Each row's prompt after the same few training examples, and how many were used.
 
-    Shots are user and assistant turns between the system message and the row's own turns. The last
-    ones are left out, for all rows alike, until the longest prompt and its answer fit the context;
-    0 where not one fits, which does not say that the bare prompt does.
+    Shots are user and assistant turns between the system message and the row's own turns; their tools are declared
+    beside the row's. The last ones are left out, for all rows alike, until the longest prompt and its answer fit the
+    context; 0 where not one fits, which does not say that the bare prompt does.
     """
     shots = choose_shots(train, num_shots, seed, exclude=frozenset(example.id for example in examples))
     bare = zero_shot_prompts(examples, instruction)
@@ -116,13 +119,19 @@ def few_shot_prompts(
 
 
 def _with_shots(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
-    system = prompt[:1] if prompt and prompt[0].role == "system" else ()
-    turns = [
-        turn
-        for shot in shots
-        for turn in (*(m for m in shot.prompt if m.role != "system"), Message("assistant", shot.completion))
-    ]
-    return (*system, *turns, *prompt[len(system) :])
+    tools, own = split_tools(prompt)
+    system = own[:1] if own and own[0].role == "system" else ()
+    turns = [turn for shot in shots for turn in _turns_of(shot)]
+    return with_tools((*system, *turns, *own[len(system) :]), all_tools([tools, *(shot.tools for shot in shots)]))
+
+
+def _turns_of(shot: Example) -> list[Message]:
+    """A shot's turns; calls in its answer get a result, without which an endpoint refuses the next user turn."""
+    asked = [m for m in shot.prompt if m.role != "system"]
+    calls = [call for message in shot.answer for call in message.tool_calls]
+    if not calls:
+        return [*asked, Message("assistant", shot.completion)]
+    return [*asked, *shot.answer, *(Message("tool", "", tool_call_id=call.id) for call in calls)]
 
 
 def choose_shots(

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from ..config import EndpointConfig
 from ..errors import ConfigError, EndpointError
-from ..records import Completion, Generate, Message, Progress, no_progress
+from ..messages import Message, Prompt, call_of, read_answer, split_tools, turns_of
+from ..records import Completion, Generate, Progress, no_progress
 from .answers import AnswerFile
 
 MAX_ATTEMPTS = 6
@@ -113,24 +114,24 @@ class Client:
         """generate with a sampling seed, for several answers to one prompt."""
         return partial(self.generate, seed=seed)
 
-    def has(self, prompt: tuple[Message, ...], seed: int | None = None) -> bool:
+    def has(self, prompt: Prompt, seed: int | None = None) -> bool:
         """Whether the answer is there already, so that asking costs nothing."""
         return self.answers.get(self.key(prompt, seed)) is not None
 
     def generate(
-        self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress, seed: int | None = None
+        self, prompts: list[Prompt], progress: Progress = no_progress, seed: int | None = None
     ) -> list[Completion]:
         """One completion a prompt, in order; equal prompts are asked once.
 
         Raises: EndpointError at the first request that cannot be completed; the others stop.
         """
-        rows_of: dict[tuple[Message, ...], list[int]] = {}
+        rows_of: dict[Prompt, list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(prompt, []).append(row)
-        waiting: queue.SimpleQueue[tuple[Message, ...]] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[Prompt] = queue.SimpleQueue()
         for prompt in rows_of:
             waiting.put(prompt)
-        answers: queue.SimpleQueue[tuple[tuple[Message, ...], Completion | Exception]] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[Prompt, Completion | Exception]] = queue.SimpleQueue()
         stop = threading.Event()
 
         def work() -> None:
@@ -171,7 +172,7 @@ class Client:
             stop.set()
         return [completions[row] for row in range(len(prompts))]
 
-    def _answer(self, prompt: tuple[Message, ...], seed: int | None, stop: threading.Event) -> Completion:
+    def _answer(self, prompt: Prompt, seed: int | None, stop: threading.Event) -> Completion:
         key = self.key(prompt, seed)
         kept = self.answers.get(key)
         if kept is not None:
@@ -194,7 +195,7 @@ class Client:
                     raise _Stopped from None
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask(self, prompt: tuple[Message, ...], seed: int | None) -> Completion:
+    def _ask(self, prompt: Prompt, seed: int | None) -> Completion:
         started = time.monotonic()
         for _ in range(len(ADAPTATIONS) + 1):
             sent = self._body(prompt, seed)
@@ -212,14 +213,19 @@ class Client:
         try:
             answer = json.loads(body)
             choice = answer["choices"][0]
-            text = choice["message"]["content"]
+            message = choice["message"]
+            calls = message.get("tool_calls") or []
+            content = message.get("content") if calls else message["content"]
             stopped = choice.get("finish_reason") not in ("length", "content_filter")
             usage = answer.get("usage") or {}
             tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise self._error(f"the answer is no chat completion: {shown}", None) from None
-        if text is not None and not isinstance(text, str):
+        if content is not None and not isinstance(content, str):
             raise self._error(f"the answer's content is no text: {shown}", None)
+        text = _text_of(content or "", calls, split_tools(prompt)[0])
+        if text is None:
+            raise self._error(f"a tool call of the answer names no function: {shown}", None)
         prices = (self.config.usd_per_million_input_tokens, self.config.usd_per_million_output_tokens)
         if not (isinstance(tokens_in, int) and isinstance(tokens_out, int)):
             if any(prices):
@@ -229,14 +235,16 @@ class Client:
                 )
             tokens_in = tokens_out = 0
         cost_usd = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
-        return Completion(text or "", tokens_in, tokens_out, latency_s, cost_usd, stopped, now())
+        return Completion(text, tokens_in, tokens_out, latency_s, cost_usd, stopped, now())
 
-    def _body(self, prompt: tuple[Message, ...], seed: int | None) -> dict[str, Any]:
+    def _body(self, prompt: Prompt, seed: int | None) -> dict[str, Any]:
+        tools, turns = split_tools(prompt)
         body: dict[str, Any] = {
             "model": self.config.model,
-            "messages": [{"role": m.role, "content": m.content} for m in prompt],
+            "messages": turns_of(turns, as_text=True),
             "max_tokens": self.max_new_tokens,
             "temperature": self.temperature or 0,
+            **({"tools": json.loads(tools)} if tools else {}),
         }
         if seed is not None:
             body["seed"] = seed
@@ -286,9 +294,10 @@ class Client:
             raise http.client.IncompleteRead(b"", response.length)
         return b"".join(pieces)
 
-    def key(self, prompt: tuple[Message, ...], seed: int | None) -> str:
+    def key(self, prompt: Prompt, seed: int | None) -> str:
         """Hash of what decides the answer."""
-        messages = [[m.role, m.content] for m in prompt]
+        has_calls = any(m.tool_calls for m in prompt)
+        messages = turns_of(prompt, as_text=True) if has_calls else [[m.role, m.content] for m in prompt]
         identity = [self.url, self.config.model, self.max_new_tokens, messages, self.temperature, seed]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -296,6 +305,15 @@ class Client:
         step = NEXT_STEPS.get(status or 0, "try again later, answers so far are cached; or take the endpoint out")
         key = self.config.api_key_env or "(none sent)"
         return EndpointError(f"endpoint {self.config.name!r} ({self.url}): {what}; {step.format(key=key)}")
+
+
+def _text_of(content: str, calls: Any, tools: str) -> str | None:
+    """What a reply says, calls as Message.text writes them, wherever they stand; None where one cannot be read."""
+    if not calls:
+        return read_answer(content, tools).text
+    read = [call_of(call) for call in (calls if isinstance(calls, list) else [calls])]
+    found = tuple(call for call in read if call)
+    return Message("assistant", content, found).text if len(found) == len(read) else None
 
 
 def now() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import BadInput, EndpointError
 from ..files import read_whole_lines, write_json
+from ..messages import split_tools
 from ..records import Completion, Generate, Message, Progress, no_progress
 from .client import Client, now
 
@@ -46,6 +47,8 @@ class Distilabel:
     ) -> list[Completion]:
         """One completion a prompt, in order; equal prompts are asked once. Raises: EndpointError."""
         missing = [p for p in dict.fromkeys(prompts) if not self.client.has(p, seed)]
+        if any(split_tools(prompt)[0] for prompt in missing):
+            raise BadInput("--engine distilabel sends no tools, and these prompts declare some; use --engine builtin")
         if missing:
             self._run(missing, seed)
         return self.client.generate(prompts, progress, seed)  # all are in the file now

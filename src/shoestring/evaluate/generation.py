@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DoesNotFit, ModelError
-from ..records import Completion, Device, Generate, Message, Progress, no_progress
+from ..messages import Message, Prompt, read_answer, split_tools
+from ..records import Completion, Device, Generate, Progress, no_progress
 from ..train.base import encode_prompt, load_base, load_tokenizer, quiet_loading, stop_token_ids
 
 MAX_ROWS = {"cpu": 128, "mps": 128, "cuda": 256}
@@ -53,13 +54,14 @@ class LocalGenerator:
         """Tokens of a prompt, template included."""
         return len(encode_prompt(self.tokenizer, messages))
 
-    def generate(self, prompts: list[tuple[Message, ...]], progress: Progress = no_progress) -> list[Completion]:
+    def generate(self, prompts: list[Prompt], progress: Progress = no_progress) -> list[Completion]:
         """One completion a prompt, in order; equal prompts are run once.
 
         latency_s of a row is the wall time of its batch divided by the rows it answers.
-        num_completion_tokens counts the end token. Raises: ModelError, DoesNotFit.
+        num_completion_tokens counts the end token. Where a prompt declares tools, calls are in the text as
+        Message.text writes them. Raises: ModelError, DoesNotFit.
         """
-        rows_of: dict[tuple[Message, ...], list[int]] = {}
+        rows_of: dict[Prompt, list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(prompt, []).append(row)
         unique = list(rows_of)
@@ -81,6 +83,7 @@ class LocalGenerator:
                 latency_s = (time.monotonic() - started) / num_rows
                 for i, (tokens, stopped) in zip(batch, outputs, strict=True):
                     text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                    text = read_answer(text, split_tools(unique[i])[0]).text
                     completion = Completion(text, len(ids[i]), len(tokens), latency_s, stopped=stopped)
                     completions.update((row, completion) for row in rows_of[unique[i]])
                 progress("generate", len(completions), len(prompts))
@@ -97,7 +100,7 @@ class LocalGenerator:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _encode(self, prompt: tuple[Message, ...], row: int) -> list[int]:
+    def _encode(self, prompt: Prompt, row: int) -> list[int]:
         ids = encode_prompt(self.tokenizer, prompt)
         if len(ids) >= self.context_tokens:
             start = prompt[-1].content[:40]

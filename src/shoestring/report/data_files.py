@@ -16,12 +16,12 @@ from typing import Any
 
 from ..config import FieldsConfig
 from ..data.codes import CODES
-from ..data.formats import shape_of, to_examples
+from ..data.formats import convert, shape_of
 from ..data.review import rows_in
 from ..data.turns import RowFault
 from ..errors import DataError
 from ..files import read_json
-from ..records import Example
+from ..records import Example, example_from_json
 
 MAX_EXAMPLES = 3  # a code
 MAX_SUSPECTS = 20
@@ -245,34 +245,27 @@ def _row_text(row: Any, fields: FieldsConfig) -> Text:
     if isinstance(row, dict):
         try:
             shape = shape_of(row, fields)
-            turns = to_examples(row, shape, "")[0] if shape else []
+            examples = convert(row, shape, "").examples("", 0) if shape else []
         except (RowFault, AttributeError, KeyError, TypeError, ValueError):
-            turns = []
-        if turns:
-            messages, span = turns[-1]
-            return _text(Example(messages, span, id="-"))
+            examples = []
+        if examples:
+            return _text(examples[-1])
     return Text(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, indent=1), None)
 
 
 def _example_text(row: dict[str, Any]) -> Text | None:
     try:
-        messages = [(str(m["role"]), str(m["content"])) for m in row["messages"]]
-        start, end = row["answer_span"]
-        return _joined(messages[:start], messages[start:end])
+        return _text(example_from_json(row))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _text(example: Example) -> Text:
-    messages = [(m.role, m.content) for m in example.messages]
-    return _joined(messages[: example.answer_span[0]], messages[slice(*example.answer_span)])
-
-
-def _joined(prompt: list[tuple[str, str]], answer: list[tuple[str, str]]) -> Text:
     """Roles are named where there is more than the user's one turn."""
-    is_plain = len(prompt) == 1 and prompt[0][0] == "user"
-    shown = prompt[0][1] if is_plain else "\n".join(f"[{role}] {content}" for role, content in prompt)
-    return Text(shown, "\n".join(content for _, content in answer))
+    asked = example.request
+    is_plain = len(asked) == 1 and asked[0].role == "user"
+    shown = asked[0].content if is_plain else "\n".join(f"[{m.role}] {m.text}" for m in asked)
+    return Text(shown, example.completion)
 
 
 def _read_suspects(files: DataFiles, path: Path) -> None:

@@ -15,7 +15,16 @@ from ..errors import BadInput
 from ..files import read_json
 from ..ladder import models_of
 from ..ledger import Ledger
-from ..records import ArmScore, Message, Plan, TrainResult, arm_from_json, plan_from_json, train_from_json
+from ..records import (
+    ArmScore,
+    Message,
+    Plan,
+    TrainResult,
+    arm_from_json,
+    example_from_json,
+    plan_from_json,
+    train_from_json,
+)
 from ..runfolder import rung_name
 from ..units import SECONDS_PER_HOUR
 
@@ -180,8 +189,7 @@ def _prompts(path: Path) -> dict[str, list[Message]]:
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             row = json.loads(line)
-            messages = row["messages"][: row["answer_span"][0]]
-            prompts[str(row["id"])] = [Message(str(m["role"]), str(m["content"])) for m in messages]
+            prompts[str(row["id"])] = list(example_from_json(row).request)
         except (ValueError, KeyError, TypeError, IndexError):
             continue
     return prompts

@@ -122,10 +122,8 @@ def spread_out(failed: list[Any]) -> list[Any]:
 def _failed_row(row: Any, prompt: Sequence[Message]) -> Markup:
     """The row; of a chat the turns before the last one and the system prompt too, shortened."""
     why = f'<p class="why">{esc(row.failure)}</p>' if row.failure else ""
-    turns = [
-        f"<dt>{esc(turn.role)}</dt><dd>{block(clip(turn.content, MAX_TURN_CHARACTERS))}</dd>" for turn in prompt[:-1]
-    ]
-    asked = prompt[-1].content if prompt else row.prompt
+    turns = [f"<dt>{esc(turn.role)}</dt><dd>{block(clip(turn.text, MAX_TURN_CHARACTERS))}</dd>" for turn in prompt[:-1]]
+    asked = prompt[-1].text if prompt else row.prompt
     return Markup(
         f'<div class="row">{why}<dl>{"".join(turns)}<dt>prompt</dt><dd>{block(asked)}</dd>'
         f"<dt>expected</dt><dd>{block(row.expected)}</dd>"

@@ -201,7 +201,7 @@ def check_budget(run: Run, endpoint: EndpointConfig, num_prompt_tokens: int, num
 
 def rough_tokens(messages: Sequence[Message]) -> int:
     """Cautious token count where the tokenizer is the endpoint's own."""
-    return sum(_text_tokens(m.content) + 8 for m in messages)
+    return sum(_text_tokens(m.text) + 8 for m in messages)
 
 
 def _text_tokens(text: str) -> int:

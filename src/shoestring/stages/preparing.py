@@ -19,6 +19,7 @@ from ..runfolder import fingerprint
 from ..train.base import load_tokenizer
 from ..train.objective import count_longest, require_pairs
 from ..train.tokens import tokenizer_print
+from ..train.tools import tool_form
 from .common import dev_rows, device, price, shape, token_counts
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ def row_limits(config: RunConfig) -> list[RowLimit]:
         tokenizer, context_tokens = load_tokenizer(model), shape(model).context_tokens
         same = limits.get(key := tokenizer_print(tokenizer))
         if same is None or context_tokens < same.context_tokens:
+            form = tool_form(tokenizer)
+            shows_tools = form.shows_tools and form.shows_calls
             seq_len = min(config.train.seq_len or context_tokens, context_tokens)
             lengths = partial(count_longest, tokenizer, kind=config.train.objective)
-            limits[key] = RowLimit(model, lengths, context_tokens, seq_len)
+            limits[key] = RowLimit(model, lengths, context_tokens, seq_len, shows_tools)
     return list(limits.values())
 
 

@@ -156,7 +156,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
 
     def dev_metric(model: Any, tokenizer: Any) -> float:
         generate = make_generate(model, tokenizer, max_new_tokens=rung.settings.max_new_tokens)
-        return metric_value(task, dev, generate([e.prompt for e in dev], no_progress), curated.labels)
+        return metric_value(task, dev, generate([e.request for e in dev], no_progress), curated.labels)
 
     before_usd = spent_before_usd(run, rung)
 
@@ -199,7 +199,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
         max_new_tokens=rung.settings.max_new_tokens,
     )
     progress = named(run.progress, f"evaluate {rung.model}")
-    completions = generator.generate([e.prompt for e in curated.eval], progress)
+    completions = generator.generate([e.request for e in curated.eval], progress)
     generator.close()
     eval_s = time.monotonic() - started
     arm = score_arm(

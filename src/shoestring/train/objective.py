@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import BadInput
 from ..records import Example, TrainSettings
 from . import loss, preflight
-from .tokens import Encoded, count_lengths, encode_example
+from .tokens import Encoded, encode_example, lengths_or_refusals
 
 Item = tuple[Encoded, ...]
 # collate(paths, pad_id) -> batch: padded, or a forest.
@@ -146,10 +146,19 @@ def encode_item(tokenizer: Any, example: Example, kind: str) -> Item:
     return tuple(encode_example(tokenizer, side) for side in sides)
 
 
-def count_longest(tokenizer: Any, examples: Sequence[Example], kind: str) -> list[tuple[int, int]]:
-    """(prompt tokens, answer tokens with the end token) of each row; under dpo the longer answer of a pair."""
-    chosen = count_lengths(tokenizer, examples)
+def count_longest(tokenizer: Any, examples: Sequence[Example], kind: str) -> list[tuple[int, int] | str]:
+    """(prompt tokens, answer tokens with the end token) of each row, or why the template refuses it.
+
+    Under dpo the longer answer of a pair counts.
+    """
+    chosen = lengths_or_refusals(tokenizer, examples)
     if kind != "dpo":
         return chosen
-    lost = iter(count_lengths(tokenizer, [other_side(e) for e in examples if e.rejected]))
-    return [(p, max(a, next(lost)[1]) if e.rejected else a) for (p, a), e in zip(chosen, examples, strict=True)]
+    lost = iter(lengths_or_refusals(tokenizer, [other_side(e) for e in examples if e.rejected]))
+    return [_longer(pair, next(lost)) if e.rejected else pair for pair, e in zip(chosen, examples, strict=True)]
+
+
+def _longer(one: tuple[int, int] | str, other: tuple[int, int] | str) -> tuple[int, int] | str:
+    """Of two sides of a pair the longer, or the refusal of either."""
+    refusal = next((side for side in (one, other) if isinstance(side, str)), None)
+    return refusal if refusal is not None else max(one, other, key=lambda side: sum(map(int, side)))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError
-from ..records import Example, Message
+from ..messages import Example, Message, split_tools
 from .locate import first_line, hub_options, resolve_model
+from .tools import PROBE_CALL, TemplateRefused, is_own_form, own_text, render
 
 # For tokenizers without a chat template (base models): one heading a turn, end token after each answer.
 PLAIN_TEMPLATE = (
@@ -23,6 +24,7 @@ PLAIN_TEMPLATE = (
     "{% else %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
+OTHER_TEMPLATE = "give another model, or set a plain chat_template in its tokenizer_config.json"
 # Names under which vocabularies keep a token for padding, in order of preference.
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|endoftext|>", "<unk>")
 
@@ -83,77 +85,81 @@ def _free_pad_token(tokenizer: Any, taken: set[int]) -> str:
     return reserved[-1] if reserved else max(free, key=lambda token: (len(token), -free[token]))
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    """The messages as the template's text. Thinking is switched off where the template knows the switch."""
-    from jinja2.exceptions import TemplateError
-
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    options = {"tokenize": False, "add_generation_prompt": generation_prompt, "enable_thinking": False}
-    try:
-        return tokenizer.apply_chat_template(turns, **options)
-    except TemplateError as error:
-        if len(turns) < 2 or turns[0]["role"] != "system":
-            raise ModelError(
-                f"the chat template refuses roles {[m.role for m in messages]}: {first_line(error)}"
-            ) from error
-    # Templates without a system role (Gemma): the system text goes before the first user turn.
-    turns = [{**turns[1], "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}, *turns[2:]]
-    try:
-        return tokenizer.apply_chat_template(turns, **options)
-    except TemplateError as error:
-        raise ModelError(
-            f"the chat template refuses roles {[m.role for m in messages]}: {first_line(error)}"
-        ) from error
-
-
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of rendered text; the template has written every special token already, so none is added."""
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Ids of the conversation so far, up to where the assistant's answer begins."""
-    return _ids(tokenizer, _render(tokenizer, messages, generation_prompt=True))
+    """Ids of the conversation so far, declarations included, up to where the assistant's answer begins.
+
+    Raises: TemplateRefused.
+    """
+    tools, turns = split_tools(messages)
+    return _ids(tokenizer, render(tokenizer, turns, tools, generation_prompt=True))
 
 
 def _answer_text(tokenizer: Any, example: Example) -> tuple[str, str, str]:
     """Rendered prompt, what the template puts between it and the end of the answer, and what it puts after.
 
-    Raises: ModelError when the template rewrites the history or the answer.
+    Raises: TemplateRefused when the template rewrites the history or the answer, or cannot render them.
     """
     start, stop = example.answer_span
     answer = example.messages[start:stop]
     if not answer or any(m.role != "assistant" for m in answer):
-        raise ModelError(
-            f"row {example.source}:{example.line}: the answer must be assistant turns only, "
-            f"not {[m.role for m in answer]}; split the conversation into one row per answer"
+        raise TemplateRefused(
+            f"the answer must be assistant turns only, not {[m.role for m in answer]}; "
+            "split the conversation into one row per answer"
         )
-    prompt = _render(tokenizer, example.prompt, generation_prompt=True)
-    full = _render(tokenizer, example.messages[:stop], generation_prompt=False)
+    prompt = render(tokenizer, example.prompt, example.tools, generation_prompt=True)
+    full = render(tokenizer, example.messages[:stop], example.tools, generation_prompt=False)
     if not full.startswith(prompt):
-        raise ModelError(
-            f"row {example.source}:{example.line}: the chat template rewrites the conversation once the answer is "
-            f"there (prompt ends {prompt[-40:]!r}), so training would not see what generation sees; "
-            "give a model without that template, or set a plain chat_template in its tokenizer_config.json"
+        raise TemplateRefused(
+            f"the chat template rewrites the conversation once the answer is there (prompt ends {prompt[-40:]!r}), so "
+            "training would not see what generation sees; give a model without that template, or set a plain "
+            "chat_template in its tokenizer_config.json"
         )
     rest = full[len(prompt) :]
-    last = answer[-1].content
-    for text in (last, last.strip()):  # some templates strip the content
+    last = answer[-1]
+    if last.tool_calls and not is_own_form(tokenizer, example.tools):
+        end = _end_of_calls(tokenizer, example, full, rest)
+        return prompt, rest[:end], rest[end:]
+    said = own_text(last)
+    for text in (said, said.strip()):  # some templates strip the content
         at = rest.rfind(text)
         if at >= 0 and text:
             return prompt, rest[: at + len(text)], rest[at + len(text) :]
-    raise ModelError(
-        f"row {example.source}:{example.line}: the chat template does not carry the answer {last[:60]!r} unchanged; "
-        "give another model, or set a plain chat_template in its tokenizer_config.json"
-    )
+    raise TemplateRefused(f"the chat template does not carry the answer {said[:60]!r} unchanged; {OTHER_TEMPLATE}")
+
+
+def _end_of_calls(tokenizer: Any, example: Example, full: str, rest: str) -> int:
+    """Where in rest an answer of tool calls ends: at the end token after what another last call leaves unchanged.
+
+    Raises: TemplateRefused where the template leaves out part of the answer, or has no end token there.
+    """
+    *before, last = example.messages[: example.answer_span[1]]
+    for text in (last.content.strip(), *(call.name for call in last.tool_calls)):
+        if text not in rest:
+            raise TemplateRefused(f"the chat template leaves out {text[:60]!r} beside the tool calls; {OTHER_TEMPLATE}")
+    other = replace(last, tool_calls=(*last.tool_calls[:-1], PROBE_CALL))
+    altered = render(tokenizer, [*before, other], example.tools, generation_prompt=False)
+    pairs = zip(reversed(full), reversed(altered), strict=False)
+    same = full[len(full) - next((at for at, (a, b) in enumerate(pairs) if a != b), 0) :]
+    at = same.find(tokenizer.convert_ids_to_tokens(end_token_id(tokenizer)))
+    if at < 0 or len(same) > len(rest):
+        raise TemplateRefused(f"the chat template does not end a tool call with its end token; {OTHER_TEMPLATE}")
+    return len(rest) - len(same) + at
 
 
 def encode_example(tokenizer: Any, example: Example) -> Encoded:
     """Ids of prompt + answer + end token, loss on what follows the prompt.
 
-    Raises: ModelError when the chat template cannot be trained on as it is.
+    Raises: TemplateRefused when the chat template cannot carry the row.
     """
-    prompt, answer, tail = _answer_text(tokenizer, example)
+    try:
+        prompt, answer, tail = _answer_text(tokenizer, example)
+    except TemplateRefused as error:
+        raise TemplateRefused(f"row {example.source}:{example.line}: {error}") from error
     prompt_ids, full_ids = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
     # Token by token where the prompt is a prefix; else the boundary merged, and generation would not see that.
     aligned = full_ids[: len(prompt_ids)] == prompt_ids
@@ -185,6 +191,17 @@ def stop_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
 
 
 def count_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """(prompt tokens, answer tokens with the end token) of each row."""
+    """(prompt tokens, answer tokens with the end token) of each row. Raises: TemplateRefused."""
     encoded = (encode_example(tokenizer, example) for example in examples)
     return [(e.num_prompt_tokens, len(e.ids) - e.num_prompt_tokens) for e in encoded]
+
+
+def lengths_or_refusals(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[int, int] | str]:
+    """As count_lengths; for a row that the chat template cannot carry, why."""
+    found: list[tuple[int, int] | str] = []
+    for example in examples:
+        try:
+            found += count_lengths(tokenizer, [example])
+        except TemplateRefused as error:
+            found.append(str(error.__cause__ or error))
+    return found
