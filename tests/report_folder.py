@@ -211,7 +211,7 @@ def write_run(folder: Path, *, until: str = "end") -> RunConfig:
             num_computed_tokens=512_000,
             final_loss=0.24,
             history=steps,
-            settings={"dtype": "float32"},
+            settings={"dtype": "float32", "packing": "prefix forest", "sharing_factor": 3.25},
         )
         predicted = {"usd": rung.train_s.scaled(price / SECONDS_PER_HOUR), "s": rung.train_s, "bytes": rung.peak_bytes}
         finish(f"{rung_dir}/train.json", to_json(trained), trained.wall_s, predicted, trained.peak_bytes)

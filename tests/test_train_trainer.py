@@ -75,7 +75,7 @@ def rung(tiny, tmp_path):
             settings=settings(**changes),
             device=device,
             dev_metric=metric,
-            log=lines.append,
+            log=lambda line: lines.append(line) if "rows share beginnings" not in line else None,
             **({"should_stop": stop} if stop else {}),
         )
 

@@ -11,6 +11,8 @@ from .folder import RunFiles
 from .svg import ratio_bar
 from .text import Markup, block, clip, details, esc, join, number, section, table
 
+# Of a training's record: which routes were really taken.
+RAN_ON = ("packing", "packing_reason", "sharing_factor", "attention", "loss_path", "base_format", "dtype", "optimizer")
 MAX_FAILURES = 5
 MAX_TURN_CHARACTERS = 160  # of a turn before the last
 
@@ -132,7 +134,7 @@ def _failed_row(row: Any, prompt: Sequence[Message]) -> Markup:
 
 
 def settings(run: RunFiles) -> Markup:
-    """Every training value with where it came from, a rung at a time."""
+    """Every training value with where it came from, and what training really ran on, a rung at a time."""
     if run.plan is None:
         return Markup("")
     parts = []
@@ -146,11 +148,14 @@ def settings(run: RunFiles) -> Markup:
         facts = f"{count(rung.num_params)} parameters, {rung.method}, {count(rung.num_adapter_params)} trained"
         where = f"{rung.verdict.replace('_', ' ')}: {rung.reason}"
         memory = ", ".join(f"{_words(k)} {gib(v)}" for k, v in rung.parts_bytes.items() if v)
+        trained = next((r.train.settings for r in run.rungs if r.model == rung.model and r.train), {})
+        ran_on = [[esc(_words(key)), esc(_value(trained[key]))] for key in RAN_ON if key in trained]
         parts.append(
             details(
                 join(f"{esc(rung.model)} <small>{esc(facts)}</small>"),
                 f'<p class="note">{esc(where)}. Memory by part: {esc(memory)}.</p>',
                 table(["setting", "value", "because"], rows, wide=(1, 2)),
+                table(["training ran on", "what"], ran_on, wide=(1,)) if ran_on else "",
             )
         )
     notes = [f'<p class="note">{esc(note)}</p>' for note in run.plan.notes]

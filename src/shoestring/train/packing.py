@@ -20,6 +20,7 @@ from .schedule import Schedule, build_forest_schedule, build_schedule, conversat
 # Largest mean difference of an answer token's log-probability between the two, from rounding alone.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 FOREST, PADDED = "prefix forest", "padded rows"
+REFUSED = "were possible, but"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,15 @@ class Packing:
     def sharing_factor(self) -> float:
         steps = len(self.schedule.steps)
         return self.schedule.num_tokens(steps) / max(1, self.schedule.num_computed_tokens(steps))
+
+    @property
+    def line(self) -> str:
+        """What a person should hear of it, "" where there was nothing to share."""
+        if self.kind == FOREST:
+            return (
+                f"rows share beginnings: each computed token stands for {self.sharing_factor:.1f} of the rows' tokens"
+            )
+        return self.reason if REFUSED in self.reason else ""
 
     def attention(self, otherwise: str, device: Device) -> str:
         """What the training steps' attention is, in words."""
@@ -78,7 +88,7 @@ def choose_packing(
         if not refusal:
             reason = f"{gain:.2f}x fewer computed tokens than padded rows"
             return Packing(FOREST, reason, made[FOREST], collate)
-        reason = f"{gain:.2f}x fewer tokens were possible, but {refusal}"
+        reason = f"{gain:.2f}x fewer tokens {REFUSED} {refusal}"
     return Packing(PADDED, reason, made[PADDED], padded)
 
 

@@ -92,6 +92,8 @@ def train_rung(
                 "sharing_factor": packing.sharing_factor,
                 "attention": packing.attention(rows_attention, device),
             }
+            if packing.line:
+                log(f"Rung {model}: {packing.line}")
             schedule = packing.schedule
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
             resume, state, restarted = _resume(out_dir, print_, log)
