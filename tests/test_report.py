@@ -62,8 +62,8 @@ def test_verdict_comes_first(finished):
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     for expected in ("Bar met", "bar 0.8", "serve it: the adapter is in", "of a budget of $0.50", "1,036 rows in",
-                     "zero-shot shoestring-1m", "duplicate", "contradiction", "empty answer", "learning_rate", "prefix forest",
-                     "Tinker cookbook", "0.17 USD/kWh", "2.13.0", "same top token 99.96%", "1.30×",
+                     "zero-shot shoestring-1m", "duplicate", "contradiction", "empty answer", "learning_rate",
+                     "prefix forest", "Tinker cookbook", "0.17 USD/kWh", "2.13.0", "same top token 99.96%", "1.30×",
                      "Tokens and cost before and after", "4 labels"):  # fmt: skip
         assert expected in text, expected
     assert "Not finished" not in text
