@@ -335,6 +335,17 @@ def test_redaction_and_a_budget_of_tokens(tmp_path):
     assert few.measures["choice"]["coverage"]["num_tokens"] <= 1500
 
 
+@pytest.mark.parametrize("kind", ["generate", "classify"])
+def test_a_budget_of_tokens_leaves_dev_and_held_out_rows_as_they_are(tmp_path, kind):
+    rows = [{**row, "completion": "abc"[i % 3] if kind == "classify" else "fine"} for i, row in enumerate(filler(300))]
+    whole = curated(tmp_path, rows, kind)
+    few = curated(tmp_path, rows, kind, curate={"max_train_tokens": 800})
+    assert few.eval == whole.eval and few.dev == whole.dev and adds_up(few)
+    assert set(few.train) < set(whole.train) and few.counts["dropped"] == len(whole.train) - len(few.train)
+    with pytest.raises(DataError, match=r"usable training rows remain.*raise curate.max_train_tokens"):
+        curated(tmp_path, rows, kind, curate={"max_train_tokens": 100})
+
+
 # ---------------------------------------------------------------- refusals and files
 
 

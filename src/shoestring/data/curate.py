@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError, MissingDependency
 from ..records import Curated, DroppedRow, Fault, Progress, example_from_json, example_to_json, no_progress
-from .choose import choose
+from .budget import chosen, sampled
 from .clean import (
     Item,
     Outcome,
@@ -33,7 +33,7 @@ from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
 from .rows import NAMES, Settings
 from .sources import resolve_sources
-from .split import NEAR_JACCARD, clusters_of, draw, num_near, sample
+from .split import NEAR_JACCARD, clusters_of, draw, num_near
 from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
 from .wrong import wrong_rows
 
@@ -44,7 +44,6 @@ MIN_ROWS = 20  # below this neither training nor a score means anything
 EVAL_FRAC, EVAL_MIN, EVAL_MAX, EVAL_MAX_FRAC = 0.1, 100, 1000, 0.3
 DEV_FRAC, DEV_MIN, DEV_MAX, DEV_MAX_FRAC = 0.05, 32, 256, 0.2
 MAX_JUDGED_ROWS = 20_000  # the time of judging labels goes with the square
-BYTES_PER_TOKEN = 4  # of a model not yet known, for a budget of tokens
 TRAIN, DEV, EVAL, DROPPED = range(4)
 SIDES = ("train", "dev", "eval")
 
@@ -156,8 +155,6 @@ def decide(
         drop_past_context(is_held_out, limits, out)
     suspects = _suspects(kind, seed, out, progress)
     measures = _languages(out)
-    if rules.max_train_tokens is not None:
-        measures["choice"] = _choose(rules.max_train_tokens, kind, seed, limits, out, progress)
     train, held_out = ([Item(table, int(i)) for i in table.kept(side)] for side in (False, True))
     is_few = may_be_few and len(train) < 2 * MIN_ROWS
     if is_few:
@@ -176,8 +173,12 @@ def decide(
         train, _ = _trainable(train, [], out)
     else:
         train, dev, held_out = _split(train, held_out, config, out, progress)
-    train = _sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
-    held_out = _sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
+    if rules.max_train_tokens is not None and train:
+        train, measures["choice"] = chosen(train, rules.max_train_tokens, kind, seed, limits, out, progress)
+        if not may_be_few:
+            _refuse_too_few(train, None, config, out)
+    train = sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
+    held_out = sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
     labels = check_labels([*train, *dev], held_out, out) if is_classify else None
     if len(table) > table.num_rows:
         more = len(table) - table.num_rows
@@ -218,29 +219,6 @@ def _languages(out: Outcome) -> dict[str, Any]:
     faults, counts = language_mix(Examples(table, np.flatnonzero(table.code == 0).tolist()))
     out.faults += faults
     return {"languages": counts}
-
-
-def _choose(
-    budget_tokens: int, kind: str, seed: int, limits: Sequence[RowLimit], out: Outcome, progress: Progress
-) -> dict[str, Any]:
-    """Leave out what a token budget does not hold; the choice beside a random and a longest one, for the receipt.
-
-    Of several tokenizers the one that makes the most of a row counts. Rows past train.seq_len take no part.
-    """
-    table = out.table
-    kept = [i for i in table.kept(is_held_out=False).tolist() if i not in out.past_seq_len]
-    examples = Examples(table, kept)
-    if limits:
-        counted = [limit.lengths(list(examples)) for limit in limits]
-        num_tokens = [max(map(sum, pairs)) for pairs in zip(*counted, strict=True)]
-    else:
-        num_tokens = [sum(len(m.content.encode()) for m in e.messages) // BYTES_PER_TOKEN + 1 for e in examples]
-    choice = choose(examples, num_tokens, budget_tokens, kind=kind, seed=seed, progress=progress)
-    chosen = set(choice.coverage.indices)
-    for position, index in enumerate(kept):
-        if position not in chosen:
-            out.drop(index, "not_chosen", f"{num_tokens[position]} tokens; the budget is {budget_tokens}")
-    return choice.summary()
 
 
 def _split(
@@ -350,17 +328,6 @@ def _dev_size(num_rows: int) -> int:
     return int(min(max(DEV_FRAC * num_rows, DEV_MIN), DEV_MAX, DEV_MAX_FRAC * num_rows))
 
 
-def _sampled(items: list[Item], limit: int | None, side: str, seed: int, is_classify: bool, out: Outcome) -> list[Item]:
-    """At most `limit` rows; the others are listed as not_sampled."""
-    if limit is None or limit >= len(items):
-        return items
-    chosen = sample(items, limit, name=f"sample {side}", seed=seed, is_classify=is_classify)
-    for index, item in enumerate(items):
-        if index not in chosen:
-            out.drop(item.index, "not_sampled", f"curate.max_{side}_rows = {limit} of {len(items)} rows")
-    return [item for index, item in enumerate(items) if index in chosen]
-
-
 def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunConfig, out: Outcome) -> None:
     table = out.table
     reasons = Counter(table.code_of(i) for i in np.flatnonzero(table.code).tolist())
@@ -375,6 +342,8 @@ def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunC
             advice += "; task.kind: extract expects JSON answers, choose another kind if they are text"
         if reasons["leak_into_eval"] > len(items):
             advice = "data.train and data.eval hold the same prompts; give rows for data.eval that are not trained on"
+        if reasons["not_chosen"] > len(items):
+            advice = "raise curate.max_train_tokens"
         if reasons["too_long"] > len(items):
             advice += "; raise train.seq_len, or choose models with a longer context"
         where = ", ".join(getattr(config.data, key.partition(".")[2]))
