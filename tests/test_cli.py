@@ -20,7 +20,7 @@ import pytest
 from shoestring.cli import listing
 from shoestring.cli.main import run
 from shoestring.cli.progress import Screen
-from shoestring.cli.tables import arms_table, clip, table, usd_span, width_of
+from shoestring.cli.tables import arms_table, clip, far_table, table, usd_span, width_of
 from shoestring.runfolder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -459,6 +459,15 @@ def test_the_table_a_run_ends_with() -> None:
     assert lines[0].split() == ["arm", "leaf_f1", "(95", "%", "interval)", "seconds", "dollars"]
     assert lines[1] == "zero-shot shoestring-1m  0.100 [0.050, 0.150]        12.3  $0.0002"
     assert lines[2] == "lora shoestring-3m       0.900 [0.870, 0.930]         123  $0.0040  <- chosen"
+
+
+def test_scores_on_rows_far_from_training_rows_follow_where_they_differ() -> None:
+    arms = [{**arm, "num_rows": 100, "far": {"num_rows": 100, "score": 0.9, "low": 0.8, "high": 0.95}} for arm in ARMS]
+    assert far_table(arms) == far_table([{**arm, "far": None} for arm in arms]) == ""
+    arms[0]["far"] = {"num_rows": 0, "score": None, "low": None, "high": None}
+    arms[1]["far"] = {"num_rows": 60, "score": 0.8, "low": 0.7, "high": 0.875}
+    assert "0 of 100" in far_table(arms).splitlines()[1]
+    assert "0.800 [0.700, 0.875]   60 of 100" in far_table(arms)
 
 
 @pytest.mark.parametrize("width", [70, 80, 120])

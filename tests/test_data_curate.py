@@ -224,6 +224,23 @@ def test_rows_of_the_given_eval_file_leave_the_training_rows(tmp_path):
         curate(config(data={"eval": "train.jsonl"}), tmp_path)
 
 
+def test_the_receipt_names_held_out_rows_near_to_training_rows(tmp_path):
+    rows, held_out = filler(60), filler(30, seed=1)
+    for number in (3, 4):
+        held_out[number]["prompt"] = f"{rows[number]['prompt']} now"  # six of seven words or more
+    write(tmp_path, held_out, "eval.jsonl")
+    result = curated(tmp_path, rows, data={"eval": "eval.jsonl"})
+    assert sorted(e.line for e in result.eval if e.id in result.measures["near_eval_ids"]) == [4, 5]
+    assert any(note.startswith("2 of 30 held-out rows have a near-duplicate") for note in result.notes)
+    seen = {e.user_text for e in (*result.train, *result.dev)}
+    for budget in (400, 800):  # a row that is not chosen is not trained on
+        few = curated(tmp_path, rows, data={"eval": "eval.jsonl"}, curate={"max_train_tokens": budget})
+        seen = {e.user_text for e in (*few.train, *few.dev)}
+        near = {e.id for e in few.eval if e.user_text.removesuffix(" now") in seen}
+        assert set(few.measures["near_eval_ids"]) == near
+    assert curated(tmp_path, rows).measures["near_eval_ids"] == []
+
+
 def test_labels_are_stripped_and_odd_ones_reported(tmp_path):
     labels = ["yes"] * 30 + ["no "] * 27 + ["maybe"] * 2 + ["May-be"]
     rows = [{**row, "completion": label} for row, label in zip(filler(60), labels, strict=True)]

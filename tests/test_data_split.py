@@ -12,8 +12,8 @@ from shoestring.data.split import (
     compared_texts,
     draw,
     far_rows,
+    near_items,
     near_pairs,
-    num_near,
     quotas,
     sample,
 )
@@ -24,7 +24,7 @@ WORDS = [f"w{i}" for i in range(300)]
 
 def item(prompt, answer="a", line=0):
     example = Example((Message("user", prompt), Message("assistant", answer)), (1, 2), "f", line)
-    return SimpleNamespace(example=example, id=example.id, row=object(), prompt_hash=prompt)
+    return SimpleNamespace(example=example, id=example.id, row=object(), prompt_hash=prompt, index=line)
 
 
 def jaccard(a, b):
@@ -40,8 +40,9 @@ def test_near_pairs_by_hand():
 
 def test_near_held_out_rows_are_counted():
     train = [item("a b c d e"), item("f g h i j")]
-    held_out = [item("a b c d e f"), item("e d c b a"), item("x y z"), item("b a c d e f")]
-    assert num_near(train, held_out, no_progress) == 3
+    texts = ["a b c d e f", "e d c b a", "x y z", "b a c d e f"]
+    held_out = [item(text, line=number) for number, text in enumerate(texts, 10)]
+    assert near_items(train, held_out, no_progress) == {10, 11, 13}
 
 
 def test_far_rows_have_no_near_training_text():
@@ -68,7 +69,7 @@ def test_an_instruction_before_every_row_does_not_make_rows_alike():
     said = [f"{a} {b} {c}" for a, b, c in zip(WORDS[:40], WORDS[50:90], WORDS[100:140], strict=True)]
     plain, led = ([item(lead + text) for text in said] for lead in ("", "sort this message into one of the classes: "))
     assert compared_texts(led) == compared_texts(plain) == said
-    assert clusters_of(led, no_progress) == clusters_of(plain, no_progress)
+    assert clusters_of(led, no_progress)[0] == clusters_of(plain, no_progress)[0]
     assert compared_texts([*led, item("quite another text")])[-1] == "quite another text"
     assert compared_texts([]) == []
 
@@ -112,8 +113,8 @@ def make_rows(num_labels=7, per_label=40):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_clusters_stay_together_and_labels_in_proportion(seed):
     rows = make_rows()
-    clusters, notes = clusters_of(rows, no_progress)
-    assert not notes and sorted(i for c in clusters for i in c) == list(range(len(rows)))
+    clusters, apart, notes = clusters_of(rows, no_progress)
+    assert not notes and not apart.pairs and sorted(i for c in clusters for i in c) == list(range(len(rows)))
     taken = draw(rows, clusters, 60, name="eval", seed=seed, is_classify=True)
     assert 57 <= len(taken) <= 63
     assert all(len(set(cluster) & taken) in (0, len(cluster)) for cluster in clusters)
@@ -128,7 +129,7 @@ def test_the_draw_depends_on_seed_and_not_on_file_order():
     shuffled = random.Random(9).sample(rows, len(rows))
 
     def drawn(items, seed):
-        clusters, _ = clusters_of(items, no_progress)
+        clusters, _, _ = clusters_of(items, no_progress)
         taken = draw(items, clusters, 60, name="eval", seed=seed, is_classify=True)
         return {items[i].example.id for i in taken}
 
@@ -149,8 +150,27 @@ def test_a_label_is_never_taken_from_training_altogether():
 
 def test_text_from_a_template_is_not_one_cluster():
     rows = [item(f"please send the parcel with the number {i} to my new address in the old town") for i in range(100)]
-    clusters, notes = clusters_of(rows, no_progress)
+    clusters, _, notes = clusters_of(rows, no_progress)
     assert len(clusters) == 100 and "template" in notes[0]
+
+
+def test_rows_left_apart_are_near_as_a_full_comparison_says():
+    """Rows of one template, some with one word set in another order, held out here and there."""
+    rng = random.Random(5)
+    template = "please send the parcel to my new address in the old town by number {a} and {b}"
+    rows = []
+    for number in range(120):
+        a, b = rng.randint(0, 6), rng.randint(0, 6)
+        lead = " ".join(rng.sample(WORDS, rng.choice((0, 3, 4))))
+        rows.append(item(f"{lead} {template.format(a=a, b=b)}", line=number))
+    clusters, apart, _ = clusters_of(rows, no_progress)
+    assert len(clusters) > 60 and apart.pairs and apart.first
+    for seed in range(3):
+        held_out = random.Random(seed).sample(range(120), 60)
+        seen = [i for i in range(120) if i not in held_out][: 10 * (seed + 1)]
+        words = [set(compared.split()) for compared in compared_texts(rows)]
+        near = {i for i in held_out if any(len(words[i] & words[j]) >= 0.8 * len(words[i] | words[j]) for j in seen)}
+        assert apart.near(seen, held_out) == near and 0 < len(near) < 60
 
 
 def test_sample_is_exact_and_stratified():

@@ -12,7 +12,7 @@ from shoestring.decide.baselines import choose_shots, few_shot_prompts, instruct
 from shoestring.decide.linear import linear_arm
 from shoestring.decide.verdict import verdict
 from shoestring.errors import DataError
-from shoestring.records import ArmScore, Completion, Estimate, Example, Message, RowScore
+from shoestring.records import ArmScore, Completion, Estimate, Example, FarScore, Message, RowScore
 
 CLASSIFY = TaskConfig(kind="classify", bar=0.8)
 
@@ -156,6 +156,16 @@ def test_the_cheapest_baseline_that_surely_meets_the_bar_wins() -> None:
     assert (got.met, got.arm, got.kind, got.bar) == (True, "few", "few_shot", 0.8)
     assert "cheapest of 2 arms" in got.reason and "$1.00 a thousand rows" in got.reason
     assert "train_anyway" in got.next_step
+
+
+def test_a_bar_met_thanks_to_rows_like_those_trained_on_is_said() -> None:
+    tuned = arm("3m", "finetune", 0.88, 0.81, 0.93)
+    below = dataclasses.replace(tuned, far=FarScore(40, Estimate(0.6, 0.45, 0.74)))
+    got = verdict([below], CLASSIFY)
+    assert got.met
+    assert "on the 40 of them that no training row is near to it scores 0.600 (0.450 to 0.740)" in got.reason
+    for far in (None, FarScore(0, None), FarScore(40, Estimate(0.75, 0.6, 0.86))):
+        assert "no training row" not in verdict([dataclasses.replace(tuned, far=far)], CLASSIFY).reason
 
 
 def test_the_simplest_wins_at_equal_cost_and_a_baseline_before_a_fine_tune() -> None:

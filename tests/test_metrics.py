@@ -23,8 +23,9 @@ from shoestring.evaluate.metrics import (
     score_output,
     sql_normal_form,
 )
-from shoestring.evaluate.score import metric_value, score_arm
-from shoestring.records import Completion, Example, Message
+from shoestring.evaluate.score import metric_value, score_arm, with_far
+from shoestring.evaluate.statistics import wilson
+from shoestring.records import ArmScore, Completion, Example, FarScore, Message, arm_from_json, to_json
 
 
 def example(prompt: str, answer: str, line: int = 1) -> Example:
@@ -258,6 +259,33 @@ def test_an_arm_counts_costs_cuts_and_failures() -> None:
     assert arm.details == {"num_cut": 1, "num_failures": 1, "num_shots": 2}
     assert [row.failure for row in arm.rows] == [None, "cut at 8 tokens; invalid label 'long'"]
     assert arm.interval == "wilson" and arm.metrics["invalid_label_frac"] == 0.5
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_the_score_on_far_rows_is_that_of_those_rows_alone(metric: str) -> None:
+    task = TaskConfig(kind="classify", metric=metric, bar=0.5)
+    rows = [Example((Message("user", f"q{i}"), Message("assistant", "ab"[i % 2])), (1, 2)) for i in range(20)]
+    texts = [row.completion if i < 12 else "c" for i, row in enumerate(rows)]
+
+    def scored(some: range) -> ArmScore:
+        completions = [Completion(texts[i], 1, 1, 0.0) for i in some]
+        examples = [rows[i] for i in some]
+        return score_arm(arm="a", kind="linear", model="m", task=task, examples=examples, completions=completions,
+                         labels=("a", "b"), wall_s=1.0)  # fmt: skip
+
+    arm = scored(range(20))
+    got = with_far(arm, {rows[i].id for i in range(10)})
+    assert got.far == FarScore(10, scored(range(10, 20)).score)
+    if metric == "accuracy":
+        assert got.far == FarScore(10, wilson(2, 10))
+    assert with_far(arm, set()).far == FarScore(20, arm.score)
+    assert with_far(arm, {row.id for row in rows}).far == FarScore(0, None)
+    assert with_far(arm, None).far is None
+    for one in (got, arm, with_far(arm, {row.id for row in rows})):
+        assert arm_from_json(json.loads(json.dumps(to_json(one)))) == one
+    old = to_json(arm)
+    del old["far"]
+    assert arm_from_json(old) == arm, "a record of an earlier version"
 
 
 def test_a_wrong_expected_answer_is_named_by_its_place() -> None:

@@ -56,6 +56,11 @@ def finished_at(folder: Path) -> dict[str, str]:
     return {name: read_json(folder / name)["finished_at"] for name in names}
 
 
+def arms_of(path: Path) -> list[dict]:
+    result = read_json(path)["result"]
+    return result.get("arms") or [result["arm"]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     base = tmp_path_factory.mktemp("recipe")
@@ -83,6 +88,11 @@ def test_a_run_leaves_every_record_and_a_report(finished):
     assert counts["rows_in"] + counts["rows_expanded"] == kept + counts["dropped"]
     stages = [entry["stage"] for entry in run.ledger.entries()]
     assert stages == ["curate", "decide", "plan", "train", "eval", "export"]
+    near = set(read_json(run.folder / "data/receipt.json")["near_eval_ids"])
+    arms = [arm for name in ("decide.json", "rungs/shoestring-1m/eval.json") for arm in arms_of(run.folder / name)]
+    for arm, said in zip(arms, run.summary()["arms"], strict=True):
+        assert said["far"]["num_rows"] == sum(row["id"] not in near for row in arm["rows"]) == arm["far"]["num_rows"]
+        assert said["far"]["score"] is not None and said["far"]["low"] <= said["far"]["score"] <= said["far"]["high"]
 
 
 def test_held_out_rows_are_in_no_other_part(finished):

@@ -239,3 +239,14 @@ def test_a_failed_row_of_a_chat_shows_the_turns_before(tmp_path):
     )
     text = Page(render_report(tmp_path)).text
     assert "first answer" in text and "(500 characters)" in text and "system" in text
+
+
+def test_scores_on_far_rows_stand_beside_the_whole(tmp_path):
+    write_run(tmp_path / "run")
+    assert "far rows" not in render_report(tmp_path / "run")
+    path = tmp_path / "run/decide.json"
+    record = read_json(path)
+    record["result"]["arms"][0]["far"] = {"num_rows": 120, "score": {"value": 0.611, "low": 0.52, "high": 0.69}}
+    write_json(path, record)
+    page = render_report(tmp_path / "run")
+    assert "on far rows" in page and "0.611" in page and "0.520–0.690, 120 rows" in page

@@ -115,7 +115,7 @@ class Curated:
     counts: dict[str, int]
     labels: tuple[str, ...] | None  # the label set of a classification task, sorted
     notes: tuple[str, ...] = ()
-    measures: dict[str, Any] = field(default_factory=dict)  # further parts of the receipt: languages, choice
+    measures: dict[str, Any] = field(default_factory=dict)  # further parts of the receipt: store.MEASURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,14 @@ class RowScore:
 
 
 @dataclass(frozen=True, slots=True)
+class FarScore:
+    """The score on the held-out rows that have no near-duplicate among the training rows; None if there are none."""
+
+    num_rows: int
+    score: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
 class ArmScore:
     """One arm (a way to answer) measured on the held-out rows."""
 
@@ -180,6 +188,7 @@ class ArmScore:
     interval: str  # how the interval was made: "wilson", "bootstrap"
     rows: tuple[RowScore, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    far: FarScore | None = None  # None: not known which rows are far
 
     def meets(self, bar: float) -> bool:
         """Whether the lower end of the 95 % interval reaches the bar."""
@@ -379,7 +388,10 @@ def _estimate(row: dict[str, float]) -> Estimate:
 def arm_from_json(row: dict[str, Any]) -> ArmScore:
     """The inverse of to_json for an ArmScore."""
     rows = tuple(RowScore(**r) for r in row["rows"])
-    return ArmScore(**{**row, "score": _estimate(row["score"]), "rows": rows})
+    far = row.get("far")
+    if far is not None:
+        far = FarScore(far["num_rows"], None if far["score"] is None else _estimate(far["score"]))
+    return ArmScore(**{**row, "score": _estimate(row["score"]), "rows": rows, "far": far})
 
 
 def plan_from_json(row: dict[str, Any]) -> Plan:

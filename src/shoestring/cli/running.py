@@ -10,7 +10,7 @@ from ..records import Verdict, to_json
 from ..units import count, duration, gib, usd
 from .output import emit, say, warn
 from .progress import Screen
-from .tables import arms_table, score_text, table, time_span, usd_span
+from .tables import arms_table, far_table, score_text, table, time_span, usd_span
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -134,6 +134,9 @@ def show_arms(run: Run) -> None:
     verdict = summary["verdict"] or {}
     mark = "chosen" if verdict.get("met") else "best"
     say(arms_table(summary["arms"], summary["metric"], verdict.get("arm"), mark=mark))
+    if far := far_table(summary["arms"]):
+        say()
+        say(far)
 
 
 def show_decided(verdict: Verdict) -> None:

@@ -99,6 +99,18 @@ def arms_table(
     return table(heads, rows, right=(2, 3), marked=marked, width=width)
 
 
+def far_table(arms: Sequence[dict[str, Any]], *, width: int | None = None) -> str:
+    """The scores on held-out rows far from training rows; empty where no held-out row is near to one."""
+    if not any(arm["far"] and arm["far"]["num_rows"] < arm["num_rows"] for arm in arms):
+        return ""
+    rows = []
+    for arm in arms:
+        far = arm["far"] or {"num_rows": 0, "score": None}
+        score = None if far["score"] is None else {"value": far["score"], "low": far["low"], "high": far["high"]}
+        rows.append((arm["arm"], score_text(score), f"{far['num_rows']:,} of {arm['num_rows']:,}"))
+    return table(("far from training rows only", "score (95 % interval)", "rows"), rows, right=(2,), width=width)
+
+
 def span(estimate: dict[str, float], show: Any) -> str:
     """'3 min (2 min to 5 min)' for an estimate with low and high."""
     value, low, high = (show(estimate[key]) for key in ("value", "low", "high"))

@@ -33,7 +33,7 @@ from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
 from .rows import NAMES, Settings
 from .sources import resolve_sources
-from .split import NEAR_JACCARD, clusters_of, draw, num_near
+from .split import NEAR_JACCARD, Apart, clusters_of, draw, near_items
 from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
 from .wrong import wrong_rows
 
@@ -162,23 +162,22 @@ def decide(
     else:
         _refuse_too_few(train, held_out if data.eval else None, config, out)
 
-    close = num_near(train, held_out, progress) if held_out else 0
-    if close:
-        out.notes.append(
-            f"{close} of {len(held_out)} held-out rows have a near-duplicate among the training rows "
-            f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower"
-        )
     dev: list[Item] = []
+    apart = Apart()
     if is_few:
         train, _ = _trainable(train, [], out)
     else:
-        train, dev, held_out = _split(train, held_out, config, out, progress)
+        train, dev, held_out, apart = _split(train, held_out, config, out, progress)
     if rules.max_train_tokens is not None and train:
         train, measures["choice"] = chosen(train, rules.max_train_tokens, kind, seed, limits, out, progress)
         if not may_be_few:
             _refuse_too_few(train, None, config, out)
     train = sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
     held_out = sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
+    if held_out:
+        measures["near_eval_ids"] = _near_eval_ids(
+            [*train, *dev], held_out, None if data.eval else apart, out, progress
+        )
     labels = check_labels([*train, *dev], held_out, out) if is_classify else None
     if len(table) > table.num_rows:
         more = len(table) - table.num_rows
@@ -223,10 +222,10 @@ def _languages(out: Outcome) -> dict[str, Any]:
 
 def _split(
     train: list[Item], held_out: list[Item], config: RunConfig, out: Outcome, progress: Progress
-) -> tuple[list[Item], list[Item], list[Item]]:
+) -> tuple[list[Item], list[Item], list[Item], Apart]:
     """Training, dev and held-out records; held_out as given under data.eval, else drawn here. Raises: DataError."""
     seed, is_classify = config.seed, config.task.kind == "classify"
-    clusters, notes = clusters_of(train, progress)
+    clusters, apart, notes = clusters_of(train, progress)
     out.notes += notes
     if not config.data.eval:
         wanted = _eval_size(len(train), config.curate.eval_rows)
@@ -244,7 +243,23 @@ def _split(
     _refuse_too_few(train, None, config, out)
     taken = draw(train, clusters, _dev_size(len(train)), name="dev", seed=seed, is_classify=is_classify)
     dev = [train[i] for i in sorted(taken)]
-    return _without(train, clusters, taken)[0], dev, held_out
+    return _without(train, clusters, taken)[0], dev, held_out, apart
+
+
+def _near_eval_ids(
+    seen: list[Item], held_out: list[Item], apart: Apart | None, out: Outcome, progress: Progress
+) -> list[str]:
+    """Ids of held-out rows near to training or dev rows. apart: what is known of rows that were split here."""
+    if apart is None:
+        near = near_items(seen, held_out, progress)
+    else:
+        near = apart.near((item.index for item in seen), (item.index for item in held_out))
+    if near:
+        out.notes.append(
+            f"{len(near)} of {len(held_out)} held-out rows have a near-duplicate among the training rows (word overlap "
+            f"{NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on the others"
+        )
+    return sorted(item.id for item in held_out if item.index in near)
 
 
 def _trainable(train: list[Item], clusters: list[list[int]], out: Outcome) -> tuple[list[Item], list[list[int]]]:

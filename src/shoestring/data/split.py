@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ..records import Example, Progress
 from .clean import Item
@@ -35,10 +36,28 @@ class Forest:
             self.parent[max(a, b)] = min(a, b)
 
 
-def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[int]], list[str]]:
+@dataclass
+class Apart:
+    """Rows that are near each other and yet may come to stand on two sides, because their cluster was too large.
+
+    pairs: of record numbers, of equal word sets only the first takes part. first: record -> the first of its word set.
+    """
+
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    first: dict[int, int] = field(default_factory=dict)
+
+    def near(self, seen: Iterable[int], held_out: Iterable[int]) -> set[int]:
+        """Those held-out records that are near to a seen one."""
+        sets = {self.first.get(index, index) for index in seen}
+        close = sets | {b for a, b in self.pairs if a in sets} | {a for a, b in self.pairs if b in sets}
+        return {index for index in held_out if self.first.get(index, index) in close}
+
+
+def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[int]], Apart, list[str]]:
     """Row numbers by cluster: same conversation, same prompt, or word sets alike at NEAR_JACCARD.
 
-    Also returns notes. Clusters above MAX_CLUSTER_FRAC of the rows fall back to equal prompts.
+    Also returns the pairs that this leaves apart, and notes. Clusters above MAX_CLUSTER_FRAC of the rows fall back to
+    equal prompts.
     """
     notes: list[str] = []
     sure = Forest(len(items))
@@ -49,17 +68,21 @@ def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[in
     near = Forest(len(items))
     for index in range(len(items)):
         near.join(sure.root(index), index)
-    for a, b in near_pairs(compared_texts(items), progress):
+    texts = compared_texts(items)
+    pairs = near_pairs(texts, progress)
+    for a, b in pairs:
         near.join(a, b)
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(items)):
         members[near.root(index)].append(index)
     limit = max(MAX_CLUSTER_FRAC * len(items), 10)
     clusters: list[list[int]] = []
-    for group in members.values():
+    too_large = set()
+    for root, group in members.items():
         if len(group) <= limit:
             clusters.append(group)
             continue
+        too_large.add(root)
         by_sure: dict[int, list[int]] = defaultdict(list)
         for index in group:
             by_sure[sure.root(index)].append(index)
@@ -67,7 +90,20 @@ def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[in
         notes.append(
             f"{len(group)} rows are alike as if from one template; among them only equal prompts are kept on one side"
         )
-    return clusters, notes
+    apart = _apart(items, texts, [pair for pair in pairs if near.root(pair[0]) in too_large]) if too_large else Apart()
+    return clusters, apart, notes
+
+
+def _apart(items: Sequence[Item], texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> Apart:
+    apart = Apart()
+    words = {row: _words(texts[row]) for pair in pairs for row in pair}
+    for a, b in pairs:
+        first, second = items[a].index, items[b].index
+        if words[a] == words[b]:
+            apart.first[second] = first
+        else:
+            apart.pairs.append((first, second))
+    return apart
 
 
 def compared_texts(items: Sequence[Item]) -> list[str]:
@@ -93,11 +129,11 @@ def _said(example: Example) -> str:
     return prompt_key(example) if len(example.prompt) == 1 else normalise(example.user_text)
 
 
-def num_near(train: Sequence[Item], held_out: Sequence[Item], progress: Progress) -> int:
-    """How many held-out rows have a training row at NEAR_JACCARD or more."""
-    texts = compared_texts([*train, *held_out])
-    far = far_rows(texts[: len(train)], texts[len(train) :], progress)
-    return len(far) - sum(far)
+def near_items(seen: Sequence[Item], held_out: Sequence[Item], progress: Progress) -> set[int]:
+    """The held-out records with a seen one at NEAR_JACCARD or more."""
+    texts = compared_texts([*seen, *held_out])
+    far = far_rows(texts[: len(seen)], texts[len(seen) :], progress)
+    return {item.index for item, is_far in zip(held_out, far, strict=True) if not is_far}
 
 
 def far_rows(train_texts: Sequence[str], eval_texts: Sequence[str], progress: Progress) -> list[bool]:
@@ -110,12 +146,12 @@ def far_rows(train_texts: Sequence[str], eval_texts: Sequence[str], progress: Pr
     pairs = near_pairs(texts, progress)
     # Training rows come first, so of equal word sets the first is a training row if any is.
     near = {b for a, b in pairs if a < num_train <= b}
-    near |= {b for a, b in pairs if a in near and b >= num_train and _same_words(texts[a], texts[b])}
+    near |= {b for a, b in pairs if a in near and b >= num_train and _words(texts[a]) == _words(texts[b])}
     return [num_train + i not in near for i in range(len(eval_texts))]
 
 
-def _same_words(a: str, b: str) -> bool:
-    return set(WORD.findall(a)) == set(WORD.findall(b))
+def _words(text: str) -> frozenset[str]:
+    return frozenset(WORD.findall(text))
 
 
 def _order(name: str, ids: list[str], seed: int) -> bytes:

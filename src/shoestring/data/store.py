@@ -18,7 +18,7 @@ from ..records import Curated, DroppedRow, Fault, example_from_json, example_to_
 FILES = ("train.jsonl", "dev.jsonl", "eval.jsonl", "dropped.jsonl", "faults.jsonl")
 RECEIPT = "receipt.json"
 REVIEW = "review.csv"
-MEASURES = ("languages", "choice")  # parts of the receipt that not every data set has
+MEASURES = ("languages", "choice", "near_eval_ids")  # parts of the receipt that not every data set has
 WRITE_BYTES = 1 << 20
 PART = ".part"  # of a file that is being written
 TEMPORARY = (f".{REVIEW}.", f".{RECEIPT}.")

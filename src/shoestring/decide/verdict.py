@@ -80,7 +80,19 @@ def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[Arm
             if finetunes
             else "no training is needed (to train all the same set decide.train_anyway: true)"
         )
+    reason += _below_on_far_rows(chosen, task.bar)
     return Verdict(True, chosen.arm, VERDICT_KINDS[chosen.kind], task.bar, chosen.score, reason, next_step)
+
+
+def _below_on_far_rows(arm: ArmScore, bar: float) -> str:
+    """What to add where the bar is met thanks to held-out rows that training rows resemble."""
+    far = arm.far
+    if far is None or far.score is None or far.score.high >= bar:
+        return ""
+    return (
+        f"; but on the {far.num_rows:,} of them that no training row is near to it scores {_shown(far.score)}, below "
+        "the bar: on quite new text expect that"
+    )
 
 
 def _cannot_tell(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, str]:

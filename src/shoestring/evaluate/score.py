@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..config import METRICS_BY_KIND, TaskConfig
 from ..errors import DataError
-from ..records import ArmScore, Completion, Estimate, Example, RowScore
+from ..records import ArmScore, Completion, Estimate, Example, FarScore, RowScore
 from ..units import SECONDS_PER_HOUR
 from .metrics import Scored, aggregate, label_codes, macro_f1, score_output
 from .statistics import bootstrap_macro_f1, bootstrap_mean, paired_difference, wilson
 
-__all__ = ["BINARY_METRICS", "metric_value", "paired_difference", "score_arm"]
+__all__ = ["BINARY_METRICS", "metric_value", "paired_difference", "score_arm", "with_far"]
 
 # Metrics that are 0 or 1 on each row; their mean is a proportion.
 BINARY_METRICS = {"accuracy", "exact_record", "exact_match", "final_number"}
@@ -75,6 +76,16 @@ def score_arm(
         rows=rows,
         details={"num_cut": num_cut, "num_failures": sum(row.failure is not None for row in rows), **(details or {})},
     )
+
+
+def with_far(arm: ArmScore, near_ids: Container[str] | None, seed: int = 0) -> ArmScore:
+    """The arm with its score on the rows that are not near to training rows. near_ids: None where that is not known."""
+    if near_ids is None:
+        return arm
+    rows = [row for row in arm.rows if row.id not in near_ids]
+    if len(rows) == len(arm.rows):
+        return replace(arm, far=FarScore(len(rows), arm.score))
+    return replace(arm, far=FarScore(len(rows), _interval(arm.metric, rows, seed)[0] if rows else None))
 
 
 def metric_value(

@@ -137,6 +137,7 @@ def _scores(run: RunFiles) -> Markup:
         return Markup("")
     bar = run.config.task.bar if run.config else 0.0
     chosen = (run.verdict or {}).get("arm")
+    has_far = any(arm.far and arm.far.num_rows < arm.num_rows for arm in arms)
     rows = []
     for arm in arms:
         name = f"<b>{esc(arm.arm)}</b>" if arm.arm == chosen else esc(arm.arm)
@@ -148,23 +149,37 @@ def _scores(run: RunFiles) -> Markup:
                 esc(number(arm.score.value)),
                 esc(spread),
                 join(f'<span class="{"yes" if met == "met" else "no"}">{met}</span>'),
+                *([_far(arm)] if has_far else []),
                 esc(duration(arm.wall_s)),
                 esc(usd(arm.cost_usd)),
                 esc(f"{arm.num_rows:,}"),
             ]
         )
-    head = ["arm", "score", "95\u00a0% interval", "bar", "time", "dollars", "rows"]
+    far_head = ["on far rows"] if has_far else []
+    head = ["arm", "score", "95\u00a0% interval", "bar", *far_head, "time", "dollars", "rows"]
     lead = (
         f"{arms[0].metric.replace('_', ' ')} on held-out rows. An arm meets the bar when the lower end of its interval "
         "does; a filled dot says so. A fine-tune's time and dollars include its training."
     )
+    if has_far:
+        lead += " Far rows: held-out rows that no training row is near to; what to expect on quite new text."
     return section(
         "Score of each arm",
         arm_chart(arms, bar, chosen),
-        table(head, rows, numeric=(1, 2, 4, 5, 6)),
+        table(head, rows, numeric=[i for i in range(len(head)) if i not in (0, 3)]),
         _differences(run),
         _metrics(arms),
         lead=lead,
+    )
+
+
+def _far(arm: ArmScore) -> Markup:
+    if arm.far is None or arm.far.score is None:
+        return esc("—")
+    score = arm.far.score
+    return join(
+        f"{esc(number(score.value))}<br><small>{esc(f'{score.low:.3f}–{score.high:.3f}')}, {arm.far.num_rows:,} rows"
+        "</small>"
     )
 
 

@@ -95,6 +95,18 @@ def _scores(config: RunConfig, arm: ArmScore) -> list[str]:
         f"| {arm.metric} | {score.value:.3f} | {score.low:.3f} | {score.high:.3f} |",
         *(f"| {name} | {value:.3f} | | |" for name, value in others),
         "",
+        *_far(arm),
+    ]
+
+
+def _far(arm: ArmScore) -> list[str]:
+    if arm.far is None or arm.far.score is None or arm.far.num_rows == arm.num_rows:
+        return []
+    score = arm.far.score
+    return [
+        f"On the {arm.far.num_rows} of them that no training row is near to: {score.value:.3f} "
+        f"({score.low:.3f} to {score.high:.3f}).",
+        "",
     ]
 
 

@@ -231,5 +231,12 @@ def summary(run: Run) -> dict[str, Any]:
 
 def _arm_summary(arm: dict[str, Any]) -> dict[str, Any]:
     kept = ("arm", "kind", "model", "num_rows", "wall_s", "cost_usd")
-    score = arm["score"]
-    return {**{k: arm[k] for k in kept}, "score": score["value"], "low": score["low"], "high": score["high"]}
+    far = arm.get("far")
+    if far is not None:
+        far = {"num_rows": far["num_rows"], **_flat(far["score"])}
+    return {**{k: arm[k] for k in kept}, **_flat(arm["score"]), "far": far}
+
+
+def _flat(score: dict[str, float] | None) -> dict[str, float | None]:
+    score = score or {}
+    return {"score": score.get("value"), "low": score.get("low"), "high": score.get("high")}

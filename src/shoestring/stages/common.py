@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from ..evaluate.score import with_far
 from ..market.prices import Price, price_for
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
-from ..records import Curated, Device, Example, Progress, TokenCounts
+from ..records import ArmScore, Curated, Device, Example, Progress, TokenCounts
 from ..runfolder import rung_name
 from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
 from ..train.locate import hub_config
@@ -90,3 +91,9 @@ def sample_rows(rows: Sequence[Example], num_rows: int, seed: int) -> list[Examp
         return list(rows)
     chosen = sorted(random.Random(seed).sample(range(len(rows)), num_rows))
     return [rows[i] for i in chosen]
+
+
+def with_far_score(run: Run, curated: Curated, arm: ArmScore) -> ArmScore:
+    """The arm with its score on the held-out rows that curation found far from the training rows."""
+    near_ids = curated.measures.get("near_eval_ids")
+    return with_far(arm, None if near_ids is None else frozenset(near_ids), run.config.seed)

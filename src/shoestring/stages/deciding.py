@@ -28,7 +28,7 @@ from ..records import (
     to_json,
 )
 from ..units import usd
-from .common import device, named, price, sample_rows, shape, token_counts
+from .common import device, named, price, sample_rows, shape, token_counts, with_far_score
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -143,13 +143,14 @@ def decide(run: Run, curated: Curated) -> tuple[Any, list[ArmScore]]:
         prompting.measure(endpoint.name, paying(run, endpoint, limit), rough_tokens, ENDPOINT_CONTEXT_TOKENS, limit)
     for line in prompting.skipped:
         run.log(f"Not measured: {line}")
+    arms = [with_far_score(run, curated, arm) for arm in prompting.arms]
     result = {
-        "arms": to_json(prompting.arms),
+        "arms": to_json(arms),
         "instruction": prompting.instruction,
         "detectable_difference": detectable_difference(len(prompting.rows)),
         "skipped": prompting.skipped,
     }
-    return result, prompting.arms
+    return result, arms
 
 
 def paying(run: Run, endpoint: EndpointConfig, max_new_tokens: int) -> Generate:

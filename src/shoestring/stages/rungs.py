@@ -24,7 +24,7 @@ from ..records import (
 from ..train.trainer import is_whole, restore, train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import inputs
-from .common import dev_rows, device, named, rung_file
+from .common import dev_rows, device, named, rung_file, with_far_score
 from .recorder import print_of
 
 if TYPE_CHECKING:
@@ -220,6 +220,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
         },
     )
+    arm = with_far_score(run, curated, arm)
     return {"arm": to_json(arm)}, arm
 
 
