@@ -9,7 +9,7 @@ from shoestring.cli.main import run as cli
 from shoestring.data.codes import CODES
 from shoestring.data.folder import curate
 from shoestring.data.restore import ADVICE, quarantined, restore, to_restore
-from shoestring.data.review import ReviewRow, read_review, write_review
+from shoestring.data.review import Mark, ReviewRow, read_review, write_review
 from shoestring.data.store import read_curated
 from shoestring.demo.tickets import write_tickets
 from shoestring.errors import BadInput, DataError
@@ -70,7 +70,7 @@ def test_the_decision_is_written_once(folder, tmp_path):
     review = tmp_path / "review.csv"
     assert [row.line for row in restore(folder, ["exact_duplicate"], review)] == [3, 5]
     first = review.read_bytes()
-    assert {id: d.action for id, d in read_review(review).items()} == {f"{3:016x}": "keep", f"{5:016x}": "keep"}
+    assert {mark.id: d.action for mark, d in read_review(review).items()} == {f"{3:016x}": "keep", f"{5:016x}": "keep"}
     restore(folder, ["exact_duplicate"], review)
     assert review.read_bytes() == first
     restore(folder, ["7"], review)
@@ -85,7 +85,7 @@ def test_other_lines_stay_as_the_spreadsheet_wrote_them(folder, tmp_path):
     after = review.read_bytes().decode("utf-16")
     assert after.startswith(text)
     assert list(csv.reader(after[len(text) :].splitlines(), delimiter=";")) == [["", "b3", "keep", ""]]
-    assert read_review(review)["aa"].answer == "a; b" and read_review(review)["b3"].action == "keep"
+    assert read_review(review)[Mark("aa")].answer == "a; b" and read_review(review)[Mark("b3")].action == "keep"
 
 
 def test_a_decision_against_it_is_not_overruled(folder, tmp_path):
@@ -122,6 +122,39 @@ def test_a_restored_row_survives_the_rule_and_is_said(tmp_path):
     (fault,) = [fault for fault in result.faults if fault.code == "restored"]
     assert (fault.line, fault.repair) == (61, "safe") and "contradiction" in fault.evidence
     assert curate(source, out, kind="classify") == after, "the decision stays"
+
+
+def test_of_equal_rows_the_named_one_alone_comes_back(tmp_path):
+    rows = [{"prompt": f"what is {i} and {i * 7}", "completion": f"it is {i}"} for i in range(60)]
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+
+    def kept_and_dropped(*more):
+        source.write_text("".join(json.dumps(row) + "\n" for row in [*more, *rows, rows[0], rows[0]]))
+        curate(source, out, kind="generate")
+        result = read_curated(out)
+        kept = [e.line for side in (result.train, result.dev, result.eval) for e in side if e.id == first.id]
+        return sorted(kept), [(d.line, d.code) for d in result.dropped if d.id == first.id]
+
+    curate_lines = [*rows, rows[0], rows[0]]
+    source.write_text("".join(json.dumps(row) + "\n" for row in curate_lines))
+    curate(source, out, kind="generate")
+    first = next(quarantined(out))
+    restore(out, ["62"], out / "review.csv")
+    assert kept_and_dropped() == ([1, 62], [(61, "exact_duplicate")])
+    review = out / "review.csv"
+    text = review.read_text("utf-8-sig")
+    review.write_text(text.replace(",keep,", ",drop,"))
+    assert kept_and_dropped() == ([], [(1, "dropped_in_review"), (61, "dropped_in_review"), (62, "dropped_in_review")])
+    review.write_text(text.replace(",keep,", ",fix,it is a correction"))
+    kept_and_dropped()
+    result = read_curated(out)
+    corrected = [
+        e.line for side in (result.train, result.dev, result.eval) for e in side if "correction" in e.completion
+    ]
+    assert sorted(corrected) == [1, 62] and [d.line for d in result.dropped] == [61]
+    review.write_text(text)
+    above = [{"prompt": f"new row {i} above", "completion": f"moves the lines by {i}"} for i in (1, 2)]
+    assert kept_and_dropped(*above)[0] == [3, 63]
 
 
 def test_curation_names_the_rows_it_sets_aside(tmp_path):

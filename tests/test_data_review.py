@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.data.review import COLUMNS, Decision, ReviewRow, read_review, write_review
+from shoestring.data.review import COLUMNS, Decision, Mark, ReviewRow, read_review, write_review
 from shoestring.errors import DataError
 
 
@@ -33,9 +33,9 @@ def test_out_ranked_and_decisions_back(tmp_path: Path) -> None:
     assert tuple(table[0]) == COLUMNS
     assert [r["id"] for r in table] == ["bb", "cc", "aa", "dd"]
     assert read_review(path, {"aa", "bb", "cc", "dd"}) == {
-        "bb": Decision("fix", '{"a": "x, y"}\nsecond line', 2),
-        "cc": Decision("drop", None, 4),
-        "aa": Decision("keep", None, 5),
+        Mark("bb", "data.jsonl", 3): Decision("fix", '{"a": "x, y"}\nsecond line', 2),
+        Mark("cc", "data.jsonl", 3): Decision("drop", None, 4),
+        Mark("aa", "data.jsonl", 3): Decision("keep", None, 5),
     }
 
 
@@ -48,7 +48,7 @@ def test_no_cell_begins_like_a_formula_and_every_cell_comes_back(tmp_path: Path,
     write_review(path, [row("1234567890123456", prompt=cell, evidence=cell, decision="fix", corrected_answer=cell)])
     for written in next(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""))).values():
         assert not written.lstrip(" \t\r\n").startswith(("=", "+", "-", "@"))
-    assert read_review(path, {"1234567890123456"})["1234567890123456"].answer == cell
+    assert read_review(path, {"1234567890123456"})[Mark("1234567890123456", "data.jsonl", 3)].answer == cell
 
 
 TABLE = "id,decision,corrected_answer,mine\naa,Drop,,x\nbb,fix,né,\n"
@@ -67,7 +67,7 @@ TABLE = "id,decision,corrected_answer,mine\naa,Drop,,x\nbb,fix,né,\n"
 )
 def test_what_spreadsheets_write(tmp_path: Path, data: bytes) -> None:
     found = read_review(write(tmp_path / "r.csv", data))
-    assert {k: (d.action, d.answer) for k, d in found.items()} == {"aa": ("drop", None), "bb": ("fix", "né")}
+    assert {k.id: (d.action, d.answer) for k, d in found.items()} == {"aa": ("drop", None), "bb": ("fix", "né")}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,11 @@ def test_what_spreadsheets_write(tmp_path: Path, data: bytes) -> None:
         ("id,decision,corrected_answer\naa,,new\n", "r.csv:2: there is a corrected_answer, but no decision"),
         ("id,decision,corrected_answer\naa,keep,new\n", "r.csv:2: keep takes no corrected_answer"),
         ('id,prompt,decision\naa,"two\nlines",keep\naa,p,drop\n', "r.csv:4: drop for id aa, but line 2 says keep"),
+        (
+            "id,source,line,decision\naa,f,3,keep\naa,f,4,drop\naa,f,3,drop\n",
+            "r.csv:4: drop for id aa, but line 2 says",
+        ),
+        ("id,source,line,decision\naa,f,three,keep\n", "r.csv:2: line 'three' is no line number"),
         ('id,decision\naa,keep\nbb,"drop\n', "r.csv:3: not readable as CSV"),
         ("id,decision\naa,keep,,what\n", "r.csv:2: 4 cells, the header has 2"),
         ("a,b\n1,2\n", "r.csv:1: no header with the columns id and decision"),

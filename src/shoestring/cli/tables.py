@@ -105,7 +105,10 @@ def far_table(arms: Sequence[dict[str, Any]], *, width: int | None = None) -> st
         return ""
     rows = []
     for arm in arms:
-        far = arm["far"] or {"num_rows": 0, "score": None}
+        far = arm["far"]
+        if far is None:
+            rows.append((arm["arm"], "-", "not known"))
+            continue
         score = None if far["score"] is None else {"value": far["score"], "low": far["low"], "high": far["high"]}
         rows.append((arm["arm"], score_text(score), f"{far['num_rows']:,} of {arm['num_rows']:,}"))
     return table(("far from training rows only", "score (95 % interval)", "rows"), rows, right=(2,), width=width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,23 @@ import numpy as np
 from ..records import Example, Message
 from .clean import Outcome
 from .decode import shorten
-from .review import Decision, ReviewRow, read_review
+from .review import Decision, Mark, ReviewRow, read_review
 from .rows import digests_of
 
 BEYOND_RESTORING = ("empty_prompt", "empty_answer")
 
 
-def decisions_in(path: Path) -> dict[str, Decision]:
-    """Example id -> decision; none if the file is not there. Raises: DataError."""
+def decisions_in(path: Path) -> dict[Mark, Decision]:
+    """Row -> decision; none if the file is not there. Raises: DataError."""
     return read_review(path) if path.is_file() else {}
 
 
 def apply_decisions(path: Path, kind: str, out: Outcome) -> dict[int, Decision]:
     """Keep, drop or correct the records that review.csv decides on; record -> decision.
 
-    A kept or corrected record is not dropped as a repeat or contradiction. Raises: DataError for an unknown id.
+    A kept or corrected record is not dropped as a repeat or contradiction. What is dropped or corrected is so wherever
+    the same bytes stand, unless another decision is on that row; what is kept is kept in its place alone.
+    Raises: DataError for an unknown id.
     """
     decisions = decisions_in(path)
     if not decisions:
@@ -33,30 +36,63 @@ def apply_decisions(path: Path, kind: str, out: Outcome) -> dict[int, Decision]:
     table = out.table
     ids = table.keys[:, 3]
     read_review(path, {key.tobytes().hex() for key in ids})  # names the line of an unknown id
-    wanted = np.array([np.frombuffer(bytes.fromhex(name), np.uint64)[0] for name in decisions], np.uint64)
-    done: dict[int, Decision] = {}
+    wanted = np.array([np.frombuffer(bytes.fromhex(mark.id), np.uint64)[0] for mark in decisions], np.uint64)
+    records: dict[str, list[int]] = defaultdict(list)
     for index in np.flatnonzero(np.isin(ids, wanted)).tolist():
-        decision = done[index] = decisions[ids[index].tobytes().hex()]
+        records[ids[index].tobytes().hex()].append(index)
+    decided = _on_records(decisions, records, out)
+    for index, decision in sorted(decided.items()):
         if decision.action == "drop":
             table.drop(index, "dropped_in_review", f"{path.name}, line {decision.line}")
             continue
         if decision.answer is not None:
-            _correct(index, decision.answer, kind, out)
+            original = _correct(index, decision.answer, kind, out)
+            evidence = f"{shorten(original, 120)!r} corrected to {shorten(decision.answer, 120)!r}"
+            out.fault(index, "corrected_in_review", evidence, "safe")
         elif table.code_of(index) in BEYOND_RESTORING:
             continue
         table.restore(index)
-    return done
+    for mark, decision in sorted(decisions.items()):
+        for index in records[mark.id] if decision.action != "keep" else ():
+            if index in decided or index in table.corrected or table.code[index]:
+                continue
+            if decision.answer is not None:
+                _correct(index, decision.answer, kind, out)
+            else:
+                table.drop(index, "dropped_in_review", f"{path.name}, line {decision.line}, is on the same bytes")
+    return decided
 
 
-def _correct(index: int, answer: str, kind: str, out: Outcome) -> None:
+def _on_records(decisions: dict[Mark, Decision], records: dict[str, list[int]], out: Outcome) -> dict[int, Decision]:
+    """Record -> the decision that names it; where its line has moved, the nearest record of its id is meant."""
+    decided: dict[int, Decision] = {}
+    moved: list[Mark] = []
+    for mark in decisions:
+        here = [i for i in records[mark.id] if mark.line and out.table.place(i) == (mark.source, mark.line)]
+        decided.update(dict.fromkeys(here, decisions[mark]))
+        if not here:
+            moved.append(mark)
+    for mark in moved:
+        free = [i for i in records[mark.id] if i not in decided]
+        if mark.line:
+            free = sorted(free, key=lambda index: _distance(mark, *out.table.place(index)))[:1]
+        decided.update(dict.fromkeys(free, decisions[mark]))
+    return decided
+
+
+def _distance(mark: Mark, source: str, line: int) -> tuple[bool, int]:
+    return source != mark.source, abs(line - mark.line)
+
+
+def _correct(index: int, answer: str, kind: str, out: Outcome) -> str:
+    """Put another answer in the record's example; returns the one it had."""
     example = out.table.example(index)
     start, stop = example.answer_span
     messages = (*example.messages[:start], Message("assistant", answer), *example.messages[stop:])
     corrected = replace(example, messages=messages, answer_span=(start, start + 1), id="")
     out.table.corrected[index] = corrected
     out.table.keys[index] = np.frombuffer(digests_of(corrected, kind), np.uint64)
-    evidence = f"{shorten(example.completion, 120)!r} corrected to {shorten(answer, 120)!r}"
-    out.fault(index, "corrected_in_review", evidence, "safe")
+    return example.completion
 
 
 def review_rows(
@@ -65,7 +101,8 @@ def review_rows(
     """Suspect records (record, code, score, evidence), and those decided on, which keep their decision."""
     rows = []
     for index, code, score, evidence in suspects:
-        rows.append(_row(out, index, code, score, evidence, out.table.example(index), decided.get(index)))
+        # By its own id, which a correction does not change, the decision finds it again.
+        rows.append(_row(out, index, code, score, evidence, out.table.original(index), decided.get(index)))
     shown = {index for index, *_ in suspects}
     for index, decision in decided.items():
         if index not in shown:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import BadInput, DataError
 from .codes import CODES
-from .review import ReviewRow, add_rows, read_review
+from .review import Mark, ReviewRow, add_rows, read_review
 
 # Rows that a decision cannot bring back, with what can.
 ADVICE = {
@@ -101,20 +101,18 @@ def restore(folder: Path, wanted: Sequence[str], review: Path) -> list[Quarantin
     rows = to_restore(folder, wanted)
     decided = read_review(review) if review.exists() else {}
     for row in rows:
-        decision = decided.get(row.id)
+        decision = decided.get(Mark(row.id, row.source, row.line)) or decided.get(Mark(row.id))
         if decision and decision.action != "keep":
             raise BadInput(
                 f"{review}:{decision.line}: the decision on {row.source}:{row.line} is {decision.action}; "
                 "write keep there, or do not restore it"
             )
-    new = {
-        row.id: ReviewRow(
-            row.id, row.source, row.line, row.code, 0.0, row.evidence, _shown(row.row), "", decision="keep"
-        )
+    new = [
+        ReviewRow(row.id, row.source, row.line, row.code, 0.0, row.evidence, _shown(row.row), "", decision="keep")
         for row in rows
-        if row.id not in decided
-    }
-    add_rows(review, list(new.values()))
+        if not {Mark(row.id, row.source, row.line), Mark(row.id)} & set(decided)
+    ]
+    add_rows(review, new)
     return rows
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError
 from ..files import write_whole
@@ -40,6 +41,14 @@ class ReviewRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ReviewRow))
+
+
+class Mark(NamedTuple):
+    """Which row a decision is on: byte-equal rows share an id. Without source and line: all rows of the id."""
+
+    id: str
+    source: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +100,15 @@ def _cells(row: ReviewRow) -> dict[str, str]:
     return cells | shown | {"line": str(row.line), "score": f"{row.score:.4f}"}
 
 
-def read_review(path: Path, known: Container[str] | None = None) -> dict[str, Decision]:
-    """Example id -> decision, of the rows that have one.
+def read_review(path: Path, known: Container[str] | None = None) -> dict[Mark, Decision]:
+    """Row -> decision, of the rows that have one.
 
     Reads what spreadsheets write: comma, semicolon or tab, UTF-8 with or without byte order mark, UTF-16, and
     extra columns. known: the ids there are; None skips that check.
     Raises: DataError with file and line for an unknown id or decision, a fix without corrected answer, a
     corrected answer without fix, or two decisions on one row that differ.
     """
-    found: dict[str, Decision] = {}
+    found: dict[Mark, Decision] = {}
     for line, row in _rows(path):
         action = row.get("decision", "").strip().lower()
         answer = _unescaped(row.get("corrected_answer", ""))
@@ -119,13 +128,22 @@ def read_review(path: Path, known: Container[str] | None = None) -> dict[str, De
             said = "fix needs a corrected_answer" if action == "fix" else f"{action} takes no corrected_answer"
             raise DataError(f"{place}: {said}; write fix with the right answer, or keep or drop without one")
         decision = Decision(action, answer if action == "fix" else None, line)
-        earlier = found.setdefault(id, decision)
+        earlier = found.setdefault(_mark(id, row, place), decision)
         if (earlier.action, earlier.answer) != (decision.action, decision.answer):
             raise DataError(
                 f"{place}: {action} for id {id}, but line {earlier.line} says {earlier.action}"
                 f"{' with another answer' if earlier.action == action else ''}; make them agree"
             )
     return found
+
+
+def _mark(id: str, row: dict[str, str], place: str) -> Mark:
+    source, line = _unescaped(row.get("source", "")), row.get("line", "").strip()
+    if not source or not line:
+        return Mark(id)
+    if not line.isdecimal():
+        raise DataError(f"{place}: line {line!r} is no line number; put back the number that curation wrote")
+    return Mark(id, source, int(line))
 
 
 def rows_in(path: Path) -> Iterator[dict[str, str]]:

@@ -24,7 +24,7 @@ def curate(run: Run) -> Any:
     """Data files by content, the decisions of a review, and the settings that shape the split."""
     config = run.config
     decisions = decisions_in(run.folder / "data" / REVIEW)
-    decided = sorted([name, d.action, d.answer] for name, d in decisions.items())
+    decided = sorted([*mark, d.action, d.answer] for mark, d in decisions.items())
     files = files_of([*config.data.train, *config.data.eval], run.base_dir)
     return [
         config.data.model_dump(),
