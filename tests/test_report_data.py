@@ -93,6 +93,27 @@ def test_rows_stand_beside_their_partners(folder, tmp_path):
     assert files.left_out.num_rows == 4, "rows without answer or JSON could not have been trained on"
 
 
+def test_the_answer_of_a_conversation_that_was_dropped_stands_beside_the_one_it_repeats(tmp_path):
+    def chat(*texts, line):
+        roles = ("user", "assistant") * len(texts)
+        messages = tuple(Message(role, text) for role, text in zip(roles, texts, strict=False))
+        return Example(messages, (len(messages) - 1, len(messages)), "a.jsonl", line)
+
+    said = ("Which bus?", "The 7.", "And back?", "The 9.")
+    train = (chat(*said[:2], line=1), chat(*said, line=1))
+    source = {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]}
+    dropped = tuple(
+        DroppedRow(source, "a.jsonl", 2, "exact_duplicate", f"equal to line 1: {e.user_text[:7]}…", 1, e.id)
+        for e in train
+    )
+    write_curated(Curated(train, (), (), dropped, (), {"rows_in": 2, "rows_train": 2, "dropped": 2}, None), tmp_path)
+    first, second = read_data(tmp_path, None, FieldsConfig(), None).dropped["exact_duplicate"]
+    assert first.row == first.partner and first.row.answer == "The 7."
+    assert second.row == second.partner and second.row.answer == "The 9." and "[assistant] The 7." in second.row.prompt
+    html = data_page(tmp_path)
+    assert '<p class="why">equal to line 1</p>' in html, "the prompt stands below and is not said twice"
+
+
 def test_without_the_source_only_the_repaired_form_is_shown(folder, tmp_path):
     (tmp_path / "a.jsonl").unlink()
     (repaired,) = read_data(folder, tmp_path, FieldsConfig(), None).faults["not_utf8"]
@@ -111,8 +132,11 @@ def test_the_page_tells_it_all(folder, tmp_path):
     text = Page(html).text
     for expected in ("48 rows in", "34 kept, 14 dropped", "exact duplicate", "a.jsonl:2, dropped", "line 1", "a note",
                      "near duplicate", "Repaired", "as it came", "Flagged", "secret api key", "3 of 9 shown",
-                     "1. label error", "0.93", "fix: refund", "2 rows in review.csv", "1 decided",
-                     "3 labels, 1 to 17 kept rows", "90 tokens asked for", "answer, characters"):  # fmt: skip
+                     "1. label error", "fix: refund", "2 rows in review.csv", "1 decided",
+                     "3 labels, 1 to 17 kept rows", "a.jsonl:1, score 0.93", "All of them",
+                     f"shoestring curate FILES --out {folder} --restore contradiction",
+                     "A decision does not bring it back: there is nothing to learn from it", "16 + 1",
+                     "90 tokens asked for", "answer, characters"):  # fmt: skip
         assert expected in text, expected
     assert KEY not in html and "&lt;API_KEY&gt;" in html
     assert "<mark>yes</mark>" in html and "<mark>no</mark>" in html
@@ -178,6 +202,6 @@ def test_charts_by_hand():
     heights = re.findall(r'x="([\d.]+)%" y="([\d.]+)" width="[\d.]+%" height="([\d.]+)" class="share (s\d)"', chart)
     assert heights == [("0.00", "34.0", "96.0", "s0"), ("50.00", "82.0", "48.0", "s0"), ("50.00", "34.0", "48.0", "s3")]
     assert "no rows" in histogram("length", [[], []], ("s0", "s3"))
-    chart = bars("rows", [("a", [(3, "s0"), (1, "s2")]), ("b<", [(0, "s0"), (0, "s2")])])
+    chart = bars("rows", [("a", [(3, "s0"), (1, "s2")], "3 + 1"), ("b<", [(0, "s0"), (0, "s2")], "0")])
     assert re.findall(r'width="([\d.]+%)" height="12"', chart) == ["34.50%", "11.50%"] and "b&lt;" in chart
     assert bars("rows", []).startswith("<svg")

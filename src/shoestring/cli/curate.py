@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import BadInput
 from ..files import write_whole
 from . import running
-from .output import emit, warn, written_to_out
+from .output import emit, say, warn, written_to_out
 from .progress import Screen
 
 
@@ -48,4 +48,5 @@ def _files(files: list[str], out: Path, engine: Any, is_json: bool) -> int:
         emit(result)
     else:
         running.show_curate_result(result, out)
+        say(f"report: {out / 'report.html'}")
     return 0

@@ -112,6 +112,8 @@ def show_curated(run: Run) -> None:
 
 def show_curate_result(result: dict[str, Any], folder: Path) -> None:
     """Rows in, kept and dropped by reason, and where they are."""
+    from ..data.restore import ADVICE
+
     counts = result["counts"]
     kept = ", ".join(f"{counts.get(f'rows_{part}', 0):,} {part}" for part in ("train", "dev", "eval"))
     expanded = counts.get("rows_expanded", 0)
@@ -122,9 +124,11 @@ def show_curate_result(result: dict[str, Any], folder: Path) -> None:
         rows = [(code, f"{number:,}") for code, number in sorted(reasons.items(), key=lambda item: -item[1])]
         say(table(("dropped because", "rows"), rows, right=(1,)))
     for code, number in sorted(result["faults_by_code"].items()):
-        say(f"noticed: {code} in {number:,} rows")
+        say(f"noticed: {code} in {number:,} row{'s' if number > 1 else ''}")
     for note in result.get("notes", ()):
         say(f"note: {note}")
+    if any(code not in ADVICE for code in reasons):
+        say(f"dropped rows are in {folder / 'dropped.jsonl'}; --restore CODE, LINE or SOURCE:LINE brings them back")
     say(f"rows and reasons: {folder}")
 
 

@@ -183,7 +183,7 @@ def decide(
     labels = check_labels([*train, *dev], held_out, out) if is_classify else None
     if len(table) > table.num_rows:
         more = len(table) - table.num_rows
-        out.notes.append(f"{more} more examples than rows: each assistant turn of a conversation is one")
+        out.notes.append(f"{more:,} more examples than rows: each assistant turn of a conversation is one")
 
     sides = np.full(len(table), DROPPED, np.int8)
     for side, items in ((TRAIN, train), (DEV, dev), (EVAL, held_out)):
@@ -202,7 +202,7 @@ def _suspects(kind: str, seed: int, out: Outcome, progress: Progress) -> list[tu
     found = [(index, code, 1.0, evidence) for index, code, evidence in out.open_questions]
     kept = np.flatnonzero(out.table.code == 0).tolist()
     if len(kept) > MAX_JUDGED_ROWS:
-        out.notes.append(f"{len(kept)} rows are too many to judge each; wrong rows were not looked for")
+        out.notes.append(f"{len(kept):,} rows are too many to judge each; wrong rows were not looked for")
         return found
     try:
         suspects = wrong_rows(Examples(out.table, kept), kind=kind, seed=seed, progress=progress)
@@ -210,7 +210,7 @@ def _suspects(kind: str, seed: int, out: Outcome, progress: Progress) -> list[tu
         out.notes.append(f"wrong rows were not looked for: {error}")
         return found
     if suspects:
-        out.notes.append(f"{len(suspects)} rows look wrong; {REVIEW} holds them, the most suspect first")
+        out.notes.append(f"{len(suspects):,} rows look wrong; {REVIEW} holds them, the most suspect first")
     return found + [(kept[s.index], s.code, s.score, s.evidence) for s in suspects]
 
 
@@ -235,7 +235,7 @@ def _split(
         held_out = [train[i] for i in sorted(taken)]
         train, clusters = _without(train, clusters, taken)
         num_rows = len(held_out) + len(train)
-        out.notes.append(f"{len(held_out)} of {num_rows} rows held out for the score, alike prompts on one side")
+        out.notes.append(f"{len(held_out):,} of {num_rows:,} rows held out for the score, alike prompts on one side")
         if not held_out:
             raise DataError(
                 f"no row could be held out: the {len(train)} rows are too much alike to separate; "
@@ -258,8 +258,8 @@ def _near_eval_ids(
         near = apart.near((item.index for item in seen), (item.index for item in held_out))
     if near:
         out.notes.append(
-            f"{len(near)} of {len(held_out)} held-out rows have a near-duplicate among the training rows (word overlap "
-            f"{NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on the others"
+            f"{len(near):,} of {len(held_out):,} held-out rows have a near-duplicate among the training rows "
+            f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on the others"
         )
     return sorted(item.id for item in held_out if item.index in near)
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import FieldsConfig
 from ..data.codes import CODES
 from ..data.language import LANGUAGE_NAMES
+from ..data.restore import ADVICE
 from ..data.safety import redact
 from ..units import SECONDS_PER_HOUR, count, usd
-from .data_files import Case, DataFiles, Text, read_data
+from .data_files import Case, DataFiles, Measured, Text, known_class, read_data
 from .folder import RunFiles
 from .style import STYLE
 from .svg import bars, histogram, share_bar
@@ -30,10 +33,7 @@ MANY_LABELS, NUM_COMMON, NUM_RARE = 24, 12, 6
 MAX_LABELS = 300  # more different answers than this are no labels
 PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 KEPT = (("train", "rows_train", "s0"), ("dev", "rows_dev", "s1"), ("held out", "rows_eval", "s2"))
-DROPPED_CLASSES = ("s3", "s4")
-RESTORING = (
-    "beside the row they repeat or contradict; to bring one back, put its id and the decision keep into review.csv"
-)
+SIDE_KEYS = (("train and dev", "s0"), ("held out", "s2"), ("dropped", "s3"))
 DECIDED = ("corrected_in_review", "restored")
 LINE_END, SEEN_LINE_END = "\n", "↵\n"  # a line end that differs has to be seen
 
@@ -44,8 +44,9 @@ def data(run: RunFiles) -> Markup:
         return Markup("")
     fields = run.config.data.fields if run.config else FieldsConfig()
     base_dir = Path(str(run.meta["base_dir"])) if run.meta.get("base_dir") else None
-    files = read_data(run.folder / "data", base_dir, fields, run.curated)
-    return _section(files, "data/", _costs(run, files))
+    system = run.config.data.system if run.config else ""
+    files = read_data(run.folder / "data", base_dir, fields, run.curated, system)
+    return _section(files, "data/", _costs(run, files), f"shoestring curate {_quoted(run.folder)}")
 
 
 def data_page(folder: Path, base_dir: Path | None = None) -> str:
@@ -57,15 +58,20 @@ def data_page(folder: Path, base_dir: Path | None = None) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{esc(folder.name)}: curated data</title><style>{STYLE}</style></head>\n"
         f'<body><main><p class="over">Shoestring data report</p><h1>{esc(folder.name)}</h1>'
-        f"{_section(files, '', Markup(''))}</main></body></html>\n"
+        f"{_section(files, '', Markup(''), f'shoestring curate FILES --out {_quoted(folder)}')}</main></body></html>\n"
     )
 
 
-def _section(files: DataFiles, prefix: str, costs: Markup) -> Markup:
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder.resolve()))
+
+
+def _section(files: DataFiles, prefix: str, costs: Markup, command: str) -> Markup:
+    """prefix: of file names; command: the one that curates again."""
     counts = files.receipt.get("counts") or {}
     kept = [(name, int(counts.get(key, 0)), cls) for name, key, cls in KEPT]
     by_code = dict(files.receipt.get("dropped_by_code") or {})
-    dropped = [(words(code), n, DROPPED_CLASSES[i % 2]) for i, (code, n) in enumerate(by_code.items())]
+    dropped = [(f"dropped, {words(code)}", n, "s3") for code, n in by_code.items()]
     num_dropped = sum(n for _, n, _ in dropped)
     total = counts.get("rows_in", sum(n for _, n, _ in kept) + num_dropped)
     num_kept = sum(n for _, n, _ in kept)
@@ -73,15 +79,15 @@ def _section(files: DataFiles, prefix: str, costs: Markup) -> Markup:
     if counts.get("rows_expanded"):
         lead += f", {num_kept + num_dropped:,} examples as each answer of a conversation is one"
     lead += "; "
-    lead += f"{num_kept:,} kept, {num_dropped:,} dropped. Every dropped row is in {prefix}dropped.jsonl."
+    lead += f"{num_kept:,} kept, {num_dropped:,} dropped."
     keys = [*kept, ("dropped", num_dropped, "s3")]
-    legend = "".join(f'<span><i class="swatch {cls}"></i>{esc(name)} {n:,}</span>' for name, n, cls in keys)
     return section(
         "Data",
         share_bar([*kept, *dropped]),
-        f'<div class="key">{legend}</div>',
+        _legend([(f"{name} {n:,}", cls) for name, n, cls in keys if n]),
         *(f'<p class="note">{esc(note)}</p>' for note in _notes(files)),
-        _groups("Dropped", by_code, files.dropped, RESTORING, num_kept + num_dropped),
+        _groups("Dropped", by_code, files.dropped, f"whole in {prefix}dropped.jsonl", num_kept + num_dropped),
+        _restoring(by_code, prefix, command),
         _groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question"),
         _groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv"),
         _groups("Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at"),
@@ -91,6 +97,24 @@ def _section(files: DataFiles, prefix: str, costs: Markup) -> Markup:
         _lengths(files),
         _labels(files),
         lead=lead,
+    )
+
+
+def _legend(keys: Sequence[tuple[str, str]]) -> Markup:
+    """A swatch and a name each; keys: (name, class)."""
+    return join(
+        '<div class="key">', *(f'<span><i class="swatch {c}"></i>{esc(name)}</span>' for name, c in keys), "</div>"
+    )
+
+
+def _restoring(by_code: dict[str, int], prefix: str, command: str) -> Markup:
+    """How a dropped row comes back."""
+    code = next((code for code in by_code if code not in ADVICE and known_class(code) == "set"), None)
+    if code is None:
+        return Markup("")
+    return Markup(
+        f'<p class="note">To bring rows back, name a code, a LINE or SOURCE:LINE: <code>{esc(command)} --restore '
+        f"{esc(code)}</code>. It writes the decision keep into {esc(prefix)}review.csv.</p>"
     )
 
 
@@ -126,6 +150,8 @@ def _groups(title: str, by_code: dict[str, int], cases: dict[str, list[Case]], s
     for code, n in by_code.items():
         share = f"{n:,}, {_share(n, total)}" if total else f"{n:,}"
         meaning = f'<p class="note">{esc(CODES[code].meaning)}</p>' if code in CODES else ""
+        if total and code in ADVICE:
+            meaning += f'<p class="note">A decision does not bring it back: {esc(ADVICE[code])}.</p>'
         some = cases.get(code, [])
         rest = f'<p class="note">{len(some)} of {n:,} shown.</p>' if len(some) < n else ""
         folds.append(
@@ -144,7 +170,7 @@ def _case_card(case: Case) -> Markup:
     name = Path(case.source).name or case.source
     here = f"{name}:{case.line}" if case.line else name
     is_repair = case.repair == "safe"
-    why = f'<p class="why">{esc(redact(case.evidence))}</p>'
+    why = f'<p class="why">{esc(redact(_why(case)))}</p>'
     if case.row is None:
         return Markup(f'<div class="row"><p class="at">{esc(here)}</p>{why}</div>')
     if case.partner is None:
@@ -156,6 +182,17 @@ def _case_card(case: Case) -> Markup:
         title = f"{here}, dropped" if case.repair == "drop" else here
         sides = (_side(title, *left), _side(f"line {case.partner_line}", *right))
     return Markup(f'<div class="row">{why}<div class="two">{"".join(sides)}</div></div>')
+
+
+def _why(case: Case) -> str:
+    """The evidence, without the prompt where that stands below it."""
+    said, _, quoted = case.evidence.partition(": ")
+    is_below = case.row and quoted and _one_line(case.row.prompt).startswith(_one_line(quoted).removesuffix("…"))
+    return said if is_below else case.evidence
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.removeprefix("[user] ").split())
 
 
 def _side(title: str, prompt: Markup, answer: Markup | None) -> Markup:
@@ -219,19 +256,20 @@ def _suspects(files: DataFiles, prefix: str) -> Markup:
         fixed = row.get("corrected_answer")
         decided = f"{decision}: {fixed}" if decision == "fix" and fixed else decision
         what = f"{rank}. {words(row.get('code', ''))}"
-        rows.append(
-            [esc(what), esc(_score(row.get("score"))), esc(place), esc(redact(row.get("evidence", ""))), text,
-             esc(redact(decided))]
-        )  # fmt: skip
-    head = ["suspect of", "score", "line", "because", "prompt and answer", "decision"]
+        where = f"{place}, score {_score(row.get('score'))}"
+        suspect = join(f'{esc(what)}<p class="at">{esc(where)}</p>')
+        rows.append([suspect, esc(redact(row.get("evidence", ""))), text, esc(redact(decided))])
+    head = ["suspect of", "because", "prompt and answer", "decision"]
     said = (
         f"{files.num_suspects:,} rows in {prefix}review.csv, the most suspect first; {files.num_decided:,} decided. "
         "None was left out on suspicion alone: write keep, drop or fix into the column decision, and curate again."
     )
-    summary = esc(f"The first {len(rows)} of {files.num_suspects:,}")
+    summary = esc(
+        f"The first {len(rows)} of {files.num_suspects:,}" if len(rows) < files.num_suspects else "All of them"
+    )
     return join(
         f'<h3>Suspects</h3><p class="note">{esc(said)}</p>',
-        details(summary, table(head, rows, numeric=(1,), wide=(3, 4))),
+        details(summary, table(head, rows, wide=(1, 2))),
     )
 
 
@@ -291,16 +329,16 @@ def _lengths(files: DataFiles) -> Markup:
         histogram(f"{name}, characters", [getattr(side, name) for side in sides], ("s0", "s2", "s3"))
         for name in ("prompt", "answer")
     ]
-    about = " · ".join(
-        f"{name} {count(side.num_characters / CHARACTERS_PER_TOKEN)}"
-        for name, side in zip(("train and dev", "held out", "dropped"), sides, strict=True)
-        if side.num_rows
+    tokens = [side.num_characters / CHARACTERS_PER_TOKEN for side in sides]
+    names = ("train and dev", "held out", "dropped, though it could have been trained on")
+    each = ", ".join(f"{name} {count(n)}" for name, n in zip(names, tokens, strict=True) if n)
+    said = (
+        f"Tokens, at about {CHARACTERS_PER_TOKEN} characters each: {count(sum(tokens))} before and "
+        f"{count(tokens[0] + tokens[1])} after curation ({each})."
     )
-    named = (("train and dev", "s0"), ("held out", "s2"), ("dropped, though it could have been trained on", "s3"))
-    legend = "".join(f'<span><i class="swatch {cls}"></i>{name}</span>' for name, cls in named)
-    said = f"Tokens, at about {CHARACTERS_PER_TOKEN} characters each: {about}."
     return join(
-        f'<h3>Lengths</h3><p class="note">{esc(said)}</p><div class="key">{legend}</div>',
+        f'<h3>Lengths</h3><p class="note">{esc(said)}</p>',
+        _legend([key for key, side in zip(SIDE_KEYS, sides, strict=True) if side.num_rows]),
         f'<div class="pair">{"".join(charts)}</div>',
     )
 
@@ -319,8 +357,20 @@ def _labels(files: DataFiles) -> Markup:
     few = len(ordered) <= MANY_LABELS
     chosen = ordered if few else [*ordered[:NUM_COMMON], *ordered[-NUM_RARE:]]
     sides = ((files.train, "s0"), (files.held_out, "s2"), (files.left_out, "s3"))
-    rows = [(name, [(side.labels[name], cls) for side, cls in sides]) for name in chosen]
+    rows = [
+        (
+            name,
+            [(side.labels[name], cls) for side, cls in sides],
+            _kept_and_dropped(by_label[name], files.left_out, name),
+        )
+        for name in chosen
+    ]
     said = "" if few else f" The {NUM_COMMON} commonest and the {NUM_RARE} rarest are shown."
     rarest, median, commonest = (by_label[ordered[i]] for i in (-1, len(ordered) // 2, 0))
-    note = f"{len(ordered)} labels, {rarest:,} to {commonest:,} kept rows, median {median:,}.{said}"
-    return join(f'<h3>Labels</h3><p class="note">{esc(note)}</p>', bars("rows a label", rows))
+    note = f"{len(ordered)} labels, {rarest:,} to {commonest:,} kept rows, median {median:,}; + dropped ones.{said}"
+    keys = [key for key, (side, _) in zip(SIDE_KEYS, sides, strict=True) if side.num_rows]
+    return join(f'<h3>Labels</h3><p class="note">{esc(note)}</p>', _legend(keys), bars("rows a label", rows))
+
+
+def _kept_and_dropped(num_kept: int, left_out: Measured, name: str) -> str:
+    return f"{num_kept:,} + {left_out.labels[name]:,}" if left_out.labels[name] else f"{num_kept:,}"

@@ -88,17 +88,22 @@ class DataFiles:
     problems: list[str] = field(default_factory=list)
 
 
-def read_data(folder: Path, base_dir: Path | None, fields: FieldsConfig, receipt: dict[str, Any] | None) -> DataFiles:
-    """Read the files of curation; base_dir: what source names are relative to, None where that is not known."""
+def read_data(
+    folder: Path, base_dir: Path | None, fields: FieldsConfig, receipt: dict[str, Any] | None, system: str = ""
+) -> DataFiles:
+    """Read the files of curation; base_dir: what source names are relative to, None where that is not known.
+
+    fields, system: data.fields and data.system of the run.
+    """
     files = DataFiles(receipt or {})
     if receipt is None:
         try:
             files.receipt = dict(read_json(folder / "receipt.json"))
         except (OSError, ValueError, TypeError) as error:
             files.problems.append(f"receipt.json: cannot be read ({error}); left out")
-    _read_dropped(files, folder, fields)
+    _read_dropped(files, folder, fields, system)
     _read_faults(files, folder)
-    _read_kept(files, folder, fields)
+    _read_kept(files, folder, fields, system)
     _read_suspects(files, folder / "review.csv")
     if base_dir is not None:
         _read_originals(files, base_dir)
@@ -139,7 +144,7 @@ def _case(entry: dict[str, Any]) -> Case:
     )
 
 
-def _read_dropped(files: DataFiles, folder: Path, fields: FieldsConfig) -> None:
+def _read_dropped(files: DataFiles, folder: Path, fields: FieldsConfig, system: str) -> None:
     stride = _stride(files, "dropped")
 
     def is_wanted(number: int, line: str) -> bool:
@@ -149,7 +154,7 @@ def _read_dropped(files: DataFiles, folder: Path, fields: FieldsConfig) -> None:
     for entry in _lines(files, folder / "dropped.jsonl", is_wanted):
         case = _case(entry)
         shown = files.dropped.setdefault(case.code, [])
-        text = _row_text(entry.get("row"), fields)
+        text = _row_text(entry, fields, system)
         if known_class(case.code) in ("tokenised", "set") and text.answer is not None:
             _measure(files.left_out, text.prompt, text.answer, stride)
         if len(shown) < MAX_EXAMPLES:
@@ -183,15 +188,15 @@ def partner_place(case: Case) -> Place:
     return (other[1] if other else case.source), case.partner_line or 0
 
 
-def _read_kept(files: DataFiles, folder: Path, fields: FieldsConfig) -> None:
+def _read_kept(files: DataFiles, folder: Path, fields: FieldsConfig, system: str) -> None:
     """Lengths and labels of the kept rows, and the text of rows that stand beside others."""
     cases = [case for shown in (*files.dropped.values(), *files.faults.values()) for case in shown]
-    wanted: dict[Place, Text | None] = {}
+    wanted: dict[Place, list[Text]] = {}  # the answers of a conversation stand in one place
     for case in cases:
         if case.partner_line is not None:
-            wanted[partner_place(case)] = None
+            wanted[partner_place(case)] = []
         if case.row is None:
-            wanted[case.source, case.line] = None
+            wanted[case.source, case.line] = []
     lines = {str(line) for _, line in wanted}
 
     def is_at_line(_: int, line: str) -> bool:
@@ -207,21 +212,33 @@ def _read_kept(files: DataFiles, folder: Path, fields: FieldsConfig) -> None:
             text = _example_text(row)
             if text is None:
                 continue
-            place = _place(row)
-            if wanted.get(place, text) is None:
-                wanted[place] = text
+            if _place(row) in wanted:
+                wanted[_place(row)].append(text)
             # With a stride above 1 the few rows that are only looked up count for too much; too few to matter.
             _measure(side, text.prompt, text.answer or "", stride)
-    if any(text is None for text in wanted.values()):  # a contradiction's partner is dropped too
+    without = {place for place, texts in wanted.items() if not texts}
+    if without:  # a contradiction's partner is dropped too
         for entry in _lines(files, folder / "dropped.jsonl", is_at_line):
-            place = _place(entry)
-            if place in wanted and wanted[place] is None:
-                wanted[place] = _row_text(entry.get("row"), fields)
+            if _place(entry) in without:
+                wanted[_place(entry)].append(_row_text(entry, fields, system))
     for case in cases:
-        if case.partner_line is not None:
-            case.partner = wanted[partner_place(case)]
-        if case.row is None:
-            case.row = wanted[case.source, case.line]
+        if case.row is None and wanted[case.source, case.line]:
+            case.row = wanted[case.source, case.line][-1]
+        if case.partner_line is not None and wanted[partner_place(case)]:
+            case.partner = _likest(wanted[partner_place(case)], case.row)
+
+
+def _likest(texts: list[Text], row: Text | None) -> Text:
+    """The one that shares most words with a row, its prompt first."""
+    if row is None:
+        return texts[0]
+    prompt, answer = set(row.prompt.split()), set((row.answer or "").split())
+
+    def likeness(text: Text) -> tuple[float, float]:
+        asked, told = set(text.prompt.split()), set((text.answer or "").split())
+        return len(asked & prompt) / max(len(asked | prompt), 1), len(told & answer) / max(len(told | answer), 1)
+
+    return max(texts, key=likeness)
 
 
 def _place(row: dict[str, Any]) -> Place:
@@ -240,16 +257,18 @@ def _measure(side: Measured, prompt: str, answer: str, weight: int) -> None:
         side.labels.clear()
 
 
-def _row_text(row: Any, fields: FieldsConfig) -> Text:
-    """A source row as prompt and answer, by the rules it was read with; whole where they do not apply."""
+def _row_text(entry: dict[str, Any], fields: FieldsConfig, system: str) -> Text:
+    """The row of a dropped line as prompt and answer, by the rules it was read with; whole where they do not apply."""
+    row = entry.get("row")
     if isinstance(row, dict):
         try:
             shape = shape_of(row, fields)
-            examples = convert(row, shape, "").examples("", 0) if shape else []
+            examples = convert(row, shape, system).examples("", 0) if shape else []
         except (RowFault, AttributeError, KeyError, TypeError, ValueError):
             examples = []
-        if examples:
-            return _text(examples[-1])
+        for example in examples:
+            if example.id == entry.get("id") or example is examples[-1]:
+                return _text(example)
     return Text(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, indent=1), None)
 
 

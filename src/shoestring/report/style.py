@@ -3,10 +3,10 @@
 STYLE = """
 :root{color-scheme:light dark;--bg:#fcfbf9;--card:#fff;--ink:#1c2025;--soft:#666c74;--line:#e4e2dc;--grid:#eceae4;
 --tuned:#0b6b60;--base:#5a6b8c;--warn:#a8480f;--good:#0b6b60;--bar:#a8480f;--band:#cfe3df;--c1:#0b6b60;--c2:#5a6b8c;
---s0:#0b6b60;--s1:#5f9f95;--s2:#5a6b8c;--s3:#c98a5b;--s4:#b9b4a8;--mark:#fbe2c4}
+--s0:#0b6b60;--s1:#5f9f95;--s2:#5a6b8c;--s3:#c98a5b;--mark:#fbe2c4}
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--card:#1c1f23;--ink:#e8e6e1;--soft:#9aa1a9;--line:#30343a;
 --grid:#282c31;--tuned:#56c4b3;--base:#9aaed6;--warn:#f09a62;--good:#56c4b3;--bar:#f09a62;--band:#234a45;--c1:#56c4b3;
---c2:#9aaed6;--s0:#3fa797;--s1:#2c6f65;--s2:#6f83ab;--s3:#b9774a;--s4:#5b5f66;--mark:#6b4521}}
+--c2:#9aaed6;--s0:#3fa797;--s1:#2c6f65;--s2:#6f83ab;--s3:#b9774a;--mark:#6b4521}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
@@ -80,7 +80,6 @@ svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .curve.a{stroke:
 svg .point.a{fill:var(--c1)}svg .point.b{fill:var(--c2)}
 .share.s0,.swatch.s0{fill:var(--s0);background:var(--s0)}.share.s1,.swatch.s1{fill:var(--s1);background:var(--s1)}
 .share.s2,.swatch.s2{fill:var(--s2);background:var(--s2)}.share.s3,.swatch.s3{fill:var(--s3);background:var(--s3)}
-.share.s4,.swatch.s4{fill:var(--s4);background:var(--s4)}
 mark{background:var(--mark);color:inherit;border-radius:2px;padding:0 1px}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:6px 22px}.two>div{min-width:0}
 .at{color:var(--soft);font-size:.78rem;margin:0 0 4px}

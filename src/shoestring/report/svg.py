@@ -215,11 +215,11 @@ def histogram(title: str, sides: Sequence[Sequence[int]], classes: Sequence[str]
     return _svg(base + 24, title, *parts)
 
 
-def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> Markup:
-    """One bar a name, its (count, class) parts end to end, their sum written beside it."""
-    longest = max((sum(n for n, _ in parts) for _, parts in rows), default=0) or 1
+def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]], str]]) -> Markup:
+    """One bar a name, its (count, class) parts end to end, a text beside it."""
+    longest = max((sum(n for n, _ in parts) for _, parts, _ in rows), default=0) or 1
     drawn = []
-    for index, (name, parts) in enumerate(rows):
+    for index, (name, parts, beside) in enumerate(rows):
         y, left = BAR_ROW_PX * index, float(BAR_LEFT)
         # An svg of its own cuts a long name where the bars begin, on a phone and on a wide screen.
         drawn.append(
@@ -233,7 +233,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> M
                     f'<rect x="{left:.2f}%" y="{y + 4}" width="{width:.2f}%" height="12" class="share {cls}"/>'
                 )
             left += width
-        drawn.append(_text("100%", y + 14, f"{sum(n for n, _ in parts):,}", "end", "value"))
+        drawn.append(_text("100%", y + 14, beside, "end", "value"))
     return _svg(BAR_ROW_PX * len(rows) + 4, title, *drawn)
 
 
