@@ -15,7 +15,7 @@ from .labels import label_scores
 
 __all__ = ["Suspect", "agreement", "wrong_arithmetic", "wrong_rows"]
 
-MIN_LABEL_SCORE = 0.9
+MIN_LABEL_SCORE = 0.5
 MIN_COVERAGE_SCORE = 0.5
 ARITHMETIC_SCORE = 0.95  # share of GSM8K's model solutions flagged by it that are wrong
 MAX_DOUBTS_SHOWN = 3

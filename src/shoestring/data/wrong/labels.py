@@ -3,7 +3,9 @@
 Two naive Bayes models (words, characters), class centroids and nearest neighbours, each leaving the row out in
 closed form: no folds, so 10,000 rows take seconds, and a second look after the worst rows are discounted costs
 nothing. Leave-one-out naive Bayes found 0.91 of planted flips alone; what the others add was measured with
-bench/wrong_rows.py. Source of the idea: confident learning, arXiv 1911.00068.
+bench/wrong_rows.py. How often each label is given for each other is then learned from the set (_confusions): a text
+that reads a little like another label is suspect where that label is often mistaken for the given one. Source of the
+idea: confident learning, arXiv 1911.00068; of the estimate: Dawid and Skene 1979, one annotator.
 """
 
 from __future__ import annotations
@@ -21,10 +23,15 @@ MIN_LABEL_ROWS = 3  # rows of a rarer label are not judged: there is nothing to 
 DOUBTED_FRAC = 0.04  # of the rows, discounted for the second look
 DOUBTED_WEIGHT = 0.05
 SMOOTHING = 0.05
-SHARPNESS = 1.1  # of the softmax over standardised scores
+SHARPNESS = 0.9  # of the softmax over standardised scores
+WRONG_FRAC = 0.05  # of a label's rows, before the set is looked at
+CONFUSION_ROWS = 500  # rows of a label that it takes to learn what it is mistaken for, half and half with WRONG_FRAC
+NUM_ROUNDS = 5
+TIMIDITY = 9.0  # of planted flips and others with odds 1 to 9 half were flips, so those count as even
 NUM_NEIGHBOURS = 15
 MAX_NEIGHBOUR_ROWS = 20_000  # their cost is quadratic; beyond, the other three judge alone
 BLOCK_ROWS = 1000
+TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class LabelScores:
 
     labels: tuple[str, ...]
     wrong: Any  # (rows,)
-    ratio: Any  # (rows,), log-probability of the likeliest other label minus that of the given one
+    ratio: Any  # (rows,), log of how many times as likely the likeliest other label is as the given one
     other: Any  # (rows,)
 
 
@@ -65,12 +72,41 @@ def _scores(views: list[Any], y: Any, labels: tuple[str, ...]) -> LabelScores:
     doubt = _margin(total(), y)
     worst = np.argsort(-doubt, kind="stable")[: int(DOUBTED_FRAC * len(y))]
     weights[worst] = DOUBTED_WEIGHT
-    log_p = _log_softmax(SHARPNESS * total())
-    own = log_p[rows, y]
-    log_p[rows, y] = -np.inf
-    other = log_p.argmax(1)
+    p = _confusions(np.exp(_log_softmax(SHARPNESS * total())), y)
+    own = p[rows, y].copy()
+    p[rows, y] = 0
+    other = p.argmax(1)
+    odds = TIMIDITY / np.maximum(own, TINY)
+    wrong = odds * (1 - own) / (1 + odds * (1 - own))
     is_judged = np.bincount(y)[y] >= MIN_LABEL_ROWS
-    return LabelScores(labels, np.where(is_judged, -np.expm1(own), 0.0), log_p[rows, other] - own, other)
+    return LabelScores(labels, np.where(is_judged, wrong, 0.0), np.log(np.maximum(odds * p[rows, other], TINY)), other)
+
+
+def _confusions(p: Any, y: Any) -> Any:
+    """(rows, labels) probability of each label being the right one, given the label the row bears as well.
+
+    p: (rows, labels) the same by the text alone. Learned in rounds: how often rows of one label bear another.
+    """
+    num_labels = p.shape[1]
+    usual = np.full((num_labels, num_labels), WRONG_FRAC / (num_labels - 1))
+    np.fill_diagonal(usual, 1 - WRONG_FRAC)
+    given = usual  # (right label, label borne), rows sum to 1
+    right = p
+    for round_number in range(NUM_ROUNDS + 1):
+        right = p * given.T[y]
+        right /= right.sum(1, keepdims=True)
+        if round_number < NUM_ROUNDS:
+            joint = CONFUSION_ROWS * usual
+            joint += _sums_by_label(right, y, num_labels).T
+            given = joint / joint.sum(1, keepdims=True)
+    return right
+
+
+def _sums_by_label(values: Any, y: Any, num_labels: int) -> Any:
+    """(labels, columns) sums of the rows that bear each label."""
+    order = np.argsort(y, kind="stable")
+    starts = np.searchsorted(y[order], np.arange(num_labels))
+    return np.add.reduceat(values[order], starts, axis=0)
 
 
 def _views(texts: Sequence[str]) -> list[Any]:
