@@ -259,7 +259,8 @@ def _near_eval_ids(
     if near:
         out.notes.append(
             f"{len(near):,} of {len(held_out):,} held-out rows have a near-duplicate among the training rows "
-            f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on the others"
+            f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on "
+            "the others"
         )
     return sorted(item.id for item in held_out if item.index in near)
 
