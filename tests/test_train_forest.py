@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from shoestring.errors import BadInput
+from shoestring.errors import BadInput, BudgetStopped
 from shoestring.records import Device, Example, Message, TrainSettings
 from shoestring.train import forest as forests
 from shoestring.train import loss, packing, tree_attention
+from shoestring.train.adapter import build_adapter
 from shoestring.train.attention import NAME, block_mask, use_attention
 from shoestring.train.base import load_tokenizer
 from shoestring.train.forest import as_array, packed_tokens, plant
 from shoestring.train.objective import Objective, Preference, objective
 from shoestring.train.schedule import build_forest_schedule, conversations
 from shoestring.train.tokens import Encoded
-from shoestring.train.trainer import build_adapter, train_rung
+from shoestring.train.trainer import train_rung
 from shoestring.train.tree_attention import cut
 from tests.tiny import make_model, make_tokenizer
 
@@ -334,6 +335,29 @@ def test_the_record_says_what_was_really_on(tiny, tmp_path, examples, changes, p
     assert result.num_train_tokens / result.num_computed_tokens == pytest.approx(said["sharing_factor"])
     assert (said["sharing_factor"] > 1.25) == (packed == packing.FOREST)
     assert result.history[0]["dev_loss" if "dev_loss" in result.history[0] else "loss"] > 0
+
+
+def test_preference_training_continues_to_the_same_bytes_and_keeps_its_reference(tiny, tmp_path):
+    examples = questions(40, pairs=True)
+
+    def run(out, stop=None):
+        return train_rung(
+            model=tiny, train=examples, dev=examples[:4], out_dir=tmp_path / out, dev_metric=lambda m, t: 0.0,
+            settings=settings(objective="dpo", num_epochs=2, batch_tokens=400), device=EXACT,
+            **({"should_stop": stop} if stop else {}),
+        )  # fmt: skip
+
+    calls = []
+    whole = run("whole")
+    with pytest.raises(BudgetStopped):
+        run("parts", lambda wall_s: BudgetStopped("spent") if calls.append(1) or len(calls) == 2 else None)
+    kept = tmp_path / "parts" / "reference.json"
+    written = kept.stat().st_mtime_ns
+    run("parts")
+    assert kept.stat().st_mtime_ns == written
+    both = [(tmp_path / out / "adapter" / "adapter_model.safetensors").read_bytes() for out in ("whole", "parts")]
+    assert both[0] == both[1]
+    assert whole.history[0]["loss"] == pytest.approx(np.log(2), rel=1e-3)  # no adapter yet, no preference
 
 
 def test_both_packings_learn_the_same(tiny, tmp_path, monkeypatch):

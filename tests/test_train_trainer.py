@@ -15,6 +15,7 @@ from shoestring import files
 from shoestring.errors import BudgetStopped, DoesNotFit, Interrupted, RunFolderError, TrainingError
 from shoestring.records import Device, Example, Message, TrainSettings
 from shoestring.train import checkpoint, device, loss
+from shoestring.train.adapter import build_adapter, is_whole, restore
 from shoestring.train.attention import causal_attention
 from shoestring.train.base import load_base, load_tokenizer
 from shoestring.train.device import CLEAR_REFS, peak_bytes
@@ -22,15 +23,7 @@ from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.objective import Objective
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import encode_example
-from shoestring.train.trainer import (
-    _named_faults,
-    build_adapter,
-    eval_steps,
-    is_whole,
-    restore,
-    thin_history,
-    train_rung,
-)
+from shoestring.train.trainer import _named_faults, eval_steps, thin_history, train_rung
 from tests.tiny import make_model
 
 EXACT = Device("cpu", "cpu", 2**33, 1, "float32", "so that sums can be compared")

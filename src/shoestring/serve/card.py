@@ -13,8 +13,8 @@ from ..config import RunConfig
 from ..embedded import embedded_path, family
 from ..files import read_json, write_whole
 from ..records import ArmScore, MergeCheck
+from ..train.adapter import ORIGIN
 from ..train.base import resolve_model
-from ..train.trainer import ORIGIN
 from ..units import duration, usd
 from ..versions import package_versions
 

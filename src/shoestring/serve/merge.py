@@ -21,10 +21,10 @@ from ..errors import BadInput, ModelError
 from ..evaluate.generation import decode_greedy
 from ..files import read_json, write_json, writing
 from ..records import Device, Example, MergeCheck
+from ..train.adapter import ORIGIN
 from ..train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
 from ..train.loss import FULL, answer_logits, collate, on_device
 from ..train.tokens import Encoded, encode_example
-from ..train.trainer import ORIGIN
 from ..train.watch import replace_folder
 
 # The merge error may be at most this share of what the adapter itself changes.

@@ -21,7 +21,8 @@ from ..records import (
     to_json,
     train_from_json,
 )
-from ..train.trainer import is_whole, restore, train_rung
+from ..train.adapter import is_whole, restore
+from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import inputs
 from .common import dev_rows, device, named, rung_file, with_far_score

@@ -59,9 +59,6 @@ class Objective:
     def paths_per_item(self) -> int:
         return max((len(item) for item in self.items), default=1)
 
-    def prepare(self, model: Any, *, batch_tokens: int, path: str) -> None:
-        """What must be computed once, before any step."""
-
 
 class Preference(Objective):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7); items: (chosen, rejected).
@@ -93,17 +90,21 @@ class Preference(Objective):
         gains = loss.path_log_probs(model, batch, path).view(-1, 2) - batch["reference"]
         return -F.logsigmoid(self.beta * (gains[:, 0] - gains[:, 1])).sum()
 
-    def prepare(self, model: Any, *, batch_tokens: int, path: str) -> None:
-        """The reference's log-probabilities, with the adapter switched off."""
+    def prepare(
+        self, model: Any, *, batch_tokens: int, path: str, tick: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """The reference's log-probabilities, with the adapter off; tick(paths done, paths) after each batch."""
         import torch
 
         paths = [path_ for item in self.items for path_ in item]
         found = torch.zeros(len(paths), dtype=torch.float32)
-        device = next(model.parameters()).device
+        device, done = next(model.parameters()).device, 0
         with torch.no_grad(), model.disable_adapter():
             for group in loss.padded_batches(paths, batch_tokens):
                 batch = loss.on_device(padded([paths[i] for i in group], self.pad_id), device)
                 found[group] = loss.path_log_probs(model, batch, path).float().cpu()
+                done += len(group)
+                tick(done, len(paths))
         self.reference = found.view(-1, 2)
 
 

@@ -24,20 +24,21 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
+from .adapter import adapter_in_16_bit, build_adapter, files_of, is_whole, load_adapter, publish
 from .attention import use_attention
-from .base import load_base, load_tokenizer, quiet_loading
+from .base import load_tokenizer
 from .device import peak_bytes, reset_peak
 from .locate import model_print
 from .loop import StepItems, build_trainer
-from .objective import Objective, objective
+from .objective import Objective, Preference, objective
 from .packing import choose_packing
 from .schedule import Schedule
-from .watch import WEIGHTS, Signals, Watch, Watched, copy_adapter, replace_folder, restart_steps
+from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 
 HISTORY_POINTS = 150
 # Settings that the trained weights do not depend on, or only to rounding.
 NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens")
-ORIGIN = "shoestring.json"
+REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
 
 
 def never(wall_s: float) -> Exception | None:
@@ -80,7 +81,7 @@ def train_rung(
         tuned = build_adapter(model, settings, device)
         rows_attention = use_attention(tuned.get_base_model())
         facts: dict[str, Any] = {"peak": peak}
-        with _adapter_in_16_bit(tuned, device):
+        with adapter_in_16_bit(tuned, device):
             batch = loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device)
             with preflight.evaluation_mode(tuned), loss.precision(device):
                 facts["loss_path"] = loss.choose_path(tuned, batch)
@@ -99,8 +100,7 @@ def train_rung(
             resume, state, restarted = _resume(out_dir, print_, log)
             if not state.finished:
                 with preflight.evaluation_mode(tuned), loss.precision(device):
-                    for prepared in (learned, held_out):
-                        prepared.prepare(tuned, **budget)
+                    prepare(out_dir, print_, {"train": learned, "dev": held_out}, tuned, budget, signals, progress)
 
             def evaluate() -> tuple[float, float]:
                 with preflight.evaluation_mode(tuned), loss.precision(device):
@@ -132,7 +132,7 @@ def train_rung(
             finally:
                 watch.steps_file.close()
             source = _source(out_dir, state)
-            _load_adapter(tuned, source)
+            load_adapter(tuned, source)
             effect = preflight.adapter_effect(tuned, first, tokenizer.pad_token_id, device)
         publish(source, out_dir / "adapter", model, tokenizer, settings.method, device.dtype)
         if signals.received:
@@ -142,98 +142,45 @@ def train_rung(
         "restarted": restarted,
         "supervised_first_row": preflight.supervised_text(tokenizer, first[0]),
         "adapter_effect_logits": effect,
-        "adapter_sha256": {p.name: sha256_file(p) for p in _files(out_dir / "adapter")},
+        "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
     }
     return _result(model, out_dir, schedule, learned, settings, device, state, facts)
 
 
-# ---------------------------------------------------------------- the adapter
+def prepare(
+    out_dir: Path,
+    print_: str,
+    objectives: Mapping[str, Objective],
+    model: Any,
+    budget: Mapping[str, Any],
+    signals: Signals,
+    progress: Progress,
+) -> None:
+    """What preference training needs of the bare base, computed once and kept for later sessions.
 
-
-def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
-    """The frozen base with fresh LoRA matrices on every linear layer but the head, kept in float32."""
+    Raises: Interrupted.
+    """
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    base = load_base(model, device=device, quantise=settings.method == "qlora")
-    torch.manual_seed(settings.seed)
-    lora = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with quiet_loading():
-        tuned = get_peft_model(base, lora)
-    config = tuned.peft_config["default"]
-    # PEFT lists every layer; the last part of the names says the same where no other module shares it.
-    last_parts = {name.rpartition(".")[2] for name in config.target_modules}
-    same = {n for n, _ in base.named_modules() if n.rpartition(".")[2] in last_parts and not n.endswith(".base_layer")}
-    if len(same) == len(config.target_modules):
-        config.target_modules = last_parts
-    return tuned
+    wanted = {name: made for name, made in objectives.items() if isinstance(made, Preference)}
+    kept = read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {}
+    if kept.get("fingerprint") != print_:
+        kept = {"fingerprint": print_}
+    for name, made in wanted.items():
 
-
-@contextlib.contextmanager
-def _adapter_in_16_bit(tuned: Any, device: Device) -> Iterator[None]:
-    """Under autocast PEFT need not raise activations to float32 before each adapter matrix."""
-    from peft.helpers import disable_input_dtype_casting
-
-    with disable_input_dtype_casting(tuned, active=device.dtype != "float32"):
-        yield
-
-
-def _load_adapter(tuned: Any, folder: Path) -> None:
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(tuned, load_file(str(folder / WEIGHTS)))
-
-
-def publish(source: Path, target: Path, model: str, tokenizer: Any, method: str, dtype: str) -> None:
-    """The finished adapter with its tokenizer, whole or not at all, naming the base as a person would."""
-    partial = target.with_name(f".{target.name}.partial")
-    copy_adapter(source, partial)
-    config = read_json(partial / "adapter_config.json")
-    config["base_model_name_or_path"] = model
-    # A set in PEFT: its order differs from process to process.
-    config["target_modules"] = sorted(config["target_modules"])
-    write_json(partial / "adapter_config.json", config)
-    # What merging must know: PEFT's configuration does not say what the base was held in.
-    write_json(partial / ORIGIN, {"model": model, "method": method, "dtype": dtype})
-    tokenizer.save_pretrained(partial)
-    replace_folder(partial, target)
-
-
-def is_whole(adapter: Path, sums: Mapping[str, str]) -> bool:
-    """Whether every file that training left in the adapter's folder is there, as its SHA-256 says."""
-    return all((adapter / name).is_file() and sha256_file(adapter / name) == sums[name] for name in sums)
-
-
-def restore(out_dir: Path, trained: TrainResult) -> bool:
-    """Publish out_dir/adapter again from best/ or a checkpoint; False where none holds the weights that were kept."""
-    sums = trained.settings["adapter_sha256"]
-    needed = {name: sums[name] for name in (WEIGHTS, "adapter_config.json")}
-    for weights in sorted([*out_dir.glob(f"best/*/{WEIGHTS}"), *out_dir.glob(f"checkpoints/*/{WEIGHTS}")]):
-        if sha256_file(weights) == sums[WEIGHTS]:
-            tokenizer = load_tokenizer(trained.model)
-            with writing(out_dir), contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # its configuration
-                publish(
-                    weights.parent,
-                    out_dir / "adapter",
-                    trained.model,
-                    tokenizer,
-                    trained.method,
-                    trained.settings["dtype"],
+        def tick(done: int, total: int, name: str = name) -> None:
+            progress(f"reference {name}", done, total)
+            if signals.received:
+                raise Interrupted(
+                    f"stopped by {signals.received} before the first step; run the same command to continue"
                 )
-                if is_whole(out_dir / "adapter", needed):
-                    return True
-    return False
 
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
+        if name in kept:
+            made.reference = torch.tensor(kept[name], dtype=torch.float32).view(-1, 2)
+            continue
+        made.prepare(model, tick=tick, **budget)
+        kept[name] = made.reference.tolist()
+        write_json(out_dir / REFERENCE, kept)
 
 
 # ---------------------------------------------------------------- continuing
