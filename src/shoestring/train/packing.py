@@ -16,7 +16,7 @@ from .objective import Collate, Item, Objective, padded
 from .schedule import Schedule, build_forest_schedule, build_schedule, conversations
 
 # MIN_GAIN: a forest's smaller blocks of attention cost more a token than padded rows do, up to 1.3 times for rows of 50
-# tokens (shoestring-3m, bfloat16, one core, 2026-11-28); from about 300 tokens on it is the other way round.
+# tokens (shoestring-3m, bfloat16, one AMD EPYC core, 2026-11-28); from about 300 tokens on it is the other way round.
 # Largest mean difference of an answer token's log-probability between the two, from rounding alone.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 FOREST, PADDED = "prefix forest", "padded rows"
