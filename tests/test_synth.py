@@ -749,8 +749,9 @@ def test_a_budget_in_the_middle_stops_with_rows_and_a_larger_one_goes_on(
     ("reply", "words"),
     [
         ((401, {}, b'{"error": "no"}'), ["HTTP 401", "check the key in the environment variable TEACHER_KEY"]),
-        ((429, {"Retry-After": "900"}, b"slow down"), ["HTTP 429", "asks to wait 900 s"]),
-        ((200, {}, b"<html>login</html>"), ["is no chat completion: '<html>login"]),
+        ((404, {}, b"The model `scripted` does not exist"), ["HTTP 404", "model ('scripted') in the run file"]),
+        ((429, {"Retry-After": "900"}, b"slow down"), ["asks to wait 900 s", "120 s", "lower num_parallel (now 2)"]),
+        ((200, {}, b"<html>login</html>"), ["is no chat completion: '<html>login", "check that base_url"]),
         ((200, {}, b'{"choices": []}'), ["is no chat completion"]),
     ],
 )
@@ -774,7 +775,8 @@ def test_nobody_there(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr("shoestring.decide.client.MAX_ATTEMPTS", 2)
     Path("run.yaml").write_text(RUN_FILE.format(url="http://127.0.0.1:9/v1", budget=1, key=""))
     assert run(["synth", "run.yaml", "--num", "9", "--out", "out"]) == 1
-    assert "connection failed" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "connection failed" in said and "is the server running? check host and port of base_url" in said
 
 
 def test_not_one_row_is_a_failure_and_says_why(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
