@@ -154,7 +154,7 @@ def test_retry_after_is_honoured(serve: Any, tmp_path: Path, as_date: bool) -> N
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for(serve: Any, tmp_path: Path) -> None:
     server = serve(lambda n, body: (429, {"Retry-After": "3600"}, b"quota"))
-    with pytest.raises(EndpointError, match=r"HTTP 429, 'quota' \(1 attempts\); it asks to wait 3600 s; wait, lower"):
+    with pytest.raises(EndpointError, match=r"'quota' \(1 attempt\); it asks to wait 3600 s, and no more than 120 s"):
         client(server, tmp_path)(ask("a"), no_progress)
 
 
@@ -172,8 +172,12 @@ def test_lasting_faults_name_url_status_body_and_next_step(serve: Any, tmp_path:
     ("status", "step"),
     [
         (401, "check the key in the environment variable TEST_KEY"),
-        (404, "check base_url"),
+        (402, "check the account's balance"),
+        (403, "check that the key in TEST_KEY may use model 'm-1'"),
+        (404, r"check base_url \(it usually ends in /v1\) and model \('m-1'\)"),
         (400, "length of the prompts"),
+        (413, "shorten the prompts"),
+        (422, "whether it takes OpenAI's parameters"),
     ],
 )
 def test_refusals_are_not_retried(serve: Any, tmp_path: Path, status: int, step: str) -> None:
@@ -185,7 +189,7 @@ def test_refusals_are_not_retried(serve: Any, tmp_path: Path, status: int, step:
 
 def test_an_exhausted_quota_is_not_retried(serve: Any, tmp_path: Path) -> None:
     server = serve(lambda n, body: (429, {}, b'{"error": {"code": "insufficient_quota"}}'))
-    with pytest.raises(EndpointError, match="quota"):
+    with pytest.raises(EndpointError, match="the account's quota is used up: raise it"):
         client(server, tmp_path)(ask("a"), no_progress)
     assert len(server.requests) == 1
 
@@ -193,7 +197,7 @@ def test_an_exhausted_quota_is_not_retried(serve: Any, tmp_path: Path) -> None:
 def test_a_redirect_is_not_followed_with_the_key(serve: Any, tmp_path: Path) -> None:
     other = serve(echo)
     server = serve(lambda n, body: (302, {"Location": other.url}, b"moved"))
-    with pytest.raises(EndpointError, match="HTTP 302"):
+    with pytest.raises(EndpointError, match="HTTP 302, 'moved'; a redirect is not followed"):
         client(server, tmp_path)(ask("a"), no_progress)
     assert not other.requests
 
@@ -207,7 +211,7 @@ def test_a_slow_server_times_out(serve: Any, tmp_path: Path, monkeypatch: pytest
         return echo(number, body)
 
     server = serve(hang)
-    with pytest.raises(EndpointError, match=r"no answer within 0.2 s \(timeout_s\) \(2 attempts\)"):
+    with pytest.raises(EndpointError, match=r"no answer within 0.2 s \(timeout_s\) \(2 attempts\); raise timeout_s"):
         client(server, tmp_path, timeout_s=0.2)(ask("a"), no_progress)
     release.set()
 
@@ -215,7 +219,7 @@ def test_a_slow_server_times_out(serve: Any, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"<html>login</html>", "is no chat completion: '<html>login"),
+        (b"<html>login</html>", "is no chat completion: '<html>login</html>'; check that base_url is the address of"),
         (b'{"choices": []}', "is no chat completion"),
         (b"[1]", "is no chat completion"),
         (b'{"choices": [{"message": {"content": [1]}}], "usage": {}}', "content is no text"),
@@ -370,11 +374,24 @@ def test_a_missing_key_or_a_bad_address_is_refused_before_any_request(
         client(server, tmp_path, base_url="api.example.com/v1", api_key_env="")
 
 
+def test_a_key_that_was_never_sent_is_named(serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda n, body: (401, {}, b"no key"))
+    with pytest.raises(EndpointError, match=r"no key was sent; name the environment variable .* under api_key_env"):
+        client(server, tmp_path, api_key_env="")(ask("a"), no_progress)
+
+
+def test_https_where_http_is_spoken(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoestring.decide.client.MAX_ATTEMPTS", 1)
+    server = serve(echo)
+    with pytest.raises(EndpointError, match=r"connection failed: .*SSL.*; check base_url: http:// or https://"):
+        client(server, tmp_path, base_url=server.url.replace("http:", "https:"))(ask("a"), no_progress)
+
+
 def test_an_address_nobody_listens_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoestring.decide.client.MAX_ATTEMPTS", 2)
     settings = EndpointConfig(
         name="big", base_url="http://127.0.0.1:9/v1", model="m", api_key_env="",
         usd_per_million_input_tokens=1, usd_per_million_output_tokens=1,
     )  # fmt: skip
-    with pytest.raises(EndpointError, match=r"connection failed: .*refused.* \(2 attempts\); try again later"):
+    with pytest.raises(EndpointError, match=r"connection failed: .*refused.* \(2 attempts\); is the server running"):
         Client(settings, AnswerFile(tmp_path / "answers.jsonl"), 8, backoff_s=0.01).generate(ask("a"), no_progress)

@@ -8,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from shoestring.cli.main import run
 from shoestring.config import FieldsConfig
 from shoestring.data.codes import CODES
 from shoestring.data.load import load
+from shoestring.data.synth.agreement import Agreement, agreement, similarity
 from shoestring.data.synth.asking import Asking, Teacher
 from shoestring.data.synth.imported import read_distilabel
 from shoestring.data.synth.make import Made, Maker, Task
@@ -28,7 +30,8 @@ from shoestring.data.synth.replies import bare, read_items
 from shoestring.data.synth.shape import AnswerShape
 from shoestring.data.synth.texts import PASSAGE_CHARS, Text, read_inputs, read_passages
 from shoestring.errors import BudgetStopped, DataError, EndpointError
-from shoestring.records import Completion, Example, Message, Progress, no_progress
+from shoestring.messages import Example, Message, ToolCall
+from shoestring.records import Completion, Progress, no_progress
 from tests.scripted_server import ScriptedServer, chat, intents, is_answer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -422,6 +425,123 @@ def test_inputs_are_read_from_lines_and_rows_strictly(tmp_path: Path) -> None:
         read_inputs([str(tmp_path / "e.jsonl")])
 
 
+# ---- agreement of free text -----------------------------------------------------------------
+
+OFFERS = (
+    "There is a cheap Italian restaurant by the river called The Mill, and it welcomes families.",
+    "The Mill is a cheap Italian restaurant by the river; it welcomes families.",
+    "Turn the heater off at night, close both windows, and call the landlord if the noise persists.",
+)
+
+
+def keyed(*texts: str) -> list[tuple[str, str]]:
+    return [(text, text) for text in texts]
+
+
+def test_free_text_agrees_by_likeness_to_the_medoid() -> None:
+    found = agreement(keyed(OFFERS[2], *OFFERS[:2]), "generate", 0.45)
+    assert found.answer in OFFERS[:2] and found.votes == 2
+    assert found.similarity == pytest.approx(similarity(*OFFERS[:2]), abs=1e-3) and 0.45 < found.similarity < 1
+    assert agreement(keyed(*OFFERS), "generate", 0.95).votes == 1
+    assert agreement(keyed("billing", "delivery", "billing"), "classify", 0.45) == Agreement("billing", 2)
+    assert agreement([], "chat", 0.45).votes == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("42", "42.0", True),
+        ("42", "43", False),
+        ("It costs 1,000 euros.", "It costs 1000 euros.", True),
+        ("It costs 1000 euros.", "It costs 1001 euros.", False),
+        ("The kettle K holds 2 litres and costs 40 euros.", "The kettle K holds 2 litres and costs 45 euros.", False),
+        ("The kettle holds 2 litres and it costs 40 euros.", "The kettle holds 2 litres and it costs a lot.", True),
+        ('{"name": "find", "arguments": {"what": "kelp"}}', '{"name": "find", "arguments": {"what": "kelt"}}', False),
+        ('{"name": "find", "arguments": {"what": "kelp"}}', "I would find kelp.", False),
+    ],
+)
+def test_numbers_and_calls_agree_exactly(one: str, other: str, agree: bool) -> None:
+    assert (agreement(keyed(one, other), "chat", 0.45).votes == 2) == agree
+
+
+def test_free_text_is_sampled_until_enough_agree_and_its_row_says_how_much() -> None:
+    said = {
+        "good": OFFERS[:2],
+        "bad": (*OFFERS[1:], "Ask again later."),
+        "worst": (OFFERS[0], OFFERS[2], "Forty-two, as ever."),
+    }
+    spoken = Spoken(lambda text, seed: said[text][seed])
+    made = Maker(task("generate", samples=3, agree=2), spoken.teacher()).answers(
+        3, [Text(name, "in.txt", n) for n, name in enumerate(said, 1)]
+    )
+    assert [answer for _, answer in pairs_of(made)] == [OFFERS[0]] and codes_of(made) == {"low_agreement": 2}
+    told = made.rows[0]["provenance"]
+    assert (told["samples"], told["agree"]) == (2, 2) and told["similarity"] > 0.45
+    assert made.rejected[1]["evidence"].startswith("1 of 3 answers agree, 2 must: 1 x")
+
+
+# ---- seeds with tools -----------------------------------------------------------------------
+
+FIND = {"type": "function", "function": {"name": "find", "description": "Find a thing.", "parameters": {
+    "type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}}}  # fmt: skip
+LOSE = {"type": "function", "function": {"name": "lose", "description": "Lose a thing."}}
+
+
+def tool_seed(text: str, name: str, declared: dict[str, Any], line: int) -> Example:
+    answer = Message("assistant", "", (ToolCall(name, json.dumps({"what": text})),))
+    return Example(
+        (Message("user", f"{name} the {text}"), answer), (1, 2), "seeds.jsonl", line, tools=json.dumps([declared])
+    )
+
+
+def test_seeds_with_tools_give_rows_with_tools_whose_calls_are_checked() -> None:
+    seeds = (tool_seed("kelp", "find", FIND, 1), tool_seed("jade", "find", FIND, 2), tool_seed("iris", "lose", LOSE, 3))
+    held_out = (replace(tool_seed("lotus", "find", FIND, 1), source="eval.jsonl"),)
+    seen: list[Prompt] = []
+
+    def say(text: str, seed: int) -> str:
+        if "JSON array" not in text:
+            word = text.split()[-1]
+            return json.dumps({"name": "find", "parameters": {"what": word}})
+        name = "find" if "Find a thing" in text else "lose"
+        words = [f"{w}{zlib.crc32(text.encode()) % 97}" for w in ("amber", "birch", "cedar")]
+        calls = [{"name": name, "arguments": {"what": words[0]}}, {"name": "sell", "arguments": {}},
+                 {"name": name, "arguments": {"where": "here"}}]  # fmt: skip
+        items = [{"input": f"{name} the {w}", "answer": c} for w, c in zip(words, calls, strict=True)]
+        return json.dumps([*items, *([{"input": "find the lotus", "answer": "no"}] if name == "find" else [])])
+
+    spoken = Spoken(say)
+    sampling = spoken.sampling
+
+    def watched(seed: int) -> Any:
+        def generate(prompts: list[Prompt], progress: Progress) -> list[Completion]:
+            seen.extend(prompts)
+            return sampling(seed)(prompts, progress)
+
+        return generate
+
+    maker = Maker(task("chat", train=seeds, eval=held_out), spoken.teacher(sampling=watched))
+    made = maker.pairs(4, "seeds")
+    assert {r["tools"][0]["function"]["name"] for r in made.rows} == {"find", "lose"}
+    for row in made.rows:
+        called = row["messages"][-1]["tool_calls"][0]["function"]
+        assert called["name"] == row["tools"][0]["function"]["name"] and row["messages"][-1]["content"] == ""
+        assert row["provenance"]["template"] == "pairs-1-tools-1"
+        seeds_shown = [s for s in seeds if s.id in row["provenance"]["seed_ids"]]
+        assert {json.loads(s.tools)[0]["function"]["name"] for s in seeds_shown} == {called["name"]}
+    codes = codes_of(made)
+    assert codes["undeclared_tool"] and codes["bad_tool_arguments"] and codes["leak_into_eval"]
+    # Inputs: the tools of most seeds go with the request, and the answer is read as a call.
+    seen.clear()
+    (row,) = (
+        Maker(task("chat", train=seeds), spoken.teacher(sampling=watched)).answers(1, [Text("find fern", "i", 1)]).rows
+    )
+    assert row["tools"] == [FIND] and json.loads(row["messages"][-1]["tool_calls"][0]["function"]["arguments"]) == {
+        "what": "fern"
+    }
+    assert seen[0][0] == Message("tools", json.dumps([FIND])) and [m.role for m in seen[0]].count("tool") == 2
+
+
 # ---- distilabel's output --------------------------------------------------------------------
 
 
@@ -545,60 +665,63 @@ def test_a_synthesis_adds_up_and_its_rows_can_be_trained_on(serve: Serve, capfd:
     assert "rows generated" in shown and "refused because" in shown and "data.train: the files it has" in shown
 
 
-def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(serve: Serve, here: Path) -> None:
-    def slow(number: int, body: dict[str, Any]) -> Any:
-        time.sleep(0.05)
+class Held:
+    """A script that answers so many requests and holds the others until it is let go; `reached` once it holds one."""
+
+    def __init__(self, num_answered: int) -> None:
+        self.num_answered = num_answered
+        self.reached, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, number: int, body: dict[str, Any]) -> Any:
+        if number >= self.num_answered:
+            self.reached.set()
+            self.let_go.wait(60)
         return intents(number, body)
 
-    server = serve(slow)
-    command = [sys.executable, "-m", "shoestring", "synth", "run.yaml", "--num", "60", "--out", "out"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(server.requests) < 25 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(0.2)
-    num_seen, num_kept = len(server.requests), len(lines("out/answers.jsonl"))
-    assert 0 <= num_seen - num_kept <= 2  # at most what was in flight
-    subprocess.run(command, env=env, check=True, capture_output=True)
+
+def start_synth() -> subprocess.Popen[str]:
+    # A background job of a shell inherits an ignored SIGINT; the command under test must not.
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "synth", "run.yaml", "--num", "60", "--out", "out"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(serve: Serve, here: Path) -> None:
+    held = Held(25)
+    server = serve(held)
+    process = start_synth()
+    assert held.reached.wait(60)
+    process.kill()
+    process.communicate()
+    held.let_go.set()
+    assert len(lines("out/answers.jsonl")) in (24, 25)  # one of two workers may have been about to write its answer
+    assert run(["synth", "run.yaml", "--num", "60", "--out", "out"]) == 0
     answers = lines("out/answers.jsonl")
     assert len({a["request"] for a in answers}) == len(answers)
-    assert len(server.requests) - len(answers) == num_seen - num_kept  # answers that came were not asked for again
-    whole = Path("out/synthetic.jsonl").read_text()
-    subprocess.run([*command[:-1], "other"], env=env, check=True, capture_output=True)
-    without_dates = [{**r, "provenance": {**r["provenance"], "made_at": ""}} for r in lines("other/synthetic.jsonl")]
-    assert without_dates == [
-        {**json.loads(r), "provenance": {**json.loads(r)["provenance"], "made_at": ""}} for r in whole.splitlines()
-    ]
+    assert 0 < len(server.requests) - len(answers) <= 2  # at most what was in flight was asked for again
+    whole = lines("out/synthetic.jsonl")
+    assert run(["synth", "run.yaml", "--num", "60", "--out", "other"]) == 0
+    for row in (*whole, *(others := lines("other/synthetic.jsonl"))):
+        del row["provenance"]["made_at"]
+    assert whole == others
     entries = lines("out/ledger.jsonl")
     assert sum(e["actual"]["usd"] for e in entries) == pytest.approx(sum(a["answer"]["cost_usd"] for a in answers))
 
 
 def test_an_interrupt_is_exit_code_5_and_keeps_what_was_paid(serve: Serve, here: Path) -> None:
-    def slow(number: int, body: dict[str, Any]) -> Any:
-        time.sleep(0.05 if number < 30 else 1.0)  # so that the signal always comes before the end
-        return intents(number, body)
-
-    server = serve(slow)
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "shoestring", "synth", "run.yaml", "--num", "60", "--out", "out"]
-    # A background job of a shell inherits an ignored SIGINT; the command under test must not.
-    process = subprocess.Popen(
-        command,
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while len(server.requests) < 25 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    held = Held(25)
+    serve(held)
+    process = start_synth()
+    assert held.reached.wait(60)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
+    held.let_go.set()
     assert process.returncode == 5 and "run the same command again" in said
-    assert len(lines("out/answers.jsonl")) >= 23
+    assert len(lines("out/answers.jsonl")) in (24, 25)
 
 
 def test_a_budget_of_a_hundredth_of_a_cent_asks_nothing(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
@@ -626,8 +749,9 @@ def test_a_budget_in_the_middle_stops_with_rows_and_a_larger_one_goes_on(
     ("reply", "words"),
     [
         ((401, {}, b'{"error": "no"}'), ["HTTP 401", "check the key in the environment variable TEACHER_KEY"]),
-        ((429, {"Retry-After": "900"}, b"slow down"), ["HTTP 429", "asks to wait 900 s"]),
-        ((200, {}, b"<html>login</html>"), ["is no chat completion: '<html>login"]),
+        ((404, {}, b"The model `scripted` does not exist"), ["HTTP 404", "model ('scripted') in the run file"]),
+        ((429, {"Retry-After": "900"}, b"slow down"), ["asks to wait 900 s", "120 s", "lower num_parallel (now 2)"]),
+        ((200, {}, b"<html>login</html>"), ["is no chat completion: '<html>login", "check that base_url"]),
         ((200, {}, b'{"choices": []}'), ["is no chat completion"]),
     ],
 )
@@ -651,7 +775,8 @@ def test_nobody_there(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr("shoestring.decide.client.MAX_ATTEMPTS", 2)
     Path("run.yaml").write_text(RUN_FILE.format(url="http://127.0.0.1:9/v1", budget=1, key=""))
     assert run(["synth", "run.yaml", "--num", "9", "--out", "out"]) == 1
-    assert "connection failed" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "connection failed" in said and "is the server running? check host and port of base_url" in said
 
 
 def test_not_one_row_is_a_failure_and_says_why(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
@@ -810,13 +935,13 @@ def test_the_embedded_model_answers_inputs_over_http(here: Path, capfd: pytest.C
     try:
         text = RUN_FILE.format(url=server.url, budget=1, key="TEACHER_KEY").replace("classify", "generate")
         text = text.replace("model: scripted", "model: shoestring-1m").replace("timeout_s: 20", "timeout_s: 300")
-        Path("run.yaml").write_text(text + "  max_new_tokens: 24\n")
-        Path("in.txt").write_text("".join(f"Order {n}: the kettle of box {n * n} is late.\n" for n in range(1, 9)))
+        Path("run.yaml").write_text(text + "  max_new_tokens: 16\n")
+        Path("in.txt").write_text("".join(f"Order {n}: the kettle of box {n * n} is late.\n" for n in range(1, 4)))
         assert run(["synth", "run.yaml", "in.txt", "--from", "inputs", "--out", "out", "--json"]) in (0, 1)
         capfd.readouterr()
         receipt = json.loads(Path("out/receipt.json").read_text())
-        assert receipt["kept"] + receipt["rejected"] == receipt["generated"] == 8
-        assert server.num_answered == len(lines("out/answers.jsonl")) and 0 < server.num_answered <= 8
+        assert receipt["kept"] + receipt["rejected"] == receipt["generated"] == 3
+        assert server.num_answered == len(lines("out/answers.jsonl")) and 0 < server.num_answered <= 9
         answered = {a["answer"]["text"].strip() for a in lines("out/answers.jsonl")}
         assert all(row["messages"][-1]["content"] in answered for row in lines("out/synthetic.jsonl"))
         assert receipt["spent_usd"] > 0 and math.isclose(receipt["spent_usd"], receipt["cost_usd"])

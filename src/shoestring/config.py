@@ -210,9 +210,11 @@ class SynthConfig(_Section):
     teacher: EndpointConfig | None = None
     """The model that writes; empty: the one of decide.endpoints, or the one --endpoint names."""
     samples: int | None = Field(default=None, ge=1, le=32)
-    """Answers asked for one input, at most (default: 3 where answers can be compared, else 1)."""
+    """Answers asked for one input, at most (default: 3; at temperature 0, where all are the same, 1)."""
     agree: int | None = Field(default=None, ge=1, le=32)
     """So many of them must agree (default: more than half)."""
+    similarity: float = Field(default=0.45, ge=0, le=1)
+    """Answers in free text agree from this likeness on (chrF, 0 to 1); their numbers must agree exactly."""
     temperature: float = Field(default=0.7, ge=0, le=2)
     """Sampling temperature; at 0 all samples would be the same."""
     max_new_tokens: int = Field(default=1024, ge=1, le=32768)

@@ -138,6 +138,14 @@ def split_tools(prompt: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
     return "", tuple(prompt)
 
 
+def answered_turns(example: Example) -> list[Message]:
+    """The answer as turns that others may follow: a call gets an empty result, without which endpoints refuse them."""
+    calls = [call for message in example.answer for call in message.tool_calls]
+    if not calls:
+        return [Message("assistant", example.completion)]
+    return [*example.answer, *(Message("tool", "", tool_call_id=call.id) for call in calls)]
+
+
 def all_tools(declared: Sequence[str]) -> str:
     """Several rows' declarations as one: each tool once, of those with one name the first."""
     if len(set(declared) - {""}) <= 1:

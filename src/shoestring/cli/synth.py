@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from ..data.synth.make import Made, Task
     from ..data.synth.predict import Prediction
     from ..data.synth.texts import Text
+    from ..messages import Example
 
 MODES = ("seeds", "documents", "task", "inputs", "distilabel")
 ENGINES = ("builtin", "distilabel")
 DEFAULT_ROWS = 200
-CLOSED_SAMPLES = 3
+DEFAULT_SAMPLES = 3
 REQUESTS_PER_WORKER = 4  # requests of one call, so that workers do not wait for the slowest after each answer
 DISTILABEL_CALL = 64  # requests of one pipeline: each starts a process, seconds
 OURS = ("receipt.json", "answers.jsonl", ".lock")
@@ -117,7 +118,6 @@ def _check(mode: str, files: list[str], num_rows: int | None, engine: str, out: 
 
 
 def _task(config: RunConfig, known: Known) -> Task:
-    from ..data.clean import OPEN_KINDS
     from ..data.synth.make import NUM_SHOTS, Task
     from ..decide.baselines import choose_shots, instruction_for
 
@@ -126,9 +126,8 @@ def _task(config: RunConfig, known: Known) -> Task:
             raise BadInput("task.instruction is empty and there are no seeds: say in the run file what is to be done")
         if config.task.kind == "classify" and not known.labels:
             raise BadInput("without seeds the labels are unknown; list them under synth.labels in the run file")
-    # Right answers of an open kind differ in wording, so that none agree.
-    can_agree = config.task.kind not in OPEN_KINDS and config.synth.temperature > 0
-    samples = config.synth.samples or max(config.synth.agree or 1, CLOSED_SAMPLES if can_agree else 1)
+    can_agree = config.synth.temperature > 0
+    samples = config.synth.samples or max(config.synth.agree or 1, DEFAULT_SAMPLES if can_agree else 1)
     return Task(
         kind=config.task.kind,
         instruction=instruction_for(config.task, known.train, known.labels),
@@ -141,6 +140,7 @@ def _task(config: RunConfig, known: Known) -> Task:
         attributes=config.synth.attributes,
         system=known.system or config.data.system,
         seed=config.seed,
+        similarity=config.synth.similarity,
     )
 
 
@@ -238,7 +238,7 @@ def _finish(
     write_jsonl(out / "rejected.jsonl", made.rejected)
     names = ["synthetic.jsonl", "rejected.jsonl"]
     if known.is_split:
-        write_jsonl(out / "eval.jsonl", ({"messages": to_json(e.messages)} for e in known.eval))
+        write_jsonl(out / "eval.jsonl", (_held_out(e) for e in known.eval))
         names.append("eval.jsonl")
     result = {
         "folder": str(out),
@@ -271,6 +271,10 @@ def _finish(
     else:
         _show(result, known)
     return 0
+
+
+def _held_out(example: Example) -> dict[str, Any]:
+    return {key: value for key, value in to_json(example).items() if key in ("messages", "tools")}
 
 
 def _reasons(result: dict[str, Any]) -> str:

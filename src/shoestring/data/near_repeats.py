@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
 
-from ..messages import tools_key
 from ..records import Example, Progress
 from .clean import Outcome, differing
 from .engine import Examples
 from .near import near_rows
+from .normalise import tools_mark
 
 
 def resolve_near(kind: str, drop_duplicates: bool, contradictions: str, out: Outcome, progress: Progress) -> None:
@@ -77,8 +76,7 @@ def compared(examples: Sequence[Example]) -> tuple[Texts, Texts]:
     def asked(example: Example) -> str:
         said = [m for m in example.prompt if m.content != shared or m.role != "system"]
         prompt = said[0].text if len(said) == 1 else "\n".join(f"{m.role}: {m.text}" for m in said)
-        number = f"\ntools {zlib.crc32(tools_key(example.tools).encode())}" if example.tools else ""
-        return (prompt or example.completion) + number
+        return (prompt or example.completion) + tools_mark(example.tools)
 
     return Texts(examples, asked), Texts(examples, lambda example: example.completion)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+import zlib
 from typing import Any
 
 from ..messages import Example, tools_key
@@ -44,6 +45,11 @@ def said_key(example: Example) -> str:
     if len(prompt) == 1:
         return normalise_prompt(prompt[0].content or example.completion)
     return "\x1e".join(f"{m.role}\x1f{normalise_prompt(m.text)}" for m in prompt)
+
+
+def tools_mark(tools: str) -> str:
+    """A number that stands for declared tools in compared text; the guard takes other tools for a difference."""
+    return f"\ntools {zlib.crc32(tools_key(tools).encode())}" if tools else ""
 
 
 def answer_key(text: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import TaskConfig
 from ..evaluate.score import score_arm
-from ..messages import Example, Message, Prompt, all_tools, split_tools, with_tools
+from ..messages import Example, Message, Prompt, all_tools, answered_turns, split_tools, with_tools
 from ..records import ArmScore, Generate, Progress, no_progress
 
 # Keys rarer than this in the training answers are not named in the instruction.
@@ -121,17 +121,10 @@ def few_shot_prompts(
 def _with_shots(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
     tools, own = split_tools(prompt)
     system = own[:1] if own and own[0].role == "system" else ()
-    turns = [turn for shot in shots for turn in _turns_of(shot)]
+    turns = [
+        turn for shot in shots for turn in (*(m for m in shot.prompt if m.role != "system"), *answered_turns(shot))
+    ]
     return with_tools((*system, *turns, *own[len(system) :]), all_tools([tools, *(shot.tools for shot in shots)]))
-
-
-def _turns_of(shot: Example) -> list[Message]:
-    """A shot's turns; calls in its answer get a result, without which an endpoint refuses the next user turn."""
-    asked = [m for m in shot.prompt if m.role != "system"]
-    calls = [call for message in shot.answer for call in message.tool_calls]
-    if not calls:
-        return [*asked, Message("assistant", shot.completion)]
-    return [*asked, *shot.answer, *(Message("tool", "", tool_call_id=call.id) for call in calls)]
 
 
 def choose_shots(

@@ -8,6 +8,8 @@ import json
 import os
 import queue
 import random
+import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -37,12 +39,30 @@ ADAPTATIONS: dict[str, dict[str, str | None]] = {
     "temperature": {"temperature": None},
     "seed": {"seed": None},
 }
-NEXT_STEPS = {
-    400: "check the endpoint in the run file: its model, and the length of the prompts",
+# What to do next, by HTTP status or by what failed; filled in from the endpoint's settings.
+LATER = "try again later, answers so far are cached; or take the endpoint out of the run file"
+NO_ANSWER = (
+    "check that base_url is the address of an OpenAI-compatible API, which usually ends in /v1, and not of a web page "
+    "or a proxy's login"
+)
+MOVED = "a redirect is not followed, it would carry the key elsewhere; give base_url as it is now"
+NEXT_STEPS: dict[int | str, str] = {
+    400: "check the endpoint in the run file: its model ({model!r}), and the length of the prompts",
     401: "check the key in the environment variable {key}",
-    403: "check that the key in {key} may use this model",
-    404: "check base_url (it usually ends in /v1) and model in the run file",
-    429: "wait, lower num_parallel, or check the account's quota; answers so far are cached",
+    402: "check the account's balance; answers so far are cached",
+    403: "check that the key in {key} may use model {model!r}",
+    404: "check base_url (it usually ends in /v1) and model ({model!r}) in the run file",
+    413: "shorten the prompts: fewer decide.num_shots, a shorter task.instruction",
+    422: "check the endpoint in the run file: its model ({model!r}), and whether it takes OpenAI's parameters",
+    429: "wait, lower num_parallel (now {num_parallel}), or check the account's quota; answers so far are cached",
+    "quota": "the account's quota is used up: raise it, or wait for the next period; answers so far are cached",
+    "timeout": "raise timeout_s, lower num_parallel (now {num_parallel}), or ask for shorter answers; those so far are "
+    "cached",
+    "refused": "is the server running? check host and port of base_url",
+    "unknown host": "check the host of base_url, and the network",
+    "certificate": "check base_url: http:// or https://, and whether this machine trusts the server's certificate",
+    "no completion": NO_ANSWER,
+    **dict.fromkeys((301, 302, 303, 307, 308), MOVED),
 }
 
 
@@ -76,11 +96,19 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that may pass; wait_s when the server said how long."""
+    """An attempt failed in a way that may pass; wait_s when the server said how long. step: of NEXT_STEPS."""
 
-    def __init__(self, reason: str, status: int | None = None, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, step: int | str, wait_s: float | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.status, self.wait_s = reason, status, wait_s
+        self.reason, self.step, self.wait_s = reason, step, wait_s
+
+
+# Of what a connection fails with, in order: which next step.
+CONNECTION_STEPS: tuple[tuple[type[Exception], str], ...] = (
+    (ConnectionRefusedError, "refused"),
+    (socket.gaierror, "unknown host"),
+    (ssl.SSLError, "certificate"),
+)
 
 
 class _Stopped(Exception):
@@ -184,11 +212,11 @@ class Client:
                 return completion
             except _Retry as retry:
                 if attempt == MAX_ATTEMPTS - 1 or (retry.wait_s or 0) > LONGEST_RETRY_AFTER_S:
-                    raise self._error(
-                        f"{retry.reason} ({attempt + 1} attempts)"
-                        + (f"; it asks to wait {retry.wait_s:.0f} s" if retry.wait_s else ""),
-                        retry.status,
-                    ) from None
+                    what = f"{retry.reason} ({attempt + 1} attempt{'s' if attempt else ''})"
+                    if retry.wait_s:
+                        limit = f"no more than {LONGEST_RETRY_AFTER_S:.0f} s are waited"
+                        what += f"; it asks to wait {retry.wait_s:.0f} s, and {limit}"
+                    raise self._error(what, retry.step) from None
                 longest = min(LONGEST_BACKOFF_S, self.backoff_s * 2**attempt)
                 delay_s = retry.wait_s if retry.wait_s is not None else 0.0
                 if stop.wait(delay_s + random.uniform(longest / 2, longest)):
@@ -208,7 +236,8 @@ class Client:
         if status == 400 and b"content_filter" in body:
             return Completion("", 0, 0, time.monotonic() - started, stopped=False, made_at=now())
         if status != 200:
-            raise self._error(f"HTTP {status}, {shown}", status)
+            is_quota = b"insufficient_quota" in body
+            raise self._error(f"HTTP {status}, {shown}", "quota" if is_quota else status)
         latency_s = time.monotonic() - started
         try:
             answer = json.loads(body)
@@ -220,18 +249,17 @@ class Client:
             usage = answer.get("usage") or {}
             tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise self._error(f"the answer is no chat completion: {shown}", None) from None
+            raise self._error(f"the answer is no chat completion: {shown}", "no completion") from None
         if content is not None and not isinstance(content, str):
-            raise self._error(f"the answer's content is no text: {shown}", None)
+            raise self._error(f"the answer's content is no text: {shown}")
         text = _text_of(content or "", calls, split_tools(prompt)[0])
         if text is None:
-            raise self._error(f"a tool call of the answer names no function: {shown}", None)
+            raise self._error(f"a tool call of the answer names no function: {shown}")
         prices = (self.config.usd_per_million_input_tokens, self.config.usd_per_million_output_tokens)
         if not (isinstance(tokens_in, int) and isinstance(tokens_out, int)):
             if any(prices):
                 raise self._error(
-                    "the answer states no token usage, so its cost is unknown; set both prices to 0 to go on without",
-                    None,
+                    "the answer states no token usage, so its cost is unknown; set both prices to 0 to go on without"
                 )
             tokens_in = tokens_out = 0
         cost_usd = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
@@ -249,7 +277,7 @@ class Client:
         if seed is not None:
             body["seed"] = seed
         for old, new in self.renamed.copy().items():
-            value = body.pop(old, None)
+            value = body.pop(old)
             if new:
                 body[new] = value
         return body
@@ -277,8 +305,9 @@ class Client:
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
-                raise _Retry(f"no answer within {self.config.timeout_s:g} s (timeout_s)") from None
-            raise _Retry(f"connection failed: {reason or type(error).__name__}") from None
+                raise _Retry(f"no answer within {self.config.timeout_s:g} s (timeout_s)", "timeout") from None
+            step = next((step for kind, step in CONNECTION_STEPS if isinstance(reason, kind)), "")
+            raise _Retry(f"connection failed: {reason or type(error).__name__}", step) from None
 
     def _read(self, response: Any, deadline: float) -> bytes:
         """The body, read in pieces: the socket's timeout does not bound a server that drips."""
@@ -287,7 +316,7 @@ class Client:
             pieces.append(piece)
             num_bytes += len(piece)
             if num_bytes > MAX_BODY_BYTES:
-                raise self._error(f"the answer is longer than {MAX_BODY_BYTES >> 20} MiB", None)
+                raise self._error(f"the answer is longer than {MAX_BODY_BYTES >> 20} MiB")
             if time.monotonic() > deadline:
                 raise TimeoutError
         if response.length:
@@ -301,10 +330,15 @@ class Client:
         identity = [self.url, self.config.model, self.max_new_tokens, messages, self.temperature, seed]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def _error(self, what: str, status: int | None) -> EndpointError:
-        step = NEXT_STEPS.get(status or 0, "try again later, answers so far are cached; or take the endpoint out")
-        key = self.config.api_key_env or "(none sent)"
-        return EndpointError(f"endpoint {self.config.name!r} ({self.url}): {what}; {step.format(key=key)}")
+    def _error(self, what: str, step: int | str = "") -> EndpointError:
+        """step: of NEXT_STEPS, an HTTP status or what failed."""
+        config = self.config
+        if step == 401 and not config.api_key_env:
+            advice = "no key was sent; name the environment variable that holds it under api_key_env"
+        else:
+            key = config.api_key_env or "(none was sent)"
+            advice = NEXT_STEPS.get(step, LATER).format(key=key, model=config.model, num_parallel=config.num_parallel)
+        return EndpointError(f"endpoint {config.name!r} ({self.url}): {what}; {advice}")
 
 
 def _text_of(content: str, calls: Any, tools: str) -> str | None:

@@ -296,6 +296,15 @@ def sql_normal_form(query: str) -> str:
     return " ".join(token if token[0] in "'\"`" else token.casefold() for token in tokens)
 
 
+def numbers_in(text: str) -> list[Decimal]:
+    """Every number of the text in order, as final_number reads them."""
+    return [_decimal(found) for found in _NUMBER.findall(text)]
+
+
+def _decimal(text: str) -> Decimal:
+    return Decimal(text.replace(",", "").replace("$", "").replace("\u2212", "-"))
+
+
 def final_number(text: str) -> Decimal | None:
     """The number after the last '####' if there is one, else the last number of the text.
 
@@ -306,4 +315,4 @@ def final_number(text: str) -> Decimal | None:
     if not numbers:
         return final_number(head) if mark else None
     found = numbers[0] if mark else numbers[-1]
-    return Decimal(found.replace(",", "").replace("$", "").replace("\u2212", "-"))
+    return _decimal(found)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import BudgetStopped, EndpointError, ShoestringError
-from ...records import Completion, Generate, Message, Progress
+from ...messages import Prompt
+from ...records import Completion, Generate, Progress
 from ...units import usd
 
-Prompt = tuple[Message, ...]
 TEMPLATE_TOKENS = 8  # of a chat template, a message
 
 
@@ -41,7 +41,7 @@ class Teacher:
 
     def at_most_usd(self, prompt: Prompt) -> float:
         """What one answer can cost: a token in two bytes, and the reply at its limit."""
-        num_tokens = sum(len(m.content.encode()) // 2 + TEMPLATE_TOKENS for m in prompt)
+        num_tokens = sum(len(m.text.encode()) // 2 + TEMPLATE_TOKENS for m in prompt)
         return self.cost_usd(num_tokens, self.max_new_tokens)
 
 

@@ -5,21 +5,25 @@ kept + rejected = generated, and the cost of their requests = what the teacher w
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import ShoestringError
-from ...records import Completion, Example, Message, Progress, no_progress
+from ...messages import Example, Message, Prompt, read_answer
+from ...records import Completion, Progress, no_progress, to_json
 from ..decode import shorten
 from ..near import near_rows
-from ..normalise import meaning_key, normalise_prompt
+from ..normalise import meaning_key, normalise_prompt, tools_mark
 from ..turns import as_text
+from .agreement import Agreement, agreement
 from .asking import Asking, Teacher
+from .calls import call_problem, commonest_tools, with_same_tools
 from .prompts import ANSWER, ATTRIBUTES, answer_prompt, pairs_prompt
 from .replies import bare, read_items
 from .shape import AnswerShape
@@ -37,7 +41,8 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 class Task:
     """What is to be made. samples and agree: answers asked for one input at most, and how many must agree.
 
-    shots: examples before each input that is answered. system: the system message of every row, or empty.
+    similarity: from which likeness on free text agrees. shots: examples before each input that is answered.
+    system: the system message of every row, or empty.
     """
 
     kind: str
@@ -51,6 +56,7 @@ class Task:
     attributes: dict[str, list[str]]
     system: str = ""
     seed: int = 0
+    similarity: float = 0.45
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Candidate:
     input: str
     about: dict[str, Any]  # its provenance so far
     passage: str = ""
+    tools: str = ""  # declared, as of an Example
     reply: str = ""  # what could not be read
     said: str = ""  # the first answer that cannot be right
     answers: list[tuple[str, str]] = field(default_factory=list)
@@ -69,15 +76,7 @@ class Candidate:
     problem: tuple[str, str] | None = None
     cost_usd: float | None = 0.0
     made_at: str = ""
-
-    def votes(self) -> int:
-        """Answers that say the same as the most."""
-        return max(Counter(key for _, key in self.answers).values(), default=0)
-
-    def answer(self) -> str:
-        """The first answer of the largest group."""
-        best = Counter(key for _, key in self.answers).most_common(1)
-        return next((text for text, key in self.answers if best and key == best[0][0]), "")
+    agreed: Agreement = field(default_factory=Agreement)
 
     def paid(self, completion: Completion, share: int = 1) -> None:
         self.cost_usd = (self.cost_usd or 0.0) + completion.cost_usd / share
@@ -127,10 +126,10 @@ class Maker:
             requests = self.pair_requests(num_asked, num_requests, num_items, passages)
             num_asked += num_requests
             fresh: list[Candidate] = []
-            completions = self.asking.fresh([prompt for prompt, _, _ in requests])
-            for (_, about, passage), completion in zip(requests, completions, strict=True):
+            completions = self.asking.fresh([prompt for prompt, _ in requests])
+            for (_, like), completion in zip(requests, completions, strict=True):
                 if completion is not None:
-                    fresh += self._read({"from": mode, **about}, passage, completion)
+                    fresh += self._read(replace(like, about={"from": mode, **like.about}), completion)
             for candidate in fresh:
                 if candidate.problem is None and not candidate.answers:
                     candidate.problem = candidate.first_problem
@@ -142,7 +141,8 @@ class Maker:
         """The teacher's answers to inputs, until num_rows are kept."""
         assert self.asking is not None
         about = {"from": "inputs", "template": ANSWER, "seed_ids": [shot.id for shot in self.task.shots]}
-        candidates = [Candidate(t.text, {**about, "input": f"{t.source} line {t.line}"}) for t in inputs]
+        tools = commonest_tools(self.task.train)
+        candidates = [Candidate(t.text, {**about, "input": f"{t.source} line {t.line}"}, tools=tools) for t in inputs]
         self._refuse_repeats(candidates)
         block = ROUND_REQUESTS * MAX_ITEMS
         start = 0
@@ -171,37 +171,39 @@ class Maker:
 
     def pair_requests(
         self, first: int, num_requests: int, num_items: int, passages: Sequence[Text]
-    ) -> list[tuple[tuple[Message, ...], dict[str, Any], str]]:
-        """(prompt, provenance, passage) of a round; other seeds, labels, and attributes in each."""
+    ) -> list[tuple[Prompt, Candidate]]:
+        """Requests of a round, each with what its candidates have in common; other seeds and attributes in each."""
         task = self.task
         kept = [c for c in self.done if c.problem is None]
         per_label = Counter(e.completion.strip() for e in task.train)
-        per_label.update(c.answer() for c in kept)
+        per_label.update(c.agreed.answer for c in kept)
         attributes = task.attributes or ATTRIBUTES
         requests = []
+        is_plain = not any(seed.tools for seed in task.train)
         for number in range(first, first + num_requests):
             draw = random.Random(f"{task.seed}:{number}")
             label = None
             if task.labels:
                 label = min(task.labels, key=lambda name: per_label[name])
                 per_label[label] += num_items
-            shots = self._shots(draw, label)
+            tools = "" if is_plain else draw.choice(task.train).tools
+            shots = self._shots(draw, label, task.train if is_plain else with_same_tools(task.train, tools))
             passage = passages[number % len(passages)] if passages else None
             drawn = {name: draw.choice(list(values)) for name, values in attributes.items()}
             avoid = [c.input for c in draw.sample(kept, min(NUM_AVOIDED, len(kept)))]
             prompt, template = pairs_prompt(
                 task.instruction, shots, num_items, label=label, attributes=drawn, avoid=avoid,
                 passage=passage.text if passage else "", is_json=task.kind == "extract",
+                tools=tools,
             )  # fmt: skip
             about: dict[str, Any] = {"template": template, "seed_ids": [s.id for s in shots], "attributes": drawn}
             if passage:
                 about["document"] = f"{passage.source} line {passage.line}"
-            requests.append((prompt, about, passage.text if passage else ""))
+            requests.append((prompt, Candidate("", about, passage.text if passage else "", tools)))
         return requests
 
-    def _shots(self, draw: random.Random, label: str | None) -> list[Example]:
+    def _shots(self, draw: random.Random, label: str | None, train: Sequence[Example]) -> list[Example]:
         """Seeds to show: of the label wanted where there is one and it has seeds, two others for contrast."""
-        train = self.task.train
         if label is None:
             return draw.sample(train, min(NUM_SHOTS, len(train)))
         same = [e for e in train if e.completion.strip() == label]
@@ -209,18 +211,27 @@ class Maker:
         chosen = draw.sample(same, min(NUM_SHOTS - 1, len(same)))
         return chosen + draw.sample(others, min(NUM_SHOTS - len(chosen), len(others)))
 
-    def _read(self, about: dict[str, Any], passage: str, completion: Completion) -> list[Candidate]:
+    def _read(self, like: Candidate, completion: Completion) -> list[Candidate]:
         items = read_items(completion.text, completion.stopped)
         found = []
         for item in items:
             if isinstance(item, dict):
-                candidate = Candidate(as_text(item["input"]).strip(), dict(about), passage)
+                candidate = replace(like, input=as_text(item["input"]).strip(), about=dict(like.about), answers=[])
                 self._count(candidate, self.shape.tidy(item["answer"]), is_whole=True)
             else:
-                candidate = Candidate("", dict(about), passage, reply=completion.text, problem=item)
+                candidate = replace(like, about=dict(like.about), answers=[], reply=completion.text, problem=item)
             candidate.paid(completion, len(items))
             found.append(candidate)
         return found
+
+    def answer_request(self, candidate: Candidate) -> Prompt:
+        """What a candidate's answer is asked with; the same shots for all inputs with the same tools."""
+        task = self.task
+        shots: Sequence[Example] = task.shots
+        if any(seed.tools for seed in task.train):
+            same = with_same_tools(task.shots, candidate.tools) or with_same_tools(task.train, candidate.tools)
+            shots = same[:NUM_SHOTS]
+        return answer_prompt(task.instruction, task.labels, shots, candidate.input, candidate.passage, candidate.tools)
 
     # ---- checks -------------------------------------------------------------------------------
 
@@ -241,11 +252,11 @@ class Maker:
                 rest.append(candidate)
         # Held-out rows first: of several rows a repeat is alike, the earliest is named.
         earlier = [*self.task.eval, *self.task.train]
-        places = [f"{e.source} line {e.line}" for e in earlier]
-        texts = [e.user_text for e in earlier]
-        made = [c.input for c in self.done if c.problem is None]
-        places += ["a row made before"] * (len(made) + len(rest))
-        texts += made + [c.input for c in rest]
+        made = [c for c in self.done if c.problem is None]
+        places = [f"{e.source} line {e.line}" for e in earlier] + ["a row made before"] * (len(made) + len(rest))
+        said = [e.user_text for e in earlier] + [c.input for c in (*made, *rest)]
+        tools = [e.tools for e in earlier] + [c.tools for c in (*made, *rest)]
+        texts = [text + tools_mark(declared) for text, declared in zip(said, tools, strict=True)]
         start = len(earlier) + len(made)
         first_with: dict[str, int] = {}
         found: dict[int, tuple[int, str]] = {}
@@ -259,7 +270,7 @@ class Maker:
             if pair.second >= start:
                 found.setdefault(pair.second, (pair.first, f"but for {pair.evidence}: "))
         for index, (partner, how) in found.items():
-            evidence = f"{places[partner]} asks the same, {how}{shorten(texts[partner], 200)}"
+            evidence = f"{places[partner]} asks the same, {how}{shorten(said[partner], 200)}"
             code = "near_duplicate" if how else "exact_duplicate"
             rest[index - start].problem = ("leak_into_eval" if partner < len(self.task.eval) else code, evidence)
 
@@ -268,14 +279,13 @@ class Maker:
         task = self.task
         while self.asking is not None:
             open_ones = [
-                c for c in candidates if c.votes() < task.agree and c.votes() + task.samples - c.num_asked >= task.agree
+                c
+                for c in candidates
+                if c.agreed.votes < task.agree and c.agreed.votes + task.samples - c.num_asked >= task.agree
             ]
             if not open_ones or self.asking.ended is not None:
                 break
-            requests = [
-                (answer_prompt(task.instruction, task.labels, task.shots, c.input, c.passage), c.num_prompts)
-                for c in open_ones
-            ]
+            requests = [(self.answer_request(c), c.num_prompts) for c in open_ones]
             for candidate, completion in zip(open_ones, self.asking.ask(requests), strict=True):
                 if completion is not None:
                     candidate.num_prompts += 1
@@ -284,7 +294,7 @@ class Maker:
         for c in candidates:
             # What another program made has the answers it has; a single one has nothing to agree with.
             wanted = task.agree if self.asking is not None else min(task.agree, c.num_asked)
-            if c.votes() >= wanted:
+            if c.agreed.votes >= wanted:
                 continue
             if self.asking is not None and self.asking.ended is not None and c.num_asked < task.samples:
                 c.problem = ("unconfirmed", f"asking ended after {c.num_asked} of {task.samples} answers")
@@ -293,16 +303,21 @@ class Maker:
             else:
                 said = Counter(key for _, key in c.answers).most_common(3)
                 shown = "; ".join(f"{n} x {key[:80]!r}" for key, n in said)
-                c.problem = ("low_agreement", f"{c.votes()} of {c.num_asked} answers agree, {wanted} must: {shown}")
+                c.problem = (
+                    "low_agreement",
+                    f"{c.agreed.votes} of {c.num_asked} answers agree, {wanted} must: {shown}",
+                )
 
     def _count(self, candidate: Candidate, answer: str, *, is_whole: bool) -> None:
         """One more answer of a candidate; one that cannot be right has no vote."""
         candidate.num_asked += 1
-        problem = self.shape.answer_problem(answer)
+        answer = read_answer(answer, candidate.tools).text
+        problem = self.shape.answer_problem(answer) or call_problem(answer, candidate.tools)
         if problem is None and not is_whole:
             problem = ("truncated_reply", f"the token limit cut it: …{answer[-80:]}")
         if problem is None:
             candidate.answers.append((answer, meaning_key(answer, self.task.kind)))
+            candidate.agreed = agreement(candidate.answers, self.task.kind, self.task.similarity)
         else:
             candidate.first_problem = candidate.first_problem or problem
             candidate.said = candidate.said or answer
@@ -329,21 +344,20 @@ class Maker:
         )
 
     def _row(self, c: Candidate) -> dict[str, Any]:
-        system = [{"role": "system", "content": self.task.system}] if self.task.system else []
+        system = [Message("system", self.task.system)] if self.task.system else []
+        answer = read_answer(c.agreed.answer or c.said, c.tools)
         teacher = {"teacher": self.teacher.model, "endpoint": self.teacher.host} if self.teacher else {}
         return {
-            "messages": [
-                *system,
-                {"role": "user", "content": c.input},
-                {"role": "assistant", "content": c.answer() or c.said},
-            ],
+            "messages": to_json([*system, Message("user", c.input), answer]),
+            **({"tools": json.loads(c.tools)} if c.tools else {}),
             "provenance": {
                 "origin": "synthetic",
                 **teacher,
                 "made_at": c.made_at or None,
                 **c.about,
                 "samples": c.num_asked,
-                "agree": c.votes(),
+                "agree": c.agreed.votes,
+                **({} if c.agreed.similarity is None else {"similarity": c.agreed.similarity}),
                 "cost_usd": c.cost_usd,
             },
         }
@@ -352,5 +366,5 @@ class Maker:
 def _unsupported(candidate: Candidate) -> tuple[str, str] | None:
     """A number of the answer that stands neither in the passage nor in the input."""
     given = set(NUMBER.findall(candidate.passage + " " + candidate.input))
-    missing = [number for number in NUMBER.findall(candidate.answer()) if number not in given]
+    missing = [number for number in NUMBER.findall(candidate.agreed.answer) if number not in given]
     return ("unsupported_number", f"{missing[0]} stands neither in the passage nor in the input") if missing else None

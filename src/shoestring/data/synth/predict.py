@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ...records import Estimate, Message
 from .asking import Teacher
-from .make import MAX_OVERSHOOT, Maker
-from .prompts import answer_prompt
+from .calls import commonest_tools
+from .make import MAX_OVERSHOOT, Candidate, Maker
 from .texts import Text
 
 CHARS_PER_TOKEN = 4  # English prose under current tokenizers, about
@@ -35,7 +35,7 @@ def predict(maker: Maker, teacher: Teacher, num_rows: int, mode: str, texts: Seq
     input_chars = _mean([len(t.text) for t in texts] if is_inputs else [len(e.user_text) for e in task.train])
     some_input = texts[0].text if is_inputs else "x" * round(input_chars)
     passage = texts[0].text if texts and not is_inputs else ""
-    answer = answer_prompt(task.instruction, task.labels, task.shots, some_input, passage)
+    answer = maker.answer_request(Candidate(some_input, {}, passage, tools=commonest_tools(task.train)))
     answer_usd = teacher.cost_usd(_chars(answer) / CHARS_PER_TOKEN, answer_chars / CHARS_PER_TOKEN)
     if is_inputs:
         num_rows = min(num_rows, len(texts))
@@ -44,7 +44,7 @@ def predict(maker: Maker, teacher: Teacher, num_rows: int, mode: str, texts: Seq
         highest_usd = high * teacher.at_most_usd(answer)
         return Prediction(requests, Estimate(requests.value * answer_usd, low * answer_usd, highest_usd), answer)
     num_items = maker.num_items(num_rows)
-    prompts = [prompt for prompt, _, _ in maker.pair_requests(0, 8, num_items, texts)]
+    prompts = [prompt for prompt, _ in maker.pair_requests(0, 8, num_items, texts)]
     reply_chars = num_items * (input_chars + answer_chars + JSON_CHARS)
     pair_usd = teacher.cost_usd(_mean([_chars(p) for p in prompts]) / CHARS_PER_TOKEN, reply_chars / CHARS_PER_TOKEN)
     best = math.ceil(num_rows / num_items)
@@ -63,7 +63,7 @@ def predict(maker: Maker, teacher: Teacher, num_rows: int, mode: str, texts: Seq
 
 
 def _chars(prompt: Sequence[Message]) -> int:
-    return sum(len(m.content) for m in prompt)
+    return sum(len(m.text) for m in prompt)
 
 
 def _mean(numbers: Sequence[int]) -> float:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...records import Example, Message
+from ...messages import Example, Message, Prompt, answered_turns, with_tools
 
 PAIRS, FROM_TASK, FROM_DOCUMENT, ANSWER = "pairs-1", "task-1", "document-1", "answer-1"
-Prompt = tuple[Message, ...]
+TOOLS = "-tools-1"  # after the id of a template that shows tools
 
 # Drawn one of each a request. Relative words: what is long depends on the task.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -31,6 +31,10 @@ WRITER = (
     "You write examples from which a small language model learns one task. Inputs read like what real people send. "
     "Every answer is right, complete, and in the form the task asks for."
 )
+CALL_RULE = (
+    'An answer that calls a tool is {"name": TOOL, "arguments": {...}}, or a list of those, and nothing else; only the '
+    "tools above are called, with the arguments they take."
+)
 FORMAT = 'Reply with a JSON array and nothing else: [{"input": "...", "answer": ...}, ...]'
 
 
@@ -44,12 +48,16 @@ def pairs_prompt(
     avoid: Sequence[str] = (),
     passage: str = "",
     is_json: bool = False,
+    tools: str = "",
 ) -> tuple[Prompt, str]:
     """A request for num_items new inputs with their answers, and the id of its template.
 
     label: what the right answer of each is to be. avoid: inputs already written. passage: what they are about.
+    tools: declarations, as of an Example.
     """
     parts = [f"The task: {instruction}"]
+    if tools:
+        parts.append(f"The tools that may be called:\n{tools}")
     if shots:
         parts += ["Real examples:", *(_shown(shot) for shot in shots)]
     if passage:
@@ -61,6 +69,8 @@ def pairs_prompt(
         rules.append("Every fact in input and answer stands in the passage. The input does not speak of 'the passage'.")
     if label is not None:
         rules.append(f"The right answer of each is exactly: {label}")
+    if tools:
+        rules.append(CALL_RULE)
     if is_json:
         rules.append("The answer is a JSON value, not text.")
     if attributes:
@@ -71,11 +81,11 @@ def pairs_prompt(
     parts.append(f"Write {what} of this task.\n" + "\n".join(f"- {rule}" for rule in rules))
     parts.append(FORMAT)
     template = FROM_DOCUMENT if passage else PAIRS if shots else FROM_TASK
-    return (Message("system", WRITER), Message("user", "\n\n".join(parts))), template
+    return (Message("system", WRITER), Message("user", "\n\n".join(parts))), template + (TOOLS if tools else "")
 
 
 def answer_prompt(
-    instruction: str, labels: Sequence[str], shots: Sequence[Example], text: str, passage: str = ""
+    instruction: str, labels: Sequence[str], shots: Sequence[Example], text: str, passage: str = "", tools: str = ""
 ) -> Prompt:
     """A request for the answer to one input, after shots that are the same for every input.
 
@@ -84,10 +94,10 @@ def answer_prompt(
     system = instruction
     if labels and not all(label in instruction for label in labels):
         system += f"\nAnswer with exactly one of: {', '.join(labels)}"
-    turns = [m for shot in shots for m in (Message("user", shot.user_text), Message("assistant", shot.completion))]
+    turns = [m for shot in shots for m in (Message("user", shot.user_text), *answered_turns(shot))]
     if passage:
         text = f'{text}\n\nAnswer from this passage alone:\n"""\n{passage}\n"""'
-    return (Message("system", system), *turns, Message("user", text))
+    return with_tools((Message("system", system), *turns, Message("user", text)), tools)
 
 
 def _shown(shot: Example) -> str:
