@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,13 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .adapter import adapter_in_16_bit, build_adapter, files_of, is_whole, load_adapter, publish
-from .attention import use_attention
-from .base import load_tokenizer
+from .adapter import files_of, is_whole, load_adapter, publish
 from .device import peak_bytes, reset_peak
 from .locate import model_print
 from .loop import StepItems, build_trainer
-from .objective import Objective, Preference, objective
-from .packing import choose_packing
+from .objective import Objective, Preference
 from .schedule import Schedule
+from .setup import SetUp, set_up
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 
 HISTORY_POINTS = 150
@@ -73,39 +71,20 @@ def train_rung(
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(out_dir, error) from error
-        tokenizer = load_tokenizer(model)
-        learned = objective(tokenizer, train, settings, "training")
-        held_out = objective(tokenizer, dev, settings, "dev")
-        first = [path for item in learned.items[:4] for path in item]
         peak = reset_peak(device)
-        tuned = build_adapter(model, settings, device)
-        rows_attention = use_attention(tuned.get_base_model())
-        facts: dict[str, Any] = {"peak": peak}
-        with adapter_in_16_bit(tuned, device):
-            batch = loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device)
-            with preflight.evaluation_mode(tuned), loss.precision(device):
-                facts["loss_path"] = loss.choose_path(tuned, batch)
-                packing = choose_packing(learned, train, settings, tuned, facts["loss_path"], device)
-                budget = {"batch_tokens": settings.micro_batch_tokens, "path": facts["loss_path"]}
-            facts |= {
-                "packing": packing.kind,
-                "packing_reason": packing.reason,
-                "sharing_factor": packing.sharing_factor,
-                "attention": packing.attention(rows_attention, device),
-            }
+        with set_up(model, train, dev, settings, device) as ready:
+            tuned, packing, schedule = ready.tuned, ready.packing, ready.packing.schedule
             if packing.line:
                 log(f"Rung {model}: {packing.line}")
-            schedule = packing.schedule
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
             resume, state, restarted = _resume(out_dir, print_, log)
             if not state.finished:
-                with preflight.evaluation_mode(tuned), loss.precision(device):
-                    prepare(out_dir, print_, {"train": learned, "dev": held_out}, tuned, budget, signals, progress)
+                prepare(out_dir, print_, ready, signals, progress)
 
             def evaluate() -> tuple[float, float]:
-                with preflight.evaluation_mode(tuned), loss.precision(device):
-                    dev_loss = held_out.mean_loss(tuned, **budget)
-                    return float(dev_metric(tuned, tokenizer)), dev_loss
+                with ready.scoring():
+                    dev_loss = ready.held_out.mean_loss(tuned, **ready.budget)
+                    return float(dev_metric(tuned, ready.tokenizer)), dev_loss
 
             watch = Watch(
                 model_name=model,
@@ -124,45 +103,40 @@ def train_rung(
             )
             try:
                 if not state.finished:
-                    items = StepItems(learned, schedule, packing.collate)
+                    items = StepItems(ready.learned, schedule, packing.collate)
                     trainer = build_trainer(
-                        tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), facts["loss_path"]
+                        tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), ready.path
                     )
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             finally:
                 watch.steps_file.close()
             source = _source(out_dir, state)
             load_adapter(tuned, source)
-            effect = preflight.adapter_effect(tuned, first, tokenizer.pad_token_id, device)
-        publish(source, out_dir / "adapter", model, tokenizer, settings.method, device.dtype)
+            effect = preflight.adapter_effect(tuned, ready.first, ready.tokenizer.pad_token_id, device)
+        publish(source, out_dir / "adapter", model, ready.tokenizer, settings.method, device.dtype)
         if signals.received:
             raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
-    facts |= {
+    facts = {
+        **ready.facts,
+        "peak": peak,
         "restarted": restarted,
-        "supervised_first_row": preflight.supervised_text(tokenizer, first[0]),
+        "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
         "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
     }
-    return _result(model, out_dir, schedule, learned, settings, device, state, facts)
+    return _result(model, out_dir, schedule, ready.learned, settings, device, state, facts)
 
 
-def prepare(
-    out_dir: Path,
-    print_: str,
-    objectives: Mapping[str, Objective],
-    model: Any,
-    budget: Mapping[str, Any],
-    signals: Signals,
-    progress: Progress,
-) -> None:
+def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress: Progress) -> None:
     """What preference training needs of the bare base, computed once and kept for later sessions.
 
     Raises: Interrupted.
     """
     import torch
 
-    wanted = {name: made for name, made in objectives.items() if isinstance(made, Preference)}
+    both = {"train": ready.learned, "dev": ready.held_out}
+    wanted = {name: made for name, made in both.items() if isinstance(made, Preference)}
     kept = read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {}
     if kept.get("fingerprint") != print_:
         kept = {"fingerprint": print_}
@@ -178,7 +152,8 @@ def prepare(
         if name in kept:
             made.reference = torch.tensor(kept[name], dtype=torch.float32).view(-1, 2)
             continue
-        made.prepare(model, tick=tick, **budget)
+        with ready.scoring():
+            made.prepare(ready.tuned, tick=tick, **ready.budget)
         kept[name] = made.reference.tolist()
         write_json(out_dir / REFERENCE, kept)
 

@@ -1,0 +1,84 @@
+"""Everything that training a rung needs, built once: for the trainer, and for the checks before it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..records import Device, Example, TrainSettings
+from . import loss, preflight
+from .adapter import adapter_in_16_bit, build_adapter
+from .attention import use_attention
+from .base import load_tokenizer
+from .objective import Objective, objective
+from .packing import Packing, choose_packing
+from .tokens import Encoded
+
+PROBED_ITEMS = 4  # rows that the loss path is tried on
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """A rung about to be trained."""
+
+    model: str
+    settings: TrainSettings
+    device: Device
+    tokenizer: Any
+    train: Sequence[Example]
+    learned: Objective
+    held_out: Objective
+    tuned: Any  # base with adapter
+    path: str  # of the loss
+    packing: Packing
+    rows_attention: str
+
+    @property
+    def first(self) -> list[Encoded]:
+        """Paths of the first rows."""
+        return [path for item in self.learned.items[:PROBED_ITEMS] for path in item]
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How passes over rows without gradient are cut, as objectives take it."""
+        return {"batch_tokens": self.settings.micro_batch_tokens, "path": self.path}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Which routes are on, for the record."""
+        return {
+            "loss_path": self.path,
+            "packing": self.packing.kind,
+            "packing_reason": self.packing.reason,
+            "sharing_factor": self.packing.sharing_factor,
+            "attention": self.packing.attention(self.rows_attention, self.device),
+        }
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """The model in evaluation mode, in the precision of training."""
+        with preflight.evaluation_mode(self.tuned), loss.precision(self.device):
+            yield
+
+
+@contextlib.contextmanager
+def set_up(
+    model: str, train: Sequence[Example], dev: Sequence[Example], settings: TrainSettings, device: Device
+) -> Iterator[SetUp]:
+    """Tokenise and check the rows, load the base with a fresh adapter, choose loss path and packing.
+
+    Raises: TrainingError, BadInput, ModelError.
+    """
+    tokenizer = load_tokenizer(model)
+    learned = objective(tokenizer, train, settings, "training")
+    held_out = objective(tokenizer, dev, settings, "dev")
+    tuned = build_adapter(model, settings, device)
+    rows_attention = use_attention(tuned.get_base_model())
+    first = [path for item in learned.items[:PROBED_ITEMS] for path in item]
+    with adapter_in_16_bit(tuned, device):
+        with preflight.evaluation_mode(tuned), loss.precision(device):
+            path = loss.choose_path(tuned, loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device))
+            packing = choose_packing(learned, train, settings, tuned, path, device)
+        yield SetUp(model, settings, device, tokenizer, train, learned, held_out, tuned, path, packing, rows_attention)
