@@ -119,15 +119,20 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     )
 
 
+def usual_learning_rate(model_type: str, hidden: int, preference: bool = False) -> float:
+    """Peak rate of LoRA for a model of this type and hidden size."""
+    rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / hidden) ** LR_EXPONENT.get(model_type, 0.0)
+    return rate * LR_PREFERENCE_FRAC if preference else rate
+
+
 def _learning_rate(shape: ModelShape, preference: bool) -> tuple[float, str]:
     exponent = LR_EXPONENT.get(shape.model_type, 0.0)
-    rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / shape.hidden) ** exponent
+    rate = usual_learning_rate(shape.model_type, shape.hidden, preference)
     reason = (
         f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x ({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}; "
         "ten times full fine-tuning, Tinker cookbook hyperparam_utils"
     )
     if preference:
-        rate *= LR_PREFERENCE_FRAC
         reason += f"; x {LR_PREFERENCE_FRAC:g} for preferences, as between TRL's two LoRA examples (2e-4, 5e-6)"
     return float(f"{rate:.3g}"), reason
 

@@ -31,6 +31,12 @@ class StepItems:
         }
 
 
+def step_loss(objective: Objective, model: Any, batch: loss.Batch, weight: int, path: str, device: Device) -> Any:
+    """A micro-batch's share of its step's mean loss."""
+    with loss.precision(device):
+        return objective.loss_sum(model, batch, path) / weight
+
+
 def only_item(items: list[Any]) -> Any:
     """The collator: a batch is one item already."""
     return items[0]
@@ -107,9 +113,7 @@ def build_trainer(
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            with loss.precision(device):
-                summed = items.objective.loss_sum(model, inputs, loss_path)
-            return summed / num_items_in_batch
+            return step_loss(items.objective, model, inputs, num_items_in_batch, loss_path, device)
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             save_adapter(self.model, Path(output_dir or arguments.output_dir))

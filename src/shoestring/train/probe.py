@@ -1,0 +1,317 @@
+"""Gates that ask the model itself: a few short rows forward and backward, weights as they were afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import TrainingError
+from . import gates, loss, preflight
+from .adapter import load_adapter
+from .gates import REFUSE, WARN, Finding, judged
+from .loop import StepItems, save_adapter, step_loss
+from .objective import Collate, Preference, padded
+from .schedule import Schedule
+from .setup import SetUp
+from .tokens import Encoded
+
+PROBE_ITEMS, PROBE_TOKENS = 4, 2048
+# Largest difference of gradients by rounding alone, relative to their norm.
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.03}
+NOISE = 0.02  # standard deviation given to B, which starts at zero and would hide half of all gradients
+
+
+def probe_items(ready: SetUp) -> list[int]:
+    """A few items, the shortest among them, with answers of different lengths: a wrong mean shows in those."""
+    items = ready.learned.items
+    order = sorted(range(len(items)), key=lambda i: (sum(len(path.ids) for path in items[i]), i))
+    fitting: list[int] = []
+    size = 0
+    for index in order:
+        size += sum(len(path.ids) for path in items[index])
+        if fitting and size > PROBE_TOKENS:
+            break
+        fitting.append(index)
+    by_weight = sorted(fitting, key=lambda i: (loss.num_loss_tokens(items[i]), i))
+    ends = [*by_weight[: PROBE_ITEMS // 2], *by_weight[-(PROBE_ITEMS // 2) :]]
+    return sorted(set(ends))
+
+
+@dataclass
+class Probe:
+    """A set-up under examination; gradients of the same rows, cut in different ways."""
+
+    ready: SetUp
+    indices: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.indices = probe_items(self.ready)
+
+    def trainable(self) -> dict[str, Any]:
+        return {name: p for name, p in self.ready.tuned.named_parameters() if p.requires_grad}
+
+    def gradients(self, micro_batches: Sequence[Sequence[int]], collate: Collate = padded) -> tuple[float, Any]:
+        """Loss of one step and its gradient as one vector, through the functions that training uses."""
+        import torch
+
+        ready = self.ready
+        step = tuple(tuple(batch) for batch in micro_batches)
+        item = StepItems(ready.learned, Schedule((step,), (), ()), collate)[0]
+        ready.tuned.zero_grad()
+        total = 0.0
+        for batch in item["micro_batches"]:
+            moved = loss.on_device(batch, ready.tuned.device)
+            value = step_loss(ready.learned, ready.tuned, moved, item["weight"], ready.path, ready.device)
+            value.backward()
+            total += float(value.detach())
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trainable().values()]
+        return total, torch.cat([part.flatten().float() for part in parts])
+
+    @property
+    def limit(self) -> float:
+        return ROUNDING[self.ready.device.dtype]
+
+
+@contextlib.contextmanager
+def probing(ready: SetUp) -> Iterator[Probe]:
+    """The model in training mode with B off zero; weights, gradients, mode and random state as before afterwards."""
+    import torch
+
+    tuned = ready.tuned
+    probe, training = Probe(ready), tuned.training
+    kept = {name: p.detach().clone() for name, p in probe.trainable().items()}
+    reference = getattr(ready.learned, "reference", None)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []):
+            tuned.train()
+            for name, parameter in probe.trainable().items():
+                if "lora_B" in name:
+                    noise = torch.randn(parameter.shape, generator=generator) * NOISE
+                    parameter.data.copy_(noise.to(parameter.device, parameter.dtype))
+            yield probe
+    finally:
+        for name, parameter in probe.trainable().items():
+            if name in kept:
+                parameter.data.copy_(kept[name])
+        tuned.zero_grad(set_to_none=True)
+        tuned.train(training)
+        if isinstance(ready.learned, Preference):
+            ready.learned.reference = reference
+
+
+def examine(ready: SetUp) -> list[Finding]:
+    """Every gate of rows, settings and model. A gate that cannot be asked because another failed is left out."""
+    found = [gate.finding(ready) for gate in gates.GATES]
+    if any(f.level == REFUSE and f.gate in BEFORE_THE_MODEL for f in found):
+        return found
+    with probing(ready) as probe:
+        if isinstance(ready.learned, Preference):
+            found.append(_reference(probe))
+        for name, level, remedy, look in MODEL_GATES:
+            finding = judged(name, level, remedy, *look(probe))
+            found.append(finding)
+            if finding.level == REFUSE and name in ("loss_is_finite", "there_is_an_adapter"):
+                break
+    return found
+
+
+def refuse(findings: Sequence[Finding], model: str) -> None:
+    """Raises: TrainingError with every refusal, its row and its remedy."""
+    wrong = [f for f in findings if f.level == REFUSE]
+    if wrong:
+        told = "\n".join(f"  {f.gate}: {f.found}; {f.remedy}" for f in wrong)
+        raise TrainingError(f"{model} would train on something else than it seems:\n{told}")
+
+
+def _adapter(probe: Probe) -> tuple[str, str]:
+    own = probe.trainable()
+    others = [name for name in own if "lora_" not in name and "magnitude" not in name]
+    if not own or not any("lora_" in name for name in own):
+        return "no adapter matrix is trainable", ""
+    if others:
+        return f"{len(others)} weights of the base are trainable, first {others[0]}", ""
+    return "", f"{len(own)} adapter matrices, {sum(p.numel() for p in own.values()):,} parameters"
+
+
+def _base_kept(probe: Probe) -> tuple[str, str]:
+    import torch
+
+    wide = [
+        name
+        for name, p in probe.ready.tuned.named_parameters()
+        if not p.requires_grad and p.dtype == torch.float32 and p.dim() > 1
+    ]
+    if probe.ready.device.dtype != "float32" and wide:
+        return f"{len(wide)} frozen matrices are held in float32, first {wide[0]}", ""
+    return "", f"the frozen base is held in {probe.ready.device.dtype}" + (
+        " and NF4" if probe.ready.settings.method == "qlora" else ""
+    )
+
+
+def _finite(probe: Probe) -> tuple[str, str]:
+    value, _ = probe.gradients([probe.indices])
+    return (
+        ("", f"loss {value:.3f} on {len(probe.indices)} rows") if math.isfinite(value) else (f"the loss is {value}", "")
+    )
+
+
+def _same_twice(probe: Probe) -> tuple[str, str]:
+    first, second = (probe.gradients([probe.indices])[1] for _ in range(2))
+    apart = _apart(first, second)
+    if apart > probe.limit:
+        return f"two passes over the same rows differ by {apart:.1%}: something random is on in training", ""
+    return "", "two passes over the same rows agree"
+
+
+def _apart(one: Any, other: Any) -> float:
+    norm = float(other.norm())
+    return float((one - other).norm()) / norm if norm else math.inf
+
+
+def _every_gradient(probe: Probe) -> tuple[str, str]:
+    probe.gradients([probe.indices])
+    own = probe.trainable()
+    lacking = [name for name, p in own.items() if p.grad is None or not bool(p.grad.any())]
+    if lacking:
+        return f"{len(lacking)} of {len(own)} adapter matrices get no gradient, first {lacking[0]}", ""
+    return "", f"every one of {len(own)} adapter matrices gets a gradient"
+
+
+def _changes_logits(probe: Probe) -> tuple[str, str]:
+    ready = probe.ready
+    rows = [path for index in probe.indices for path in ready.learned.items[index]]
+    try:
+        effect = preflight.adapter_effect(ready.tuned, rows, ready.tokenizer.pad_token_id, ready.device)
+    except TrainingError:
+        return "the adapter changes no logit", ""
+    return "", f"the adapter moves logits, by {effect:.2g} at most"
+
+
+def _accumulation(probe: Probe) -> tuple[str, str]:
+    whole, parts = (probe.gradients(cut)[1] for cut in ([probe.indices], [[i] for i in probe.indices]))
+    apart, num = _apart(parts, whole), len(probe.indices)
+    if apart > probe.limit:
+        return f"{num} rows in one micro-batch and one at a time give gradients {apart:.1%} apart", ""
+    return "", f"{num} rows in one micro-batch or one at a time: gradients {apart:.1g} apart"
+
+
+def _packing(probe: Probe) -> tuple[str, str]:
+    ready = probe.ready
+    packed, apart_rows = (probe.gradients([probe.indices], collate)[1] for collate in (ready.packing.collate, padded))
+    apart = _apart(packed, apart_rows)
+    if apart > probe.limit:
+        return f"{ready.packing.kind} and padded rows give gradients {apart:.1%} apart", ""
+    return "", f"{ready.packing.kind}: gradients {apart:.1g} apart from padded rows"
+
+
+def _checkpoint(probe: Probe) -> tuple[str, str]:
+    """Two optimizer steps, against one, a save, everything overwritten, a load, and the other."""
+    import torch
+
+    ready, own = probe.ready, probe.trainable()
+    with tempfile.TemporaryDirectory(prefix="shoestring-check-") as place:
+        folder, state = Path(place) / "adapter", Path(place) / "optimizer.pt"
+
+        def step(optimizer: Any) -> None:
+            probe.gradients([probe.indices])
+            optimizer.step()
+
+        first = torch.optim.AdamW(own.values(), lr=1e-3)
+        step(first)
+        save_adapter(ready.tuned, folder)
+        torch.save(first.state_dict(), state)
+        step(first)
+        wanted = torch.cat([p.detach().flatten() for p in own.values()]).clone()
+        for parameter in own.values():
+            parameter.data.fill_(0.5)
+        try:
+            load_adapter(ready.tuned, folder)
+        except (RuntimeError, KeyError, ValueError, OSError) as error:
+            return f"the saved adapter cannot be loaded ({str(error).splitlines()[0][:120]})", ""
+        again = torch.optim.AdamW(own.values(), lr=1e-3)
+        again.load_state_dict(torch.load(state, weights_only=True))
+        step(again)
+        apart = float((torch.cat([p.detach().flatten() for p in own.values()]) - wanted).abs().max())
+    limit = 0.0 if ready.device.kind == "cpu" else 1e-3
+    if apart > limit:
+        return f"a run continued from a checkpoint goes elsewhere: weights differ by {apart:.2g} after one step", ""
+    return "", "continued from a checkpoint, the next step is the same"
+
+
+def _reads_text(probe: Probe) -> tuple[str, str]:
+    """Whether the bare base expects the rows' own order of tokens more than a shuffled one."""
+    import random
+
+    import torch
+
+    ready, rng = probe.ready, random.Random(0)
+    losses = []
+    for shuffled in (False, True):
+        total = count = 0.0
+        for index in probe.indices:
+            ids = list(ready.learned.items[index][0].ids)
+            if shuffled:
+                rng.shuffle(ids)
+            row = Encoded(ids, 1)
+            batch = loss.on_device(loss.collate([row], ready.tokenizer.pad_token_id), ready.tuned.device)
+            with torch.no_grad(), loss.precision(ready.device), ready.tuned.disable_adapter():
+                total += float(loss.loss_sum(ready.tuned, batch, ready.path))
+            count += loss.num_loss_tokens([row])
+        losses.append(total / count)
+    if losses[0] >= losses[1]:
+        return (
+            f"its loss on these rows is {losses[0]:.2f} a token, on their tokens shuffled {losses[1]:.2f}",
+            "",
+        )
+    return "", f"the base reads these rows: {losses[0]:.2f} a token, shuffled {losses[1]:.2f}"
+
+
+def _reference(probe: Probe) -> Finding:
+    """Preference training: a fresh adapter prefers nothing, so the loss of its first step is ln 2."""
+    import torch
+
+    ready = probe.ready
+    assert isinstance(ready.learned, Preference)
+    items = [ready.learned.items[index] for index in probe.indices]
+    small = Preference(items, ready.learned.pad_id, ready.learned.beta)
+    with ready.scoring():
+        small.prepare(ready.tuned, **ready.budget)
+        with torch.no_grad(), ready.tuned.disable_adapter():
+            value = small.mean_loss(ready.tuned, **ready.budget)
+    found = torch.zeros(len(ready.learned.items), 2)
+    found[probe.indices] = small.reference
+    ready.learned.reference = found
+    if abs(value - math.log(2)) > ROUNDING[ready.device.dtype]:
+        wrong = f"the bare base has a preference loss of {value:.3f}, ln 2 is {math.log(2):.3f}"
+        return Finding(
+            "reference_is_the_base", REFUSE, wrong, "the reference is not the base; tell us which model this is"
+        )
+    return Finding("reference_is_the_base", gates.OK, "without an adapter the preference loss is ln 2")
+
+
+# Where one of these fails, passes through the model say nothing new, or cannot be made.
+BEFORE_THE_MODEL = ("answer_tokens_bear_loss", "tokens_have_embeddings")
+ANOTHER = "choose another model, or method: lora"
+MODEL_GATES = (
+    ("there_is_an_adapter", REFUSE, "choose a model with linear layers that PEFT can adapt", _adapter),
+    ("base_is_not_upcast", REFUSE, "load the base in the device's 16-bit type", _base_kept),
+    ("loss_is_finite", REFUSE, "the weights are damaged or overflow: download them again, or use bfloat16", _finite),
+    ("passes_agree", REFUSE, "switch dropout off in the model's config.json", _same_twice),
+    ("every_matrix_learns", REFUSE, ANOTHER, _every_gradient),
+    ("adapter_changes_logits", REFUSE, ANOTHER, _changes_logits),
+    (
+        "accumulation_changes_nothing",
+        REFUSE,
+        "report this with the model's name: the loss must not depend on the cut",
+        _accumulation,
+    ),
+    ("packing_changes_nothing", REFUSE, "report this with the model's name; padded rows are correct", _packing),
+    ("checkpoints_continue", REFUSE, "report this with the model's name and the versions in meta.json", _checkpoint),
+    ("base_reads_the_rows", WARN, "is this the tokenizer of this model, and the model trained at all?", _reads_text),
+)
