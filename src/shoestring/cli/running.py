@@ -112,13 +112,14 @@ def show_curated(run: Run) -> None:
 
 def show_curate_result(result: dict[str, Any], folder: Path) -> None:
     """Rows in, kept and dropped by reason, and where they are."""
-    from ..data.restore import ADVICE
+    from ..data.restore import can_come_back
 
     counts = result["counts"]
     kept = ", ".join(f"{counts.get(f'rows_{part}', 0):,} {part}" for part in ("train", "dev", "eval"))
     expanded = counts.get("rows_expanded", 0)
     examples = f", {counts['rows_in'] + expanded:,} examples" if expanded else ""
-    say(f"{counts['rows_in']:,} rows read{examples}: {kept}; {counts.get('dropped', 0):,} dropped")
+    what = "row" if counts["rows_in"] == 1 else "rows"
+    say(f"{counts['rows_in']:,} {what} read{examples}: {kept}; {counts.get('dropped', 0):,} dropped")
     reasons = {**result["dropped_by_code"]}
     if reasons:
         rows = [(code, f"{number:,}") for code, number in sorted(reasons.items(), key=lambda item: -item[1])]
@@ -127,7 +128,7 @@ def show_curate_result(result: dict[str, Any], folder: Path) -> None:
         say(f"noticed: {code} in {number:,} row{'s' if number > 1 else ''}")
     for note in result.get("notes", ()):
         say(f"note: {note}")
-    if any(code not in ADVICE for code in reasons):
+    if any(map(can_come_back, reasons)):
         say(f"dropped rows are in {folder / 'dropped.jsonl'}; --restore CODE, LINE or SOURCE:LINE brings them back")
     say(f"rows and reasons: {folder}")
 

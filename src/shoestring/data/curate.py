@@ -33,9 +33,9 @@ from .load import scan
 from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
 from .rows import NAMES, NUMBER_OF, Settings
-from .sources import resolve_sources
+from .sources import is_curated, resolve_sources
 from .split import NEAR_JACCARD, Apart, clusters_of, draw, near_items
-from .store import REVIEW, Writer, dropped_line, fault_line, summary_of
+from .store import REVIEW, Writer, dropped_line, fault_line, refuse_changed, summary_of
 from .wrong import wrong_rows
 
 if TYPE_CHECKING:
@@ -114,8 +114,10 @@ def curate_into(
     """As curate, into the files of a folder; returns the summary.
 
     Decisions in the folder's review.csv are carried out; a new one is written. may_be_few: too few rows to hold
-    any out are all left in train.jsonl, else refused. Raises: DataError, RunFolderError.
+    any out are all left in train.jsonl, else refused. Raises: DataError, RunFolderError; BadInput where files of the
+    folder were changed by hand.
     """
+    refuse_changed(folder)
     with Writer(folder) as writer, Table(folder) as table, engine_named(engine, num_workers) as working:
         review = folder / REVIEW
         decided = decide(config, base_dir, table, working, limits, progress, review, may_be_few)
@@ -144,6 +146,9 @@ def decide(
             seen = scan(sources, base_dir, settings, table, engine, progress, is_held_out=is_held_out)
             out.faults += seen.faults
             out.notes += seen.notes
+    if not data.eval:
+        for name in filter(lambda name: is_curated(base_dir / name), data.train):
+            out.notes.append(f"{name}: its eval rows are not used; to score on them name it under data.eval too")
     table.close()
 
     reviewed = apply_decisions(review, kind, out) if review else {}
@@ -160,7 +165,8 @@ def decide(
     train, held_out = ([Item(table, int(i)) for i in table.kept(side)] for side in (False, True))
     is_few = may_be_few and len(train) < 2 * MIN_ROWS
     if is_few:
-        out.notes.append(f"{len(train)} rows are too few to hold any out; at least {2 * MIN_ROWS} are needed for that")
+        few = "1 row is" if len(train) == 1 else f"{len(train)} rows are"
+        out.notes.append(f"{few} too few to hold any out; at least {2 * MIN_ROWS} are needed for that")
     else:
         _refuse_too_few(train, held_out if data.eval else None, config, out)
 

@@ -36,7 +36,7 @@ def curate(
     """
     sources = [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
     folder = Path(out)
-    check_out(folder)
+    check_out(folder, [*sources, *map(str, held_out)])
     detected = kind or detect(Path(sources[0]), progress, DETECT_ROWS).kind
     config = RunConfig.model_validate(
         {
@@ -51,9 +51,12 @@ def curate(
     return {**summary, "kind": detected, "folder": str(folder)}
 
 
-def check_out(folder: Path) -> None:
-    """Only an empty folder, or one curation wrote before, is written into. Raises: BadInput."""
+def check_out(folder: Path, sources: Sequence[str]) -> None:
+    """Only an empty folder, or one curation wrote before, is written into, and no source in it. Raises: BadInput."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder} is a file; give a folder")
     if folder.is_dir() and not is_ours(folder):
         raise BadInput(f"--out {folder} holds other files; give an empty or new folder")
+    for source in sources:
+        if Path(source).resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{source} is in --out {folder}, which would be written over; give another --out")

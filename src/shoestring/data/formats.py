@@ -152,7 +152,10 @@ def convert(row: dict[str, Any], shape: Shape, system: str) -> Converted:
     elif shape.kind in ("messages", "sharegpt"):
         assert shape.messages is not None
         turns = _turns(row[shape.messages], shape.messages, row, out)
-        out.turns = conversation(turns, head, only_last=shape.flag is not None, notices=out.notices)
+        is_curated = "answer_span" in row  # written by curation: one row an answer
+        out.turns = conversation(turns, head, only_last=is_curated or shape.flag is not None, notices=out.notices)
+        if is_curated and _is_conversation(row.get("rejected") or ""):
+            out.rejected = conversation(as_list(row["rejected"]), [], only_last=True, notices=[])[-1][0]
     else:
         out.turns = _pair(row, shape, head, out)
     return out

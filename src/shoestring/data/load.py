@@ -97,7 +97,7 @@ def scan(
 
     Raises: DataError as load.
     """
-    found, notes = resolve_sources(sources, base_dir)
+    found, notes = resolve_sources(sources, base_dir, is_held_out=is_held_out)
     out = Scanned([], notes, (), tuple(sorted({s.format or s.kind for s in found})))
     shapes: Counter[Shape] = Counter()
     without_shape: Counter[str] = Counter()

@@ -25,7 +25,15 @@ ADVICE = {
     "not_sampled": "raise curate.max_train_rows or curate.max_eval_rows",
     "not_chosen": "raise curate.max_train_tokens",
 }
+ANSWER_CODES = ("placeholder_answer", "answer_not_json", "truncated_answer")
 NO_EXAMPLE = "it could not be read as an example; mend it in the source"
+
+
+def can_come_back(code: str) -> bool:
+    """Whether a decision can bring back rows dropped under a code: those that were read as an example."""
+    if code in ANSWER_CODES:
+        return True
+    return code in CODES and code not in ADVICE and CODES[code].klass in ("tokenised", "set")
 
 
 @dataclass(frozen=True, slots=True)

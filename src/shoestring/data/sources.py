@@ -70,9 +70,10 @@ class Source:
     split: str = ""
 
 
-def resolve_sources(sources: list[str], base_dir: Path) -> tuple[list[Source], list[str]]:
+def resolve_sources(sources: list[str], base_dir: Path, *, is_held_out: bool = False) -> tuple[list[Source], list[str]]:
     """Expand globs, folders and hub names; also returns notes on what was left aside.
 
+    is_held_out: of a folder that curation wrote the eval rows are meant, else its train and dev rows.
     Raises: DataError naming every source that is missing or cannot be data, with the next step.
     """
     found: list[Source] = []
@@ -80,7 +81,7 @@ def resolve_sources(sources: list[str], base_dir: Path) -> tuple[list[Source], l
     problems: list[str] = []
     for text in sources:
         try:
-            found += _resolve(text, base_dir, notes)
+            found += _resolve(text, base_dir, is_held_out, notes)
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -91,7 +92,7 @@ def resolve_sources(sources: list[str], base_dir: Path) -> tuple[list[Source], l
     return list(unique.values()), notes
 
 
-def _resolve(text: str, base_dir: Path, notes: list[str]) -> list[Source]:
+def _resolve(text: str, base_dir: Path, is_held_out: bool, notes: list[str]) -> list[Source]:
     if text.startswith("hf:"):
         name, _, split = text[3:].partition(":")
         if name.count("/") > 1 or not name.strip("/"):
@@ -101,7 +102,7 @@ def _resolve(text: str, base_dir: Path, notes: list[str]) -> list[Source]:
     path = path if path.is_absolute() else base_dir / path
     try:
         if path.is_dir():
-            return _folder(text, path, notes)
+            return _curated(text, path, is_held_out) if is_curated(path) else _folder(text, path, notes)
         if path.exists():
             return [_file(text, path)]
     except OSError as error:
@@ -219,13 +220,28 @@ def _folder(name: str, path: Path, notes: list[str]) -> list[Source]:
     return [_file(str(Path(name) / p.relative_to(path)), p) for p in files]
 
 
-def files_of(sources: list[str], base_dir: Path) -> list[Path]:
+def is_curated(folder: Path) -> bool:
+    """Whether curation wrote a folder, to the end."""
+    return (folder / "receipt.json").is_file() and (folder / "train.jsonl").is_file()
+
+
+def _curated(name: str, path: Path, is_held_out: bool) -> list[Source]:
+    """The rows a curation kept; what it dropped stays dropped."""
+    if is_held_out:
+        return [_file(str(Path(name) / "eval.jsonl"), path / "eval.jsonl")]
+    found = [_file(str(Path(name) / "train.jsonl"), path / "train.jsonl")]
+    if (path / "dev.jsonl").is_file() and (path / "dev.jsonl").stat().st_size:
+        found.append(_file(str(Path(name) / "dev.jsonl"), path / "dev.jsonl"))
+    return found
+
+
+def files_of(sources: list[str], base_dir: Path, *, is_held_out: bool = False) -> list[Path]:
     """Every local file the sources stand for, in order; hub names have none.
 
     For fingerprints: the rows change when these files do. Raises: DataError as resolve_sources.
     """
     files: list[Path] = []
-    for source in resolve_sources(sources, base_dir)[0]:
+    for source in resolve_sources(sources, base_dir, is_held_out=is_held_out)[0]:
         if source.kind == "saved":
             files += [p for p in sorted(source.path.rglob("*")) if p.is_file()]
         elif source.kind == "file":

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..errors import DataError
+from ..errors import BadInput, DataError
 from ..files import cannot_write, read_json, read_jsonl, sha256_file, sync_folder, write_json
 from ..records import Curated, DroppedRow, Fault, example_from_json, example_to_json, to_json
 
@@ -99,6 +99,21 @@ def is_ours(folder: Path) -> bool:
         return True
     beginnings = (REVIEW, *TEMPORARY)
     return all(path.name.removesuffix(PART) in FILES or path.name.startswith(beginnings) for path in folder.iterdir())
+
+
+def refuse_changed(folder: Path) -> None:
+    """Files that curation wrote and somebody changed since are not written over. Raises: BadInput."""
+    try:
+        hashes = read_json(folder / RECEIPT)["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in FILES:
+        path = folder / name
+        if path.is_file() and sha256_file(path) != hashes.get(name):
+            raise BadInput(
+                f"{path}: changed since it was curated, and curating again would write over it; make the change in the "
+                f"source data or in {REVIEW}, and move {path} elsewhere (or delete it)"
+            )
 
 
 def dropped_line(

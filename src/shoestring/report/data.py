@@ -16,10 +16,10 @@ from typing import Any
 from ..config import FieldsConfig
 from ..data.codes import CODES
 from ..data.language import LANGUAGE_NAMES
-from ..data.restore import ADVICE
+from ..data.restore import ADVICE, can_come_back
 from ..data.safety import redact
 from ..units import SECONDS_PER_HOUR, count, usd
-from .data_files import Case, DataFiles, Measured, Text, known_class, read_data
+from .data_files import Case, DataFiles, Measured, Text, read_data
 from .folder import RunFiles
 from .style import STYLE
 from .svg import bars, histogram, share_bar
@@ -109,7 +109,7 @@ def _legend(keys: Sequence[tuple[str, str]]) -> Markup:
 
 def _restoring(by_code: dict[str, int], prefix: str, command: str) -> Markup:
     """How a dropped row comes back."""
-    code = next((code for code in by_code if code not in ADVICE and known_class(code) == "set"), None)
+    code = next((code for code in by_code if can_come_back(code)), None)
     if code is None:
         return Markup("")
     return Markup(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..data.sources import is_curated
 from ..errors import BadInput, ConfigError
 from ..evaluate.statistics import paired_difference
 from ..files import read_json, write_json, write_whole
@@ -90,6 +91,11 @@ def refuse_other_run_file(name: str, folder: Path, run_file: Path) -> None:
 def base_dir_of(folder: Path) -> Path:
     """The folder that the data paths of a reopened run are relative to. Raises: ConfigError."""
     if not (folder / "run.yaml").is_file():
+        if is_curated(folder):
+            raise ConfigError(
+                f"{folder} holds curated data and is no run folder; to train on it write a run file with data: "
+                f"{{train: {folder}, eval: {folder}}}; to curate again: shoestring curate FILES --out {folder}"
+            )
         raise ConfigError(f"{folder} is not a run folder (it has no run.yaml); 'shoestring runs' lists them")
     base_dir = meta_of(folder).get("base_dir")
     if base_dir is None:

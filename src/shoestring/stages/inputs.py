@@ -25,7 +25,10 @@ def curate(run: Run) -> Any:
     config = run.config
     decisions = decisions_in(run.folder / "data" / REVIEW)
     decided = sorted([*mark, d.action, d.answer] for mark, d in decisions.items())
-    files = files_of([*config.data.train, *config.data.eval], run.base_dir)
+    files = [
+        *files_of(config.data.train, run.base_dir),
+        *files_of(config.data.eval, run.base_dir, is_held_out=True),
+    ]
     return [
         config.data.model_dump(),
         config.curate.model_dump(),
