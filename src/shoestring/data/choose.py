@@ -63,7 +63,7 @@ class Choice:
 
 def choose(
     examples: Sequence[Example],
-    num_tokens: Sequence[int],
+    num_tokens: Any,
     budget_tokens: int,
     *,
     kind: str,

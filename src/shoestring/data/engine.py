@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, overload
@@ -48,6 +48,7 @@ class Table:
         self._num_records = self._num_bytes = 0
         self._parts: list[tuple[Any, ...]] = []
         self.evidence: dict[int, str] = {}
+        self.wordings: dict[str, Callable[[int], str]] = {}  # by code: of records dropped without evidence
         self.sources: list[str] = []  # name by source number
         self._cache: dict[int, Example] = {}
         self.corrected: dict[int, Example] = {}  # by a person's review

@@ -254,11 +254,12 @@ def digests_of(example: Example, kind: str) -> bytes:
 
 def _digests(prompt: str, answer: str, meaning: str | None) -> bytes:
     """8 bytes each of the hashes of the keys; without a meaning of its own an answer means itself."""
-    first, second = _hash(prompt), _hash(answer)
-    return first + second + (second if meaning is None else _hash(meaning))
+    first, second = hashed(prompt), hashed(answer)
+    return first + second + (second if meaning is None else hashed(meaning))
 
 
-def _hash(key: str) -> bytes:
+def hashed(key: str) -> bytes:
+    """8 bytes that stand for a key."""
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
