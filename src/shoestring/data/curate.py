@@ -221,7 +221,8 @@ def _suspects(kind: str, seed: int, out: Outcome, progress: Progress) -> list[tu
 def _languages(out: Outcome) -> dict[str, Any]:
     """Report rows in another language than most; rows by language for the receipt."""
     table = out.table
-    faults, counts = language_mix(Examples(table, np.flatnonzero(table.code == 0).tolist()))
+    kept = np.flatnonzero(table.code == 0)
+    faults, counts = language_mix(Examples(table, kept), table.languages[kept])
     out.faults += faults
     return {"languages": counts}
 
@@ -363,8 +364,8 @@ def _refuse_too_few(train: Items, held_out: Items | None, config: RunConfig, out
         if reasons["not_chosen"] > len(items):
             advice = "raise curate.max_train_tokens"
         if reasons["template_refuses"] > len(items):
-            first = int(np.flatnonzero(table.code == NUMBER_OF["template_refuses"])[0])
-            advice += f"; {table.evidence[first]}"
+            first = int(np.flatnonzero(out.table.code == NUMBER_OF["template_refuses"])[0])
+            advice += f"; {out.table.evidence[first]}"
         if reasons["too_long"] > len(items):
             advice += "; raise train.seq_len, or choose models with a longer context"
         where = ", ".join(getattr(config.data, key.partition(".")[2]))
