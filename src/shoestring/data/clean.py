@@ -116,7 +116,7 @@ def grouped(values: Any, group_N: Any, num_groups: int) -> list[Any]:
     """The values of each group, in their order."""
     ordered = values[np.argsort(group_N, kind="stable")]
     parts: list[Any] = np.split(ordered, np.cumsum(np.bincount(group_N, minlength=num_groups))[:-1])
-    return parts
+    return parts[:num_groups]  # of no groups np.split makes one
 
 
 def groups_of(keys: Any, indices: Any) -> Iterator[list[int]]:
