@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def measure(folder: Path) -> None:
     set_threads(arm.threads)
     clock = Clock()
     clock.install()
-    facts = {"ours": train_ours, "trl": train_trl, "stock": train_stock}[arm.trainer](arm, rows, folder)
+    facts = {"ours": train_ours, "trl": train_trl, "stock": train_stock}[arm.trainer](arm, rows, folder, clock)
     facts |= {**clock.facts(), "wall_s": time.time() - job["started_at"], "cpu_s": time.process_time()}
     if held_out:
         facts["held_out_loss"] = held_out_loss(arm, folder / "adapter", held_out)
@@ -147,53 +147,62 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def train_ours(arm: Arm, rows: list[Example], folder: Path) -> dict[str, Any]:
+def train_ours(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dict[str, Any]:
     """Shoestring, as a stage of a run calls it."""
+    from shoestring.train import trainer
     from shoestring.train.base import detect_device
-    from shoestring.train.trainer import train_rung
 
-    values = dict(
+    settings = TrainSettings(
         method={"bf16": "lora", "nf4": "qlora", "fp8": "lora"}[arm.base],
         lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, learning_rate=arm.learning_rate, num_epochs=arm.num_epochs,
         micro_batch_tokens=arm.micro_batch_tokens, seq_len=arm.seq_len, warmup_frac=WARMUP_FRAC, weight_decay=0.0,
         max_grad_norm=1.0, num_evals=1, patience=1, num_threads=arm.threads, seed=arm.seed, max_new_tokens=16,
-        objective=arm.objective, dpo_beta=DPO_BETA, reasons={},
+        objective=arm.objective, dpo_beta=DPO_BETA, batch_tokens=1, reasons={},
     )  # fmt: skip
-    known = {f.name for f in fields(TrainSettings)}
-    values = {key: value for key, value in values.items() if key in known}
-    settings = TrainSettings(**values, batch_tokens=matched_batch_tokens(arm, rows))
-    result = train_rung(
-        model=arm.model, train=rows, dev=[], out_dir=folder, settings=settings,
-        device=detect_device(arm.threads), dev_metric=lambda model, tok: 0.0,
-    )  # fmt: skip
+    settings = replace(
+        settings, batch_tokens=matched_batch_tokens(arm.model, settings, rows, num_steps(arm, len(rows)))
+    )
+    with clock.counting(trainer, "prepare"):  # the reference of preference training, which TRL computes in its steps
+        result = trainer.train_rung(
+            model=arm.model, train=rows, dev=[], out_dir=folder, settings=settings,
+            device=detect_device(arm.threads), dev_metric=lambda model, tok: 0.0,
+        )  # fmt: skip
     told = ("packing", "packing_reason", "sharing_factor", "loss_path", "attention", "base_format", "dtype")
     return {"settings": {key: result.settings[key] for key in told if key in result.settings}}
 
 
-def matched_batch_tokens(arm: Arm, rows: list[Example]) -> int:
-    """The step budget with which the schedule has as many steps as the peer, or as near as it gets."""
+def matched_batch_tokens(model: str, settings: TrainSettings, rows: list[Example], wanted: int) -> int:
+    """The step budget with which the schedule has as many steps as wanted, or as near as it gets."""
     from shoestring.train.base import load_tokenizer
-    from shoestring.train.loss import ROUND_WIDTH
-    from shoestring.train.schedule import build_schedule
+    from shoestring.train.objective import encode_item
+    from shoestring.train.packing import MIN_GAIN, schedules
 
-    tokenizer = load_tokenizer(arm.model)
-    lengths = [num_tokens(tokenizer, row) for row in rows]
-    wanted = num_steps(arm, len(rows))
+    tokenizer = load_tokenizer(model)
+    items = [encode_item(tokenizer, row, settings.objective) for row in rows]
+    places = [(row.source, row.line) for row in rows]
 
     def steps_at(budget: int) -> int:
-        schedule = build_schedule(lengths, arm.num_epochs, budget, arm.micro_batch_tokens, 0, ROUND_WIDTH)
-        return len(schedule.steps)
+        padded, forest = schedules(items, places, replace(settings, batch_tokens=budget)).values()
+        computed = [made.num_computed_tokens(len(made.steps)) for made in (padded, forest)]
+        return len((forest if computed[0] >= MIN_GAIN * computed[1] else padded).steps)
 
-    middle = sum(lengths) * arm.num_epochs / wanted
-    candidates = [max(1, int(middle * factor / 100)) for factor in range(85, 150)]
-    return min(candidates, key=lambda budget: (abs(steps_at(budget) - wanted), budget))
+    middle = sum(len(path.ids) for item in items for path in item) * settings.num_epochs / wanted
+    nearest: tuple[int, int] | None = None
+    for percent in sorted(range(85, 160), key=lambda percent: abs(percent - 100)):
+        budget = max(1, int(middle * percent / 100))
+        apart = abs(steps_at(budget) - wanted)
+        nearest = min(nearest or (apart, budget), (apart, budget))
+        if apart == 0:
+            break
+    assert nearest is not None
+    return nearest[1]
 
 
 def num_steps(arm: Arm, num_rows: int) -> int:
     return math.ceil(num_rows / arm.rows_per_step) * arm.num_epochs
 
 
-def train_trl(arm: Arm, rows: list[Example], folder: Path) -> dict[str, Any]:
+def train_trl(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dict[str, Any]:
     """TRL as its command line calls it; the rows of sft arrive as the token ids that ours trains on."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -215,7 +224,7 @@ def train_trl(arm: Arm, rows: list[Example], folder: Path) -> dict[str, Any]:
     return {"settings": {"config": arm.config, "model_dtype": arm.model_dtype}}
 
 
-def train_stock(arm: Arm, rows: list[Example], folder: Path) -> dict[str, Any]:
+def train_stock(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dict[str, Any]:
     """transformers.Trainer and PEFT with the model's own loss, padded batches."""
     import torch
     from peft import get_peft_model
@@ -269,18 +278,11 @@ def model_path(name: str) -> str:
     return resolve_model(name)
 
 
-def lost(row: Example) -> Example:
-    """The row with the rejected answer in place of the chosen one."""
-    return Example(
-        (*row.prompt, *row.rejected), (row.answer_span[0], row.answer_span[0] + len(row.rejected)), row.source
-    )
-
-
 def num_tokens(tokenizer: Any, row: Example) -> int:
     """Example tokens of a row; of a pair, of both answers with their prompt."""
-    from shoestring.train.tokens import encode_example
+    from shoestring.train.objective import encode_item
 
-    return sum(len(encode_example(tokenizer, one).ids) for one in ([row, lost(row)] if row.rejected else [row]))
+    return sum(len(path.ids) for path in encode_item(tokenizer, row, "dpo" if row.rejected else "sft"))
 
 
 def encoded_rows(model: str, rows: Sequence[Example]) -> list[dict[str, Any]]:
@@ -305,22 +307,21 @@ def preference(row: Example) -> dict[str, Any]:
 
 def held_out_loss(arm: Arm, adapter: Path, rows: Sequence[Example]) -> float:
     """Mean loss an answer token, or mean DPO loss a pair, in float32 from the model's own logits."""
-    import dataclasses
-
     import torch.nn.functional as F
     from peft import PeftModel
 
     from shoestring.train.base import detect_device, load_base, load_tokenizer, quiet_loading
+    from shoestring.train.objective import other_side
 
     tokenizer = load_tokenizer(arm.model)
     with quiet_loading():
-        device = dataclasses.replace(detect_device(arm.threads), dtype="float32")
+        device = replace(detect_device(arm.threads), dtype="float32")
         tuned = PeftModel.from_pretrained(load_base(arm.model, device=device, quantise=arm.base == "nf4"), adapter)
     tuned.eval()
     if arm.objective == "sft":
         sums, counts = log_probs(tuned, tokenizer, rows)
         return -float(sums.sum() / counts.sum())
-    both = [*rows, *map(lost, rows)]
+    both = [*rows, *map(other_side, rows)]
     with tuned.disable_adapter():
         reference, _ = log_probs(tuned, tokenizer, both)
     gains = (log_probs(tuned, tokenizer, both)[0] - reference).view(2, len(rows))

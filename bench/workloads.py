@@ -8,7 +8,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import EXAMPLES
 from shoestring.records import Example, Message
@@ -40,7 +40,10 @@ class Workload:
 
 def build(name: str, num_train: int, num_held_out: int) -> Workload:
     """The workload of one name in SCENARIOS; row i never depends on how many are asked for after it."""
-    return SCENARIOS[name](num_train, num_held_out)
+    made = SCENARIOS[name](num_train, num_held_out)
+    # Rows of one source and line would be the answers of one conversation.
+    train = [replace(row, source="bench", line=line) for line, row in enumerate(made.train, start=1)]
+    return replace(made, train=train)
 
 
 def plain(num_train: int, num_held_out: int) -> Workload:
@@ -83,7 +86,7 @@ def pair(index: int, text: str, label: str) -> Example:
     wrong = rng.choice(shots)[1]
     shown = "\n".join(f"{shot} -> {name}" for shot, name in shots)
     made = example(Message("user", f"{shown}\n{text} ->"), answer=label)
-    return Example(made.messages, made.answer_span, made.source, index, rejected=(Message("assistant", wrong),))
+    return Example(made.messages, made.answer_span, rejected=(Message("assistant", wrong),))
 
 
 def no_sharing(num_train: int, num_held_out: int) -> Workload:
@@ -125,7 +128,7 @@ SCENARIOS: dict[str, Callable[[int, int], Workload]] = {
 def example(*prompt: Message, answer: str) -> Example:
     """A row whose answer is its last turn."""
     messages = (*prompt, Message("assistant", answer))
-    return Example(messages, (len(prompt), len(messages)), "bench")
+    return Example(messages, (len(prompt), len(messages)))
 
 
 def spaced(rows: list[tuple[str, str]], wanted: int) -> list[tuple[str, str]]:
