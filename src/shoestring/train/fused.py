@@ -91,8 +91,14 @@ def frozen_matrix(layer: Any) -> Frozen | None:
     return None
 
 
+_made: Any = None
+
+
 def _function() -> Any:
-    """The autograd function; made once, because torch is imported inside functions."""
+    """The autograd function, made once: torch is imported only where it is used."""
+    global _made
+    if _made is not None:
+        return _made
     import torch
 
     class GroupProduct(torch.autograd.Function):
@@ -138,7 +144,8 @@ def _function() -> Any:
                 dx = dx_NI.view(ctx.shape)
             return dx, None, None, *grad_as, *grad_bs
 
-    return GroupProduct
+    _made = GroupProduct
+    return _made
 
 
 class Group:
