@@ -1,277 +1,322 @@
-"""Train the same model, rows, LoRA and steps with the TRL command line and with Shoestring, side by side.
+"""Train the same model, rows, LoRA and steps with TRL and with Shoestring, side by side.
 
-    python -m bench.train_speed [--rows 320] [--model shoestring-3m] [--json]
+    python -m bench.train_speed [--scenario shared_prompt dpo plain no_sharing memory] [--model shoestring-3m]
+                                [--base bf16] [--seeds 0 1 2] [--toy] [--json]
 
-Both run in processes of their own, one after the other. Throughput counts example tokens (padding excluded) over
-the training loop alone; wall_s is the whole process, imports and loading included. cpu_s is the processor time of
-that process: on a machine shared with others it says more than the clock. Held-out losses of both adapters are
-computed by one piece of code on the same base.
+Each training has a process of its own; a peer and ours run one right after the other, seed by seed. Throughput is
+example tokens (tokens of the rows as given; of a pair both answers with their prompt), over the optimizer steps alone,
+by the clock and by processor time: on a machine shared with others the second says more. wall_s is the whole process.
+Peak memory is the largest resident size of that process (VmHWM). Held-out losses of all adapters are computed by one
+piece of code, in float32, on the same base.
 
-vs_default: TRL as `trl sft` comes (8 rows a step, float32 base under bfloat16 autocast, gradient
-checkpointing), with --use_cpu, without which it refuses to start on a CPU.
-vs_best: TRL with what helps it on a CPU (16-bit base, no checkpointing, 32 rows a step, rows grouped by length).
-Packing and padding-free need a FlashAttention kernel, which a CPU lacks; without one rows would see each other.
+default: TRL as it comes (8 rows a step, float32 base under bfloat16 autocast, gradient checkpointing), but on the CPU.
+best: TRL with what helps it on a CPU (16-bit base, no checkpointing, 32 rows a step), whichever is fastest at the first
+seed of BEST: rows padded and grouped by length; padding-free, where transformers' SDPA masks keep the rows apart by
+their positions (TRL's own advice to use FlashAttention notwithstanding); the same in four parts. TRL 1.16 runs the head
+in chunks and at loss tokens by itself.
 Each time Shoestring takes the same number of optimizer steps over the same rows.
+
+memory: peaks at equal micro-batches, and what the loss takes of a model with a vocabulary of 152k.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
+import datetime
 import json
 import math
 import os
-import re
-import resource
-import shutil
-import subprocess
+import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import EXAMPLES, machine, versions
-from shoestring.records import Device, Example, Message, TrainSettings
+from bench import machine, shapes, versions, workloads
+from bench.arms import Arm, num_tokens, run_arm
+from bench.workloads import Workload
 
-ROOT = Path(__file__).resolve().parents[1]
-LORA_RANK, LORA_ALPHA, LEARNING_RATE, WARMUP_FRAC = 16, 32, 2e-3, 0.05
-MICRO_BATCH_TOKENS = 8192
-HELD_OUT_ROWS = 200
-MODES: dict[str, dict[str, Any]] = {
-    "vs_default": {"rows_per_step": 8, "trl": []},
-    "vs_best": {
-        "rows_per_step": 32,
-        "trl": [
-            "--dtype",
-            "DTYPE",
-            "--gradient_checkpointing",
-            "False",
-            "--train_sampling_strategy",
-            "group_by_length",
-        ],
-    },
+QUICK = {"gradient_checkpointing": False}
+PADDED = {**QUICK, "train_sampling_strategy": "group_by_length"}
+UNPADDED = {**QUICK, "padding_free": True, "max_length": None}
+# Settings of TRL that were found to help on a CPU; rows: part of a step that is run at once.
+BEST: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {"padded": PADDED, "padding-free": UNPADDED, "padding-free in 4": {**UNPADDED, "parts": 4}},
+    "dpo": {"at once": QUICK, "in 4": {**QUICK, "parts": 4}},
 }
+ROWS_PER_STEP = {"default": {"sft": 8, "dpo": 8}, "best": {"sft": 32, "dpo": 16}}
+GOALS = {  # example tokens a second, ours over TRL's
+    "shared_prompt": {"default": 5.0, "best": 4.0},
+    "dpo": {"default": 1.7, "best": 1.7},
+    "plain": {"default": 2.0, "best": 1.3},
+    "no_sharing": {"best": 0.97},
+}
+# Training rows: enough steps for losses to be compared, few enough for a CPU.
+NUM_ROWS = {
+    "shoestring-3m": {"shared_prompt": 256, "dpo": 128, "plain": 640, "no_sharing": 96},
+    "random-100m": {"shared_prompt": 64, "dpo": 32, "plain": 256, "no_sharing": 32},
+    "random-toy": {"shared_prompt": 8, "dpo": 4, "plain": 8, "no_sharing": 4},
+}
+NUM_HELD_OUT = {"shoestring-3m": 100, "random-100m": 40, "random-toy": 4}
+LARGE_MICRO_BATCH = 1 << 20  # tokens; a step is one forward and backward pass
 
 
-def data(num_rows: int) -> tuple[str, list[tuple[str, str]], list[tuple[str, str]]]:
-    """Name, training and held-out (prompt, answer) rows, evenly spaced over banking77."""
-    found = []
-    for name, wanted in (("train", num_rows), ("test", HELD_OUT_ROWS)):
-        with gzip.open(EXAMPLES / "banking77" / f"{name}.csv.gz", "rt", newline="") as file:
-            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
-        stride = max(1, len(rows) // wanted)
-        found.append(rows[::stride][:wanted])
-    return "banking77", found[0], found[1]
+@dataclass(frozen=True)
+class Place:
+    """Where and how arms run."""
+
+    folder: Path
+    threads: int
+    forked: bool
 
 
-def examples(rows: list[tuple[str, str]]) -> list[Example]:
-    return [Example((Message("user", p), Message("assistant", a)), (1, 2), "bench", i) for i, (p, a) in enumerate(rows)]
+def run(arm: Arm, workload: Workload, place: Place, *, held_out: bool = True) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=place.folder) as folder:
+        rows = workload.held_out if held_out else []
+        facts = run_arm(arm, workload.train, Path(folder) / "arm", held_out=rows, forked=place.forked)
+    say(f"{workload.name} {arm.trainer} seed {arm.seed}: {facts['train_s']:.1f} s, {facts['train_cpu_s']:.1f} cpu s")
+    return facts
 
 
-# ---------------------------------------------------------------- ours
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def matched_batch_tokens(lengths: list[int], num_epochs: float, num_steps: int) -> int:
-    """The step budget with which the schedule has num_steps steps, or as close as it gets."""
-    from shoestring.train.loss import ROUND_WIDTH
-    from shoestring.train.schedule import build_schedule
-
-    def steps_at(budget: int) -> int:
-        return len(build_schedule(lengths, num_epochs, budget, MICRO_BATCH_TOKENS, 0, ROUND_WIDTH).steps)
-
-    middle = sum(lengths) * num_epochs / num_steps
-    candidates = [max(1, int(middle * factor / 100)) for factor in range(85, 150)]
-    return min(candidates, key=lambda budget: (abs(steps_at(budget) - num_steps), budget))
+def peer_arm(arm: Arm, config: dict[str, Any]) -> Arm:
+    """TRL with these settings; parts splits a step."""
+    given = dict(config)
+    parts = given.pop("parts", 1)
+    if parts > 1:
+        given |= {"per_device_train_batch_size": arm.rows_per_step // parts, "gradient_accumulation_steps": parts}
+    return replace(arm, trainer="trl", config=given)
 
 
-def worker(job: dict[str, Any]) -> None:
-    """One Shoestring training, as a user would run it."""
-    from shoestring.train.base import detect_device, load_tokenizer
-    from shoestring.train.tokens import encode_example
-    from shoestring.train.trainer import train_rung
-
-    rows = examples(job["rows"])
-    tokenizer = load_tokenizer(job["model"])
-    lengths = [len(encode_example(tokenizer, row).ids) for row in rows]
-    batch_tokens = matched_batch_tokens(lengths, 1, job["num_steps"])
-    settings = TrainSettings(
-        method="lora", lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, learning_rate=LEARNING_RATE, num_epochs=1,
-        batch_tokens=batch_tokens, micro_batch_tokens=MICRO_BATCH_TOKENS, seq_len=1024, warmup_frac=WARMUP_FRAC,
-        weight_decay=0.0, max_grad_norm=1.0, num_evals=1, patience=1, num_threads=job["threads"], seed=0,
-        max_new_tokens=16, reasons={},
-    )  # fmt: skip
-    out_dir = Path(job["out_dir"])
-    result = train_rung(
-        model=job["model"], train=rows, dev=[], out_dir=out_dir, settings=settings,
-        device=detect_device(job["threads"]), dev_metric=lambda model, tok: 0.0,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in (out_dir / "steps.jsonl").read_text().splitlines()]
-    first_s = lines[0]["num_tokens"] / lines[0]["tokens_per_s"]
-    loop_s = lines[-1]["wall_s"] - lines[0]["wall_s"] + first_s
-    facts = {
-        "train_s": loop_s,
-        "num_steps": result.num_steps,
-        "num_example_tokens": result.num_train_tokens,
-        "padding_frac": 1 - result.num_train_tokens / result.num_computed_tokens,
-        "batch_tokens": batch_tokens,
-        "loss_path": result.settings["loss_path"],
-        "attention": result.settings["attention"],
-        "base_dtype": result.settings["dtype"],
-    }
-    (out_dir / "facts.json").write_text(json.dumps(facts))
+# ---------------------------------------------------------------- speed
 
 
-def run_ours(folder: Path, model: str, rows: list[tuple[str, str]], num_steps: int, threads: int) -> dict[str, Any]:
-    job = {"model": model, "rows": rows, "num_steps": num_steps, "threads": threads, "out_dir": str(folder)}
-    folder.mkdir()
-    (folder / "job.json").write_text(json.dumps(job))
-    wall_s, cpu_s, _ = timed([sys.executable, "-m", "bench.train_speed", "--worker", str(folder / "job.json")], threads)
-    facts = json.loads((folder / "facts.json").read_text())
-    return {**facts, "wall_s": wall_s, "cpu_s": cpu_s, "adapter": str(folder / "adapter")}
+def compare(workload: Workload, arm: Arm, seeds: Sequence[int], place: Place) -> dict[str, Any]:
+    """Both modes: every run, ratios of throughput (median over seeds) and the held-out losses beside each other."""
+    from shoestring.train.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(arm.model)
+    total = sum(num_tokens(tokenizer, row) for row in workload.train)
+    found: dict[str, Any] = {"says": workload.says, "num_rows": len(workload.train), "num_example_tokens": total}
+    for mode in ("default", "best"):
+        at = replace(arm, rows_per_step=ROWS_PER_STEP[mode][workload.objective])
+        if mode == "best":
+            at = replace(at, model_dtype="bfloat16")
+        configs = BEST[workload.objective] if mode == "best" else {"as it comes": {}}
+        found[mode] = compare_mode(workload, at, configs, seeds, place)
+        for who in ("trl", "ours"):
+            for facts in found[mode][who]:
+                facts["example_tokens_per_s"] = total / facts["train_s"]
+                facts["example_tokens_per_cpu_s"] = total / facts["train_cpu_s"]
+        found[mode]["goal"] = GOALS[workload.name].get(mode)
+    return found
 
 
-# ---------------------------------------------------------------- theirs
-
-
-def run_trl(
-    folder: Path,
-    model: str,
-    rows: list[tuple[str, str]],
-    rows_per_step: int,
-    flags: list[str],
-    threads: int,
-    device: Device,
+def compare_mode(
+    workload: Workload, arm: Arm, configs: dict[str, dict[str, Any]], seeds: Sequence[int], place: Place
 ) -> dict[str, Any]:
-    from shoestring.train.base import resolve_model
-
-    trl = shutil.which("trl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if trl is None:
-        raise SystemExit("the TRL command line is not installed: pip install 'shoestring[bench]'")
-    (folder / "data").mkdir(parents=True)
-    with (folder / "data" / "train.jsonl").open("w") as file:
-        for prompt, answer in rows:
-            turns = {
-                "prompt": [{"role": "user", "content": prompt}],
-                "completion": [{"role": "assistant", "content": answer}],
-            }
-            file.write(json.dumps(turns) + "\n")
-    num_steps = math.ceil(len(rows) / rows_per_step)
-    given = {
-        "model_name_or_path": resolve_model(model), "dataset_name": str(folder / "data"),
-        "output_dir": str(folder / "out"),
-        "use_peft": "True", "lora_r": LORA_RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0,
-        "lora_target_modules": "all-linear", "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine",
-        "warmup_steps": math.ceil(WARMUP_FRAC * num_steps), "num_train_epochs": 1, "report_to": "none",
-        "use_cpu": device.kind == "cpu", "save_strategy": "no", "disable_tqdm": "True",
-        "per_device_train_batch_size": rows_per_step,
-    }  # fmt: skip
-    extra = [device.dtype if flag == "DTYPE" else flag for flag in flags]
-    command = [trl, "sft", *(str(part) for key, value in given.items() for part in (f"--{key}", value)), *extra]
-    wall_s, cpu_s, printed = timed(command, threads)
-    runtime = re.search(r"'?train_runtime'?: '?([0-9.e+-]+)", printed)
-    if runtime is None:
-        raise SystemExit(f"TRL printed no train_runtime; its last words:\n{printed[-2000:]}")
+    trl, ours, tried = [], [], {}
+    for seed in seeds:
+        arm = replace(arm, seed=seed)
+        runs = {name: run(peer_arm(arm, config), workload, place) for name, config in configs.items()}
+        ours.append(run(arm, workload, place))
+        name = min(runs, key=lambda name: runs[name]["train_cpu_s"])
+        trl.append(runs[name])
+        if seed == seeds[0]:
+            tried = {name: facts["train_cpu_s"] for name, facts in runs.items()}
+            configs = {name: configs[name]}
+    steps = {facts["num_steps"] for facts in (*trl, *ours)}
     return {
-        "train_s": float(runtime[1]),
-        "num_steps": num_steps,
-        "rows_per_step": rows_per_step,
-        "flags": extra,
-        "wall_s": wall_s,
-        "cpu_s": cpu_s,
-        "adapter": str(folder / "out"),
-    }
-
-
-# ---------------------------------------------------------------- both
-
-
-def timed(command: list[str], threads: int) -> tuple[float, float, str]:
-    """Run to the end: wall seconds, processor seconds, what it printed."""
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-    }  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    wall_s = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[:4])} ... failed:\n{done.stderr[-3000:]}")
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall_s, cpu_s, done.stdout + done.stderr
-
-
-def held_out_loss(model: str, adapter: str, rows: list[tuple[str, str]]) -> float:
-    """Mean loss an answer token, in float32, of base + adapter."""
-    import dataclasses
-
-    from peft import PeftModel
-
-    from shoestring.train.base import detect_device, load_base, load_tokenizer, quiet_loading
-    from shoestring.train.objective import Objective
-    from shoestring.train.tokens import encode_example
-
-    tokenizer = load_tokenizer(model)
-    with quiet_loading():
-        base = load_base(model, device=dataclasses.replace(detect_device(), dtype="float32"))
-        tuned = PeftModel.from_pretrained(base, adapter).eval()
-    items = [(encode_example(tokenizer, example),) for example in examples(rows)]
-    return Objective(items, tokenizer.pad_token_id).mean_loss(tuned, batch_tokens=MICRO_BATCH_TOKENS)
-
-
-def measure(model: str, num_rows: int, threads: int) -> dict[str, Any]:
-    from shoestring.train.base import detect_device
-
-    name, rows, held_out = data(num_rows)
-    device = detect_device(threads)
-    ours: dict[str, Any] = {}
-    trl: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="shoestring-speed-") as place:
-        for mode, options in MODES.items():
-            theirs = run_trl(
-                Path(place) / f"trl-{mode}", model, rows, options["rows_per_step"], options["trl"], threads, device
-            )
-            mine = run_ours(Path(place) / f"ours-{mode}", model, rows, theirs["num_steps"], threads)
-            for run in (theirs, mine):
-                run["example_tokens_per_s"] = mine["num_example_tokens"] / run["train_s"]
-                run["held_out_loss"] = held_out_loss(model, run.pop("adapter"), held_out)
-            ours[mode], trl[mode] = mine, theirs
-    plain = {mode: ours[mode]["example_tokens_per_s"] / trl[mode]["example_tokens_per_s"] for mode in MODES}
-    return {
-        "measured": f"one epoch of LoRA r={LORA_RANK} on all linear layers of {model}, {len(rows)} rows of {name}, "
-        f"completion-only loss, {threads} thread(s)",
-        "ours": ours,
         "trl": trl,
-        "ratio": plain["vs_default"],
-        "scenarios": {"plain": plain},
+        "ours": ours,
+        "trl_settings": next(iter(configs)),
+        "trl_cpu_s_of": tried,
+        "num_steps": sorted(steps),
+        "ratio_wall": median_ratio(trl, ours, "train_s"),
+        "ratio_cpu": median_ratio(trl, ours, "train_cpu_s"),
+        "ratio_peak_bytes": 1 / median_ratio(trl, ours, "peak_bytes"),
+        "held_out": beside([f["held_out_loss"] for f in trl], [f["held_out_loss"] for f in ours]),
     }
+
+
+def median_ratio(trl: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], name: str) -> float:
+    """Median over seeds of theirs over ours."""
+    return statistics.median(theirs[name] / mine[name] for theirs, mine in zip(trl, ours, strict=True))
+
+
+def beside(trl: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    """Means and standard deviations over seeds; whether the means differ by less than two standard errors."""
+    found: dict[str, Any] = {"trl": list(trl), "ours": list(ours)}
+    means = [statistics.fmean(losses) for losses in (trl, ours)]
+    found |= {"trl_mean": means[0], "ours_mean": means[1]}
+    if len(trl) < 2:
+        return {**found, "verdict": "one seed: no spread"}
+    spreads = [statistics.stdev(losses) for losses in (trl, ours)]
+    error = math.sqrt(sum(s * s for s in spreads) / len(trl))
+    difference = means[1] - means[0]
+    verdict = (
+        "agree within noise" if abs(difference) <= 2 * error else "ours is " + ("higher" if difference > 0 else "lower")
+    )
+    return {**found, "trl_sd": spreads[0], "ours_sd": spreads[1], "standard_error": error, "verdict": verdict}
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory(arm: Arm, sizes: dict[str, int], toy: bool, place: Place) -> dict[str, Any]:
+    """Bytes above what was resident when training began, at equal micro-batches and for a large vocabulary."""
+    found: dict[str, Any] = {"equal_micro_batch": {}}
+    for name in ("plain", "no_sharing", "shared_prompt", "dpo"):
+        workload = workloads.build(name, min(sizes[name], 64), 0)
+        rows = min(16 if workload.objective == "dpo" else 32, len(workload.train))
+        at = replace(arm, objective=workload.objective, rows_per_step=rows, model_dtype="bfloat16")
+        at = replace(at, micro_batch_tokens=LARGE_MICRO_BATCH, learning_rate=workload.learning_rate)
+        runs = {
+            "trl padded": run(peer_arm(at, QUICK), workload, place, held_out=False),
+            "ours": run(at, workload, place, held_out=False),
+        }
+        if workload.objective == "sft":
+            runs["trl padding-free"] = run(peer_arm(at, UNPADDED), workload, place, held_out=False)
+        found["equal_micro_batch"][name] = {who: peaks(facts) for who, facts in runs.items()}
+    found["loss"] = loss_memory(replace(arm, base="bf16"), 1 if toy else 4, place)
+    return found
+
+
+def peaks(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in ("peak_bytes", "training_bytes", "train_s", "settings")}
+
+
+def loss_memory(arm: Arm, rows: int, place: Place) -> dict[str, Any]:
+    """Training memory with a vocabulary of 152k less that of the same body with 4k: what the loss takes.
+
+    Answers of about 500 tokens, so that skipping the prompt is not what saves.
+    """
+    workload = workloads.build("no_sharing", 2 * rows, 0)
+    found: dict[str, Any] = {"micro_batch_rows": rows}
+    for trainer in ("stock", "trl", "ours"):
+        used = []
+        for model in ("random-wide-vocabulary", "random-narrow-vocabulary"):
+            at = replace(
+                arm, trainer=trainer, model=shapes.model_folder(model), objective="sft", rows_per_step=rows,
+                model_dtype="bfloat16", micro_batch_tokens=LARGE_MICRO_BATCH, config={} if trainer == "ours" else QUICK,
+            )  # fmt: skip
+            used.append(run(at, workload, place, held_out=False)["training_bytes"])
+        found[trainer] = {"wide_bytes": used[0], "narrow_bytes": used[1], "loss_bytes": used[0] - used[1]}
+    for peer in ("stock", "trl"):
+        found[f"ours_over_{peer}"] = found["ours"]["loss_bytes"] / found[peer]["loss_bytes"]
+    return found
+
+
+# ---------------------------------------------------------------- output
+
+
+def report(result: dict[str, Any]) -> None:
+    print(result["measured"])
+    for name, found in result["scenarios"].items():
+        if name == "memory":
+            report_memory(found)
+            continue
+        print(f"\n{name}: {found['says']}; {found['num_rows']} rows, {found['num_example_tokens']} example tokens")
+        print(
+            f"{'':22}{'tokens/s':>10}{'tokens/cpu s':>14}{'train s':>9}{'wall s':>8}{'peak MB':>9}{'held-out loss':>22}"
+        )
+        for mode in ("default", "best"):
+            at = found[mode]
+            for who in ("trl", "ours"):
+                runs, losses = at[who], at["held_out"]
+                middle = {key: statistics.median(r[key] for r in runs) for key in runs[0] if key in COLUMNS}
+                loss = f"{losses[who + '_mean']:.4f} ± {losses.get(who + '_sd', math.nan):.4f}"
+                print(
+                    f"{mode + ' ' + who:22}{middle['example_tokens_per_s']:>10.0f}"
+                    f"{middle['example_tokens_per_cpu_s']:>14.0f}{middle['train_s']:>9.1f}{middle['wall_s']:>8.1f}"
+                    f"{middle['peak_bytes'] / 1e6:>9.0f}{loss:>22}"
+                )
+            goal = f", goal {at['goal']}" if at["goal"] else ""
+            print(
+                f"  ratio {at['ratio_wall']:.2f} by the clock, {at['ratio_cpu']:.2f} by processor time{goal}; "
+                f"peak {at['ratio_peak_bytes']:.2f}; TRL {at['trl_settings']}; held-out losses: "
+                f"{at['held_out']['verdict']}"
+            )
+
+
+COLUMNS = ("example_tokens_per_s", "example_tokens_per_cpu_s", "train_s", "wall_s", "peak_bytes")
+
+
+def report_memory(found: dict[str, Any]) -> None:
+    print("\nmemory at equal micro-batches, MB: peak of the process (above what was resident when training began)")
+    for name, runs in found["equal_micro_batch"].items():
+        cells = (f"{who} {r['peak_bytes'] / 1e6:.0f} (+{r['training_bytes'] / 1e6:.0f})" for who, r in runs.items())
+        print(f"  {name}: {', '.join(cells)}")
+    loss = found["loss"]
+    cells = (f"{who} {loss[who]['loss_bytes'] / 1e6:.0f}" for who in ("stock", "trl", "ours"))
+    print(f"loss with a vocabulary of 152k, MB: {', '.join(cells)}; ours over stock {loss['ours_over_stock']:.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=320)
-    parser.add_argument("--model", default="shoestring-3m")
+    parser.add_argument(
+        "--scenario", nargs="+", choices=[*workloads.SCENARIOS, "memory"], default=[*workloads.SCENARIOS]
+    )
+    parser.add_argument("--model", default="shoestring-3m", help="shoestring-3m, random-100m, or a model folder")
+    parser.add_argument("--base", choices=["bf16", "nf4"], default="bf16")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rows-frac", type=float, default=1.0, help="of the training rows")
+    parser.add_argument(
+        "--forked", action="store_true", help="fork each training instead of starting it afresh; quicker"
+    )
+    parser.add_argument("--toy", action="store_true", help="a tiny model, few rows, one seed, forked: seconds")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        worker(json.loads(Path(options.worker).read_text()))
-        return
-    result = {**measure(options.model, options.rows, options.threads), "versions": versions(), "machine": machine()}
+    if options.toy:
+        options.model, options.seeds, options.forked, options.threads = "random-toy", [0], True, 1
+    result = measure(options)
     if options.json:
         print(json.dumps(result))
-        return
-    print(result["measured"])
-    print(f"{'':24}{'example tokens/s':>18}{'train s':>10}{'wall s':>10}{'cpu s':>10}{'held-out loss':>16}")
-    for mode in MODES:
-        for who, run in (("trl", result["trl"][mode]), ("shoestring", result["ours"][mode])):
-            numbers = f"{run['train_s']:>10.1f}{run['wall_s']:>10.1f}{run['cpu_s']:>10.1f}{run['held_out_loss']:>16.3f}"
-            print(f"{mode + ' ' + who:24}{run['example_tokens_per_s']:>18.0f}{numbers}")
-        print(f"{mode} ratio: {result['scenarios']['plain'][mode]:.2f}")
+    else:
+        report(result)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    sizes = NUM_ROWS.get(options.model, NUM_ROWS["random-100m"])
+    held_out = NUM_HELD_OUT.get(options.model, NUM_HELD_OUT["random-100m"])
+    arm = Arm("ours", shapes.model_folder(options.model), options.base, "sft", 0, 0.0, 0, options.threads)
+    if options.forked:
+        import_everything()
+    scenarios: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="shoestring-speed-") as folder:
+        place = Place(Path(folder), options.threads, options.forked)
+        for name in options.scenario:
+            if name == "memory":
+                scenarios[name] = memory(arm, sizes, options.toy, place)
+                continue
+            workload = workloads.build(name, max(1, round(sizes[name] * options.rows_frac)), held_out)
+            at = replace(arm, objective=workload.objective, learning_rate=workload.learning_rate)
+            scenarios[name] = compare(workload, at, options.seeds, place)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": "python -m bench.train_speed " + " ".join(sys.argv[1:]),
+        "measured": f"one epoch of LoRA r=16 on all linear layers of {options.model}, base {options.base}, "
+        f"loss on answers, {options.threads} thread(s), seeds {options.seeds}",
+        "scenarios": scenarios,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def import_everything() -> None:
+    """What forked trainings would otherwise each import; computes nothing."""
+    import datasets  # noqa: F401
+    from peft import get_peft_model  # noqa: F401
+    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
+
+    from shoestring.train import trainer  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def test_a_folder_of_others_is_refused_and_few_rows_are_kept_together(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n')
     summary = curate(tmp_path / "a.jsonl", tmp_path / "out")
     assert summary["counts"]["rows_train"] == 1 and "too few" in summary["notes"][-1]
-    curate(tmp_path / "a.jsonl", tmp_path / "out")  # again
+    summary = curate(tmp_path / "a.jsonl", tmp_path / "out", kind="classify")  # again
+    assert summary["labels"] == ["c d"] and adds_up(tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
     with pytest.raises(BadInput, match="holds other files"):

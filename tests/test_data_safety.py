@@ -6,10 +6,11 @@ import random
 import time
 import zlib
 
+import numpy as np
 import pytest
 
 from shoestring.data.codes import CODES
-from shoestring.data.language import LANGUAGE_NAMES, language, language_mix
+from shoestring.data.language import LANGUAGE_NAMES, language, language_mix, languages_of
 from shoestring.data.safety import NAMES, boilerplate, redact, redacted, refusal, safety_faults, scan
 from shoestring.data.sensitive import BASE62, IBAN_LENGTH, crc_base62, luhn, mod97
 from shoestring.records import Example, Message
@@ -266,20 +267,23 @@ def test_too_little_to_tell(text):
     assert language(text) in (None, "en")
 
 
+def mix(rows):
+    found = [languages_of(example.user_text, example.completion) for example in rows]
+    return language_mix(rows, np.array(found).reshape(-1, 2))
+
+
 def test_rows_in_another_language_than_the_bulk():
     rows = [row(("user", SENTENCES["en"]), ("assistant", "card_arrival"))] * 30
     german = row(("user", SENTENCES["de"]), ("assistant", "card_arrival"))
     japanese = row(("user", SENTENCES["en"]), ("assistant", SENTENCES["Japanese"]))
-    faults, shares = language_mix([*rows, german])
+    faults, shares = mix([*rows, german])
     assert [(f.code, f.evidence) for f in faults] == [
         ("language_mix", "the prompt is German; 97 % of prompts are English")
     ]
     assert shares["prompt"] == {"en": 30, "de": 1}
     answers = [row(("user", SENTENCES["en"]), ("assistant", SENTENCES["en"]))] * 30
-    assert [f.evidence for f in language_mix([*answers, japanese])[0]] == [
-        "the answer is Japanese; 97 % of answers are English"
-    ]
+    assert [f.evidence for f in mix([*answers, japanese])[0]] == ["the answer is Japanese; 97 % of answers are English"]
     asked = row(("user", "Translate this into Japanese: " + SENTENCES["en"]), ("assistant", SENTENCES["Japanese"]))
-    assert language_mix([*answers, asked])[0] == [], "a row that speaks of the language means it"
-    assert language_mix([*rows[:15], *[german] * 15])[0] == [], "no bulk: nothing to differ from"
-    assert language_mix([])[0] == []
+    assert mix([*answers, asked])[0] == [], "a row that speaks of the language means it"
+    assert mix([*rows[:15], *[german] * 15])[0] == [], "no bulk: nothing to differ from"
+    assert mix([])[0] == []

@@ -31,7 +31,7 @@ from shoestring.messages import (
     split_tools,
     turns_of,
 )
-from shoestring.train import tokens, tools
+from shoestring.train import preflight, tokens, tools
 from tests.chat_templates import TEMPLATES
 from tests.scripted_server import ScriptedServer
 from tests.tiny import TEMPLATE, make_tokenizer
@@ -217,6 +217,27 @@ def test_text_beside_a_call_is_learned_too_or_the_row_refused() -> None:
 def test_an_end_token_inside_an_argument_is_not_the_end() -> None:
     first = examples(row(call("a<|im_end|>b")))[0]
     assert learned(tokenizer_of("qwen3"), first).endswith('"most": 2}}\n</tool_call><|im_end|>')
+
+
+@pytest.mark.parametrize(("after_call", "learned_end"), [("<|call|>", "<|call|>"), ("", "<|im_end|>")])
+def test_calls_that_end_otherwise_than_text_end_as_the_template_says(after_call: str, learned_end: str) -> None:
+    """As gpt-oss and Gemma 4 (a token of their own) and GLM (none) do."""
+    template = TEMPLATES["qwen3"][0].replace(  # type: ignore[union-attr]
+        "{%- endfor %}\n{{- '<|im_end|>\\n' }}",
+        f"{{%- endfor %}}\n{{{{- '{after_call}' if message.tool_calls else '<|im_end|>\\n' }}}}",
+    )
+    tokenizer = make_tokenizer(
+        template,
+        ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|call|>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    first, second = examples(row(call("kelp")))
+    encoded = [tokens.encode_example(tokenizer, e).ids for e in (first, second)]
+    assert tokenizer.decode(encoded[0]).endswith(f"2}}}}\n</tool_call>{learned_end}")
+    assert tokenizer.decode(encoded[1]).endswith("four<|im_end|>")
+    assert set(tokens.stop_token_ids(tokenizer)) == {ids[-1] for ids in encoded}
+    assert len(preflight.encode_rows(tokenizer, [first, second], None, "training")) == 2
 
 
 def test_a_template_without_a_place_for_tools_gets_them_in_the_system_message() -> None:

@@ -223,9 +223,9 @@ def candidates(rows: Encoded, counts_V: np.ndarray, progress: Progress) -> tuple
             found.append(_lookups(query, owner.astype(np.int64) + block[0].start, sorted_N, order_N))
 
     long = np.flatnonzero(num_content_N >= LONG_WORDS)
-    overlapping = near_pairs([" ".join(rows.words(row)) for row in long.tolist()], progress)
-    both = long[np.array(overlapping, np.int64).reshape(-1, 2)]
-    found.append(both.max(axis=1) * num_rows + both.min(axis=1))
+    for pairs in near_pairs([" ".join(rows.words(row)) for row in long.tolist()], progress):
+        low, high = long[pairs].T
+        found.append(high * num_rows + low)
     codes = np.unique(np.concatenate(found))
     return codes % num_rows, codes // num_rows
 

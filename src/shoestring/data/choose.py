@@ -27,7 +27,7 @@ COORDINATES_PER_WORD = 4  # a word's random vector has so many entries that are 
 MAX_WORDS = 256  # of a prompt that count
 MAX_CENTRES = 32  # of one k-means; more are found in two levels
 NUM_ROUNDS = 6  # of k-means: the spread hardly changes after
-ROWS_AT_A_TIME, DIMENSIONS_AT_A_TIME = 2048, 16  # bound what is copied at a time
+ROWS_AT_A_TIME, DIMENSIONS_AT_A_TIME, CELLS_AT_A_TIME = 2048, 16, 1 << 22  # bound what is held at a time
 WORD = re.compile(r"\w+")
 
 
@@ -63,7 +63,7 @@ class Choice:
 
 def choose(
     examples: Sequence[Example],
-    num_tokens: Sequence[int],
+    num_tokens: Any,
     budget_tokens: int,
     *,
     kind: str,
@@ -256,8 +256,8 @@ def _kmeans(vectors_ND: Any, rows: Any, num_centres: int, rng: Any) -> tuple[Any
     return cluster_N, centres_KD
 
 
-def _parts(num_rows: int) -> list[slice]:
-    return [slice(start, start + ROWS_AT_A_TIME) for start in range(0, num_rows, ROWS_AT_A_TIME)]
+def _parts(num_rows: int, size: int = ROWS_AT_A_TIME) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, num_rows, size)]
 
 
 def _measured(name: str, indices: Any, tokens_N: Any, vectors_ND: Any, words: _Words) -> Selection:
@@ -265,7 +265,8 @@ def _measured(name: str, indices: Any, tokens_N: Any, vectors_ND: Any, words: _W
     is_left[indices] = False
     left_out = np.flatnonzero(is_left)
     chosen_D = vectors_ND[indices].T
-    nearest = [(vectors_ND[left_out[part]] @ chosen_D).max(axis=1) for part in _parts(len(left_out))]
+    num_rows = max(1, min(ROWS_AT_A_TIME, CELLS_AT_A_TIME // max(len(indices), 1)))
+    nearest = [(vectors_ND[left_out[part]] @ chosen_D).max(axis=1) for part in _parts(len(left_out), num_rows)]
     is_known_V, num_known = np.zeros(len(words.hashes_V), bool), 0
     for index in indices:
         is_known_V[words.ids_T[words.starts_N[index] : words.starts_N[index + 1]]] = True

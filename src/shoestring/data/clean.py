@@ -13,8 +13,9 @@ import numpy as np
 
 from ..records import Example, Fault, Progress
 from .decode import shorten
-from .engine import Table
+from .engine import Examples, Table
 from .normalise import answer_key, normalise
+from .rows import hashed
 
 # Kinds in which one prompt may have several right answers: other answers are reported, not dropped,
 # unless they exclude each other.
@@ -45,32 +46,45 @@ class RowLimit:
     shows_tools: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A record on its way through curation; its text is read from the table when it is asked for."""
+class Items(Sequence[Example]):
+    """Records on their way through curation: numbers in arrays; texts are read from the table when asked for."""
 
-    table: Table
-    index: int
+    def __init__(self, table: Table, indices: Any):
+        self.table, self.indices = table, np.asarray(indices, np.int64)
+        self.examples = Examples(table, self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.examples[at]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    def take(self, rows: Any) -> Items:
+        """Those of the rows numbered, or marked."""
+        return Items(self.table, self.indices[rows])
+
+    def __add__(self, others: Items) -> Items:
+        return Items(self.table, np.concatenate([self.indices, others.indices]))
 
     @property
-    def example(self) -> Example:
-        """The example as it will be kept."""
-        return self.table.example(self.index)
+    def ids(self) -> Any:
+        """The examples' ids as numbers in the order of their text, which is 016x of them."""
+        return self.table.keys[self.indices, 3].byteswap()
 
-    @property
-    def id(self) -> str:
-        """The example's id."""
-        return str(self.table.keys[self.index, 3].tobytes().hex())
-
-    @property
-    def prompt_hash(self) -> int:
-        """Equal for prompts that ask the same."""
-        return int(self.table.keys[self.index, 0])
-
-    @property
-    def row(self) -> int:
-        """Number of the source row: the same for all examples of a conversation."""
-        return int(self.table.row_number[self.index])
+    def labels(self) -> tuple[list[str], Any]:
+        """Different answers of a classification, in the order they come, and the number of each record's own."""
+        key_N = self.table.keys[self.indices, 1]
+        for row in np.flatnonzero(np.isin(self.indices, list(self.table.corrected))).tolist():
+            key_N[row] = np.frombuffer(hashed(self[row].completion), np.uint64)[0]  # a person's spaces count
+        _, first, code_N = np.unique(key_N, return_index=True, return_inverse=True)
+        number: dict[str, int] = {}
+        code_of = np.zeros(len(first), np.int64)
+        for code in np.argsort(first).tolist():
+            code_of[code] = number.setdefault(self[int(first[code])].completion, len(number))
+        return list(number), code_of[code_N]
 
 
 @dataclass
@@ -96,6 +110,13 @@ class Outcome:
         if partner >= 0 and self.table.place(partner)[0] != self.table.place(index)[0]:
             evidence = f"{evidence} (partner in {self.table.place(partner)[0]})"
         self.table.drop(index, code, shorten(evidence, 400), partner)
+
+
+def grouped(values: Any, group_N: Any, num_groups: int) -> list[Any]:
+    """The values of each group, in their order."""
+    ordered = values[np.argsort(group_N, kind="stable")]
+    parts: list[Any] = np.split(ordered, np.cumsum(np.bincount(group_N, minlength=num_groups))[:-1])
+    return parts[:num_groups]  # of no groups np.split makes one
 
 
 def groups_of(keys: Any, indices: Any) -> Iterator[list[int]]:
@@ -274,17 +295,17 @@ def check_eval_repeats(kind: str, out: Outcome) -> None:
                 out.fault(index, "contradiction", seen)
 
 
-def check_labels(train: Sequence[Item], held_out: Sequence[Item], out: Outcome) -> tuple[str, ...]:
+def check_labels(train: Items, held_out: Items, out: Outcome) -> tuple[str, ...]:
     """The label set of a classification task; odd labels are reported."""
     counts: Counter[str] = Counter()
     everywhere: Counter[str] = Counter()
     first: dict[str, int] = {}
     for side, items in (("train", train), ("held out", held_out)):
-        for item in items:
-            label = item.example.completion
-            everywhere[label] += 1
-            counts[label] += side == "train"
-            first[label] = min(first.get(label, item.index), item.index)
+        labels, code_N = items.labels()
+        for label, indices in zip(labels, grouped(items.indices, code_N, len(labels)), strict=True):
+            everywhere[label] += len(indices)
+            counts[label] += len(indices) if side == "train" else 0
+            first[label] = min(first.get(label, len(out.table)), int(indices.min(initial=len(out.table))))
     for label, index in sorted(first.items()):
         if everywhere[label] == 1:
             out.fault(index, "single_row_label", f"label {label!r} stands on this row only; a typing error?")

@@ -15,7 +15,7 @@ from ..errors import DataError, MissingDependency
 from ..records import Curated, DroppedRow, Fault, Progress, example_from_json, example_to_json, no_progress
 from .budget import chosen, sampled
 from .clean import (
-    Item,
+    Items,
     Outcome,
     RowLimit,
     check_eval_repeats,
@@ -75,18 +75,24 @@ class Decided:
 
     def summary(self) -> dict[str, Any]:
         """As store.summary."""
-        numbers = np.bincount(self.table.code, minlength=len(NAMES)).tolist()
-        dropped = Counter({name: number for name, number in zip(NAMES, numbers, strict=True) if name and number})
+        dropped = _dropped(self.table)
         return summary_of(self.counts(), self.labels, self.notes, dropped, self.faults, self.measures)
 
     def evidence(self, index: int) -> str:
         """Why a record was dropped, in words."""
-        return self.table.evidence.get(index) or duplicate_evidence(self.table, index)
+        worded = self.table.wordings.get(self.table.code_of(index))
+        return self.table.evidence.get(index) or (worded(index) if worded else duplicate_evidence(self.table, index))
 
     def partner_line(self, index: int) -> int | None:
         """Line of the record a dropped one repeats or contradicts."""
         partner = int(self.table.partner[index])
         return int(self.table.line[partner]) if partner >= 0 else None
+
+
+def _dropped(table: Table) -> Counter[str]:
+    """Number of dropped records by code."""
+    numbers = np.bincount(table.code, minlength=len(NAMES)).tolist()
+    return Counter({name: number for name, number in zip(NAMES, numbers, strict=True) if name and number})
 
 
 def curate(
@@ -162,7 +168,7 @@ def decide(
     note_hidden_tools(limits, out)
     suspects = _suspects(kind, seed, out, progress)
     measures = _languages(out)
-    train, held_out = ([Item(table, int(i)) for i in table.kept(side)] for side in (False, True))
+    train, held_out = (Items(table, table.kept(side)) for side in (False, True))
     is_few = may_be_few and len(train) < 2 * MIN_ROWS
     if is_few:
         few = "1 row is" if len(train) == 1 else f"{len(train)} rows are"
@@ -170,10 +176,10 @@ def decide(
     else:
         _refuse_too_few(train, held_out if data.eval else None, config, out)
 
-    dev: list[Item] = []
+    dev = train.take([])
     apart = Apart()
     if is_few:
-        train, _ = _trainable(train, [], out)
+        train = train.take(~_is_long(train, out))
     else:
         train, dev, held_out, apart = _split(train, held_out, config, out, progress)
     if rules.max_train_tokens is not None and train:
@@ -183,17 +189,15 @@ def decide(
     train = sampled(train, rules.max_train_rows, "train", seed, is_classify, out)
     held_out = sampled(held_out, rules.max_eval_rows, "eval", seed, is_classify, out)
     if held_out:
-        measures["near_eval_ids"] = _near_eval_ids(
-            [*train, *dev], held_out, None if data.eval else apart, out, progress
-        )
-    labels = check_labels([*train, *dev], held_out, out) if is_classify else None
+        measures["near_eval_ids"] = _near_eval_ids(train + dev, held_out, None if data.eval else apart, out, progress)
+    labels = check_labels(train + dev, held_out, out) if is_classify else None
     if len(table) > table.num_rows:
         more = len(table) - table.num_rows
         out.notes.append(f"{more:,} more examples than rows: each assistant turn of a conversation is one")
 
     sides = np.full(len(table), DROPPED, np.int8)
     for side, items in ((TRAIN, train), (DEV, dev), (EVAL, held_out)):
-        sides[[item.index for item in items]] = side
+        sides[items.indices] = side
     assert ((sides == DROPPED) == (table.code != 0)).all(), "every row is kept, or dropped for a reason"
     for index, code in sorted(table.yielded.items()):
         out.fault(index, "restored", f"{REVIEW} keeps it; it would be dropped as {code}", "safe")
@@ -223,23 +227,32 @@ def _suspects(kind: str, seed: int, out: Outcome, progress: Progress) -> list[tu
 def _languages(out: Outcome) -> dict[str, Any]:
     """Report rows in another language than most; rows by language for the receipt."""
     table = out.table
-    faults, counts = language_mix(Examples(table, np.flatnonzero(table.code == 0).tolist()))
+    kept = np.flatnonzero(table.code == 0)
+    faults, counts = language_mix(Examples(table, kept), table.languages[kept])
     out.faults += faults
     return {"languages": counts}
 
 
 def _split(
-    train: list[Item], held_out: list[Item], config: RunConfig, out: Outcome, progress: Progress
-) -> tuple[list[Item], list[Item], list[Item], Apart]:
+    train: Items, held_out: Items, config: RunConfig, out: Outcome, progress: Progress
+) -> tuple[Items, Items, Items, Apart]:
     """Training, dev and held-out records; held_out as given under data.eval, else drawn here. Raises: DataError."""
     seed, is_classify = config.seed, config.task.kind == "classify"
-    clusters, apart, notes = clusters_of(train, progress)
+    cluster_N, apart, notes = clusters_of(train, progress)
     out.notes += notes
+
+    def without(is_gone: Any) -> tuple[Items, Any]:
+        return train.take(~is_gone), cluster_N[~is_gone]
+
+    def drawn(num_rows: int, name: str) -> Any:
+        is_taken = np.zeros(len(train), bool)
+        is_taken[draw(train, cluster_N, num_rows, name=name, seed=seed, is_classify=is_classify)] = True
+        return is_taken
+
     if not config.data.eval:
-        wanted = _eval_size(len(train), config.curate.eval_rows)
-        taken = draw(train, clusters, wanted, name="eval", seed=seed, is_classify=is_classify)
-        held_out = [train[i] for i in sorted(taken)]
-        train, clusters = _without(train, clusters, taken)
+        is_taken = drawn(_eval_size(len(train), config.curate.eval_rows), "eval")
+        held_out = train.take(is_taken)
+        train, cluster_N = without(is_taken)
         num_rows = len(held_out) + len(train)
         out.notes.append(f"{len(held_out):,} of {num_rows:,} rows held out for the score, alike prompts on one side")
         if not held_out:
@@ -247,36 +260,33 @@ def _split(
                 f"no row could be held out: the {len(train)} rows are too much alike to separate; "
                 "give held-out rows under data.eval"
             )
-    train, clusters = _trainable(train, clusters, out)
+    train, cluster_N = without(_is_long(train, out))
     _refuse_too_few(train, None, config, out)
-    taken = draw(train, clusters, _dev_size(len(train)), name="dev", seed=seed, is_classify=is_classify)
-    dev = [train[i] for i in sorted(taken)]
-    return _without(train, clusters, taken)[0], dev, held_out, apart
+    is_taken = drawn(_dev_size(len(train)), "dev")
+    return train.take(~is_taken), train.take(is_taken), held_out, apart
 
 
-def _near_eval_ids(
-    seen: list[Item], held_out: list[Item], apart: Apart | None, out: Outcome, progress: Progress
-) -> list[str]:
+def _near_eval_ids(seen: Items, held_out: Items, apart: Apart | None, out: Outcome, progress: Progress) -> list[str]:
     """Ids of held-out rows near to training or dev rows. apart: what is known of rows that were split here."""
     if apart is None:
         near = near_items(seen, held_out, progress)
     else:
-        near = apart.near((item.index for item in seen), (item.index for item in held_out))
-    if near:
+        near = apart.near_to(seen.indices, held_out.indices)
+    if len(near):
         out.notes.append(
             f"{len(near):,} of {len(held_out):,} held-out rows have a near-duplicate among the training rows "
             f"(word overlap {NEAR_JACCARD} or more); on quite new text the score may be lower, so it is also given on "
             "the others"
         )
-    return sorted(item.id for item in held_out if item.index in near)
+    return sorted(f"{id:016x}" for id in Items(out.table, near).ids.tolist())
 
 
-def _trainable(train: list[Item], clusters: list[list[int]], out: Outcome) -> tuple[list[Item], list[list[int]]]:
-    """The rows within train.seq_len, and their clusters; the others could only have been held out."""
-    long = {i for i, item in enumerate(train) if item.index in out.past_seq_len}
-    for i in sorted(long):
-        out.drop(train[i].index, "too_long", out.past_seq_len[train[i].index])
-    return _without(train, clusters, long)
+def _is_long(train: Items, out: Outcome) -> Any:
+    """Drop, and mark, the rows past train.seq_len; they could only have been held out."""
+    is_long = np.isin(train.indices, list(out.past_seq_len))
+    for index in train.indices[is_long].tolist():
+        out.drop(index, "too_long", out.past_seq_len[index])
+    return is_long
 
 
 def to_curated(decided: Decided) -> Curated:
@@ -329,14 +339,6 @@ def write_decided(decided: Decided, writer: Writer, progress: Progress) -> None:
         writer.line("faults.jsonl", fault_line(fault))
 
 
-def _without(train: list[Item], clusters: list[list[int]], taken: set[int]) -> tuple[list[Item], list[list[int]]]:
-    """The rows not taken, and their clusters under the new row numbers."""
-    kept = [i for i in range(len(train)) if i not in taken]
-    new_number = {old: new for new, old in enumerate(kept)}
-    rest = [[new_number[i] for i in cluster if i in new_number] for cluster in clusters]
-    return [train[i] for i in kept], [cluster for cluster in rest if cluster]
-
-
 def _eval_size(num_rows: int, asked: int | None) -> int:
     if asked is not None:
         if num_rows - asked < MIN_ROWS:
@@ -352,9 +354,8 @@ def _dev_size(num_rows: int) -> int:
     return int(min(max(DEV_FRAC * num_rows, DEV_MIN), DEV_MAX, DEV_MAX_FRAC * num_rows))
 
 
-def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunConfig, out: Outcome) -> None:
-    table = out.table
-    reasons = Counter(table.code_of(i) for i in np.flatnonzero(table.code).tolist())
+def _refuse_too_few(train: Items, held_out: Items | None, config: RunConfig, out: Outcome) -> None:
+    reasons = _dropped(out.table)
     shown = ", ".join(f"{n} {code}" for code, n in reasons.most_common(6)) or "none"
     for what, items, key in (("training", train, "data.train"), ("held-out", held_out, "data.eval")):
         if items is None or len(items) >= MIN_ROWS:
@@ -369,8 +370,8 @@ def _refuse_too_few(train: list[Item], held_out: list[Item] | None, config: RunC
         if reasons["not_chosen"] > len(items):
             advice = "raise curate.max_train_tokens"
         if reasons["template_refuses"] > len(items):
-            first = int(np.flatnonzero(table.code == NUMBER_OF["template_refuses"])[0])
-            advice += f"; {table.evidence[first]}"
+            first = int(np.flatnonzero(out.table.code == NUMBER_OF["template_refuses"])[0])
+            advice += f"; {out.table.evidence[first]}"
         if reasons["too_long"] > len(items):
             advice += "; raise train.seq_len, or choose models with a longer context"
         where = ", ".join(getattr(config.data, key.partition(".")[2]))

@@ -12,6 +12,7 @@ import numpy as np
 from ..messages import Example, read_answer
 from .clean import Outcome
 from .decode import shorten
+from .language import languages_of
 from .review import Decision, Mark, ReviewRow, read_review
 from .rows import digests_of
 
@@ -92,6 +93,7 @@ def _correct(index: int, answer: str, kind: str, out: Outcome) -> str:
     messages = (*example.messages[:start], corrected_answer, *example.messages[stop:])
     corrected = replace(example, messages=messages, answer_span=(start, start + 1), id="")
     out.table.corrected[index] = corrected
+    out.table.languages[index] = languages_of(corrected.user_text, corrected.completion)
     out.table.keys[index] = np.frombuffer(digests_of(corrected, kind), np.uint64)
     return example.completion
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, overload
@@ -48,6 +48,7 @@ class Table:
         self._num_records = self._num_bytes = 0
         self._parts: list[tuple[Any, ...]] = []
         self.evidence: dict[int, str] = {}
+        self.wordings: dict[str, Callable[[int], str]] = {}  # by code: of records dropped without evidence
         self.sources: list[str] = []  # name by source number
         self._cache: dict[int, Example] = {}
         self.corrected: dict[int, Example] = {}  # by a person's review
@@ -66,7 +67,8 @@ class Table:
         num_records = len(block.lines)
         ends = self._num_bytes + np.cumsum(block.sizes, dtype=np.int64)
         numbers, held_out = np.full(num_records, source, np.int32), np.full(num_records, is_held_out)
-        self._parts.append((block.lines, block.codes, block.is_first, block.keys, ends, numbers, held_out))
+        columns = (block.lines, block.codes, block.is_first, block.keys, block.languages, ends, numbers, held_out)
+        self._parts.append(columns)
         try:
             self.spool.write(block.text)
         except OSError as error:
@@ -79,7 +81,8 @@ class Table:
         columns = list(zip(*self._parts, strict=True))
         self._parts = []
         joined = [np.concatenate(columns.pop(0)) for _ in range(len(columns))]
-        self.line, self.code, self.is_first, self.keys, self._end, self.source, self.is_held_out = joined
+        self.line, self.code, self.is_first, self.keys, self.languages = joined[:5]
+        self._end, self.source, self.is_held_out = joined[5:]
         self.partner = np.full(len(self), -1, np.int64)
         self.row_number = np.cumsum(self.is_first)
         self.is_wanted = np.zeros(len(self), bool)  # by a person's decision

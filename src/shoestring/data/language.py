@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ..records import Example, Fault
 
@@ -17,6 +20,8 @@ LANGUAGE_NAMES = {
     "Cyrillic": "in Cyrillic script", "Greek": "Greek", "Hebrew": "Hebrew", "Arabic": "in Arabic script",
     "Devanagari": "in Devanagari script", "Thai": "Thai", "Hangul": "Korean", "Japanese": "Japanese", "Han": "Chinese",
 }  # fmt: skip
+NUMBERED = ("", *LANGUAGE_NAMES)
+NUMBER_OF: dict[str | None, int] = {name or None: number for number, name in enumerate(NUMBERED)}
 # The commonest function words of each language (articles, pronouns, prepositions, auxiliaries); a word of several
 # languages counts for each.
 FUNCTION_WORDS = {
@@ -113,31 +118,35 @@ def _by_words(text: str) -> str | None:
     return best if is_sure and second <= SECOND_FRAC * most else None
 
 
-def language_mix(examples: Sequence[Example]) -> tuple[list[Fault], dict[str, dict[str, int]]]:
+def languages_of(prompt: str, answer: str) -> tuple[int, int]:
+    """Numbers in NUMBERED of the languages of a user's text and its answer, 0 for too little to tell."""
+    return NUMBER_OF[language(prompt)], NUMBER_OF[language(answer)]
+
+
+def language_mix(examples: Sequence[Example], languages_N2: Any) -> tuple[list[Fault], dict[str, dict[str, int]]]:
     """Rows whose prompt or answer is in another language than BULK_FRAC of the others, and the rows by language.
 
-    Prompts are compared with prompts and answers with answers, so a set that translates is all right; so is a row
-    whose prompt speaks of translating or names the language.
+    languages_N2: as languages_of gives them. Prompts are compared with prompts and answers with answers, so a set that
+    translates is all right; so is a row whose prompt speaks of translating or names the language.
     """
-    found: dict[str, list[str | None]] = {"prompt": [], "answer": []}
-    for example in examples:
-        found["prompt"].append(language(example.user_text))
-        found["answer"].append(language(example.completion))
     faults: list[Fault] = []
     counts: dict[str, dict[str, int]] = {}
-    for side, codes in found.items():
-        by_language = Counter(code for code in codes if code)
-        counts[side] = dict(by_language.most_common())
-        if not by_language:
+    for side, number_N in zip(("prompt", "answer"), languages_N2.T, strict=True):
+        numbers, first, sizes = np.unique(number_N[number_N > 0], return_index=True, return_counts=True)
+        order = np.lexsort((first, -sizes))
+        counts[side] = {NUMBERED[numbers[i]]: int(sizes[i]) for i in order}
+        if not len(order):
             continue
-        bulk, num = by_language.most_common(1)[0]
-        if num < MIN_BULK_ROWS or num < BULK_FRAC * by_language.total():
+        bulk, num, total = numbers[order[0]], int(sizes[order[0]]), int(sizes.sum())
+        if num < MIN_BULK_ROWS or num < BULK_FRAC * total:
             continue
-        share = f"{100 * num / by_language.total():.0f} %"
-        for index, code in enumerate(codes):
-            if code and code != bulk and not _is_asked_for(examples[index], code):
-                evidence = f"the {side} is {LANGUAGE_NAMES[code]}; {share} of {side}s are {LANGUAGE_NAMES[bulk]}"
-                faults.append(Fault("language_mix", examples[index].source, examples[index].line, evidence))
+        share = f"{100 * num / total:.0f} %"
+        for index in np.flatnonzero((number_N > 0) & (number_N != bulk)).tolist():
+            code, example = NUMBERED[number_N[index]], examples[index]
+            if not _is_asked_for(example, code):
+                usual = LANGUAGE_NAMES[NUMBERED[bulk]]
+                evidence = f"the {side} is {LANGUAGE_NAMES[code]}; {share} of {side}s are {usual}"
+                faults.append(Fault("language_mix", example.source, example.line, evidence))
     return faults, counts
 
 

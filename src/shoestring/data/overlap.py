@@ -26,10 +26,11 @@ MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing (2^6
 WORD = re.compile(r"\w+")
 
 
-def near_pairs(texts: Sequence[str], progress: Progress) -> list[tuple[int, int]]:
-    """Pairs of normalised texts whose word sets have Jaccard similarity of at least NEAR_JACCARD, verified exactly.
+def near_pairs(texts: Sequence[str], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (first, second) of normalised texts with equal word sets, and of those with nearly equal ones.
 
-    Of equal sets each is paired with the first of them alone, and only the first with others.
+    Near: Jaccard similarity of NEAR_JACCARD or more, verified exactly. Each text is equal to the first of its word
+    set, by ascending second; only that first one is near to others. Texts without words are alone.
     """
     ids_T, starts_N = _word_sets(texts, progress)
     size_N = np.diff(starts_N)
@@ -37,9 +38,10 @@ def near_pairs(texts: Sequence[str], progress: Progress) -> list[tuple[int, int]
     sums = [sums_by_row(any_V[ids_T[words]], starts) for _, words, starts in blocks(starts_N)]
     _, first_of, group_N = np.unique(np.concatenate(sums), return_index=True, return_inverse=True)
     first_N = first_of[group_N]
+    del sums, first_of, group_N
     is_first_N = first_N == np.arange(len(texts))
     repeated = np.flatnonzero(~is_first_N & (size_N > 0))
-    pairs = list(zip(first_N[repeated].tolist(), repeated.tolist(), strict=True))
+    equal = np.stack([first_N[repeated], repeated], axis=1)
     distinct = np.flatnonzero(is_first_N & (size_N > 3))  # of three words or fewer only equal sets are near
     bits_N = _bits(ids_T, starts_N)
     num_passes = 1 + len(distinct) // ROWS_PER_PASS
@@ -49,13 +51,13 @@ def near_pairs(texts: Sequence[str], progress: Progress) -> list[tuple[int, int]
         key, owner = _prefix_keys(ids_T, starts_N, distinct, part, num_passes)
         found.append(_close(key, owner, size_N, bits_N))
     codes = np.unique(np.concatenate(found))
+    near = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(codes), PAIRS_PER_BLOCK):
-        part_P = codes[start : start + PAIRS_PER_BLOCK]
-        a, b = part_P // len(texts), part_P % len(texts)
+        pair_P2 = np.stack(np.divmod(codes[start : start + PAIRS_PER_BLOCK], len(texts)), axis=1)
+        a, b = pair_P2.T
         num_shared = _num_shared(a, b, ids_T, starts_N)
-        is_near = num_shared >= NEAR_JACCARD * (size_N[a] + size_N[b] - num_shared) - 1e-9
-        pairs += zip(a[is_near].tolist(), b[is_near].tolist(), strict=True)
-    return pairs
+        near.append(pair_P2[num_shared >= NEAR_JACCARD * (size_N[a] + size_N[b] - num_shared) - 1e-9])
+    return equal, np.concatenate(near)
 
 
 def blocks(starts_N: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -90,18 +92,19 @@ def _word_sets(texts: Sequence[str], progress: Progress) -> tuple[np.ndarray, np
     number: defaultdict[str, int] = defaultdict()
     number.default_factory = number.__len__
     parts, sizes = [np.zeros(0, np.int32)], np.zeros(len(texts) + 1, np.int64)
-    for start in range(0, len(texts), ROWS_PER_BLOCK):
+    for start in range(0, len(texts), ROWS_PER_READ):
         progress("looking for near-duplicates", start, len(texts))
         flat: list[str] = []
-        for row in range(start, min(start + ROWS_PER_BLOCK, len(texts))):
-            found = sorted(set(WORD.findall(texts[row])))
-            sizes[row + 1] = len(found)
+        for row, text in enumerate(texts[start : start + ROWS_PER_READ], start + 1):
+            found = sorted(set(WORD.findall(text)))
+            sizes[row] = len(found)
             flat += found
         parts.append(np.fromiter(map(number.__getitem__, flat), np.int32, len(flat)))
-    ids_T, starts_N = np.concatenate(parts), np.cumsum(sizes)
     num_words = max(len(number), 1)
-    rank_V = np.empty(len(number), np.int64)
-    rank_V[np.argsort(np.bincount(ids_T, minlength=len(number)), kind="stable")] = np.arange(len(number))
+    del number
+    ids_T, starts_N = joined(parts), np.cumsum(sizes)
+    rank_V = np.empty(num_words, np.int64)
+    rank_V[np.argsort(np.bincount(ids_T, minlength=num_words), kind="stable")] = np.arange(num_words)
     for _, words, starts in blocks(starts_N):
         keys = np.repeat(np.arange(len(starts) - 1), np.diff(starts)) * num_words + rank_V[ids_T[words]]
         keys.sort()

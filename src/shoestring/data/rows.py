@@ -19,6 +19,7 @@ from .answers import answer_problem, oddities
 from .codes import CODES
 from .decode import UTF8, Block, Charset, shorten, text_of
 from .formats import Shape, convert, shape_of
+from .language import languages_of
 from .normalise import answer_key, meaning_key, normalise_prompt, prompt_key
 from .parse import Entry, Json, Parsed, parse_line
 from .safety import boilerplate, redacted, refusal, safety_faults, scan
@@ -68,6 +69,7 @@ class Records:
 
     text: records one after another, each `example JSON, BETWEEN, row JSON, line end` of sizes[i] bytes.
     codes: number in NAMES of why the record is dropped, 0 for none. keys: hashes of prompt, answer, meaning, content.
+    languages: of prompt and answer, as languages_of gives them.
     is_first: the first record of its row. is_loose: rows that could not be read, which count for no shape.
     """
 
@@ -77,6 +79,7 @@ class Records:
     codes: Any = None
     is_first: Any = None
     keys: Any = None
+    languages: Any = None
     evidence: dict[int, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     once: list[Fault] = field(default_factory=list)  # to be said once a file
@@ -97,21 +100,25 @@ class Builder:
         self.codes: list[int] = []
         self.firsts: list[bool] = []
         self.digests: list[bytes] = []
+        self.languages: list[tuple[int, int]] = []
         self.shapes: dict[Signature, Shape | None] = {}
         # A row of text to text without system prompt, by far the commonest, is built from its strings.
         self.is_lean = not work.settings.system
 
-    def add(self, text: str, raw: str, line: int, digests: bytes, is_first: bool, code: str = "") -> None:
+    def add(
+        self, text: str, raw: str, line: int, digests: bytes, languages: tuple[int, int], is_first: bool, code: str = ""
+    ) -> None:
         self.texts.append(f"{text}{BETWEEN}{raw}\n")
         self.lines.append(line)
         self.codes.append(NUMBER_OF[code])
         self.firsts.append(is_first)
         self.digests.append(digests)
+        self.languages.append(languages)
 
     def drop(self, code: str, evidence: str, raw: str, line: int) -> None:
         """A row that gives no example."""
         self.out.evidence[len(self.texts)] = shorten(evidence, 400)
-        self.add("", raw, line, bytes(32), True, code)
+        self.add("", raw, line, bytes(32), (0, 0), True, code)
 
     def notice(self, notice: Notice, line: int) -> None:
         fault = Fault(notice.code, self.name, line, shorten(notice.evidence, 240), notice.repair)
@@ -194,8 +201,9 @@ class Builder:
             if kind == "math":
                 meaning = meaning_key(answer, kind)
             digests = _digests(normalise_prompt(prompt), key, meaning)
+            languages = languages_of(prompt, answer)
         else:
-            digests = bytes(24)
+            digests, languages = bytes(24), (0, 0)
         asked, told = quoted(prompt), quoted(answer)
         identity = hashlib.sha256(f'[["user", {asked}], ["assistant", {told}]]'.encode("utf-8", "surrogatepass"))
         text = (
@@ -203,14 +211,14 @@ class Builder:
             f'"answer_span": [1, 2], "source": {self.quoted_name}, "line": {line}, '
             f'"id": "{identity.hexdigest()[:16]}"}}'
         )
-        self.add(text, raw, line, digests + identity.digest()[:8], True)
+        self.add(text, raw, line, digests + identity.digest()[:8], languages, True)
         return True
 
     def _example(self, example: Example, shape: Shape, raw: str, is_first: bool) -> None:
         kind = self.settings.kind
         problem: tuple[str, str] | None = None
         if kind is None:
-            digests = bytes(24) + bytes.fromhex(example.id)
+            digests, languages = bytes(24) + bytes.fromhex(example.id), (0, 0)
         else:
             answer = example.completion
             if kind == "classify" and answer != answer.strip():
@@ -222,10 +230,11 @@ class Builder:
             else:
                 problem = answer_problem(answer, kind)
             digests = digests_of(example, kind)
+            languages = languages_of(example.user_text, answer)
         text = json.dumps(example_to_json(example), ensure_ascii=False)
         if problem:
             self.out.evidence[len(self.texts)] = shorten(problem[1], 400)
-        self.add(text, raw, example.line, digests, is_first, problem[0] if problem else "")
+        self.add(text, raw, example.line, digests, languages, is_first, problem[0] if problem else "")
 
     def finish(self) -> Records:
         """The records as arrays."""
@@ -237,6 +246,7 @@ class Builder:
         out.codes = np.array(self.codes, np.uint8)
         out.is_first = np.array(self.firsts, bool)
         out.keys = np.frombuffer(b"".join(self.digests), np.uint64).reshape(len(encoded), 4)
+        out.languages = np.array(self.languages, np.uint8).reshape(len(encoded), 2)
         return out
 
 
@@ -254,11 +264,12 @@ def digests_of(example: Example, kind: str) -> bytes:
 
 def _digests(prompt: str, answer: str, meaning: str | None) -> bytes:
     """8 bytes each of the hashes of the keys; without a meaning of its own an answer means itself."""
-    first, second = _hash(prompt), _hash(answer)
-    return first + second + (second if meaning is None else _hash(meaning))
+    first, second = hashed(prompt), hashed(answer)
+    return first + second + (second if meaning is None else hashed(meaning))
 
 
-def _hash(key: str) -> bytes:
+def hashed(key: str) -> bytes:
+    """8 bytes that stand for a key."""
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

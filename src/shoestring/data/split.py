@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
 
 from ..records import Example, Progress
-from .clean import Item
+from .clean import Items, grouped
 from .normalise import normalise, said_key
 from .overlap import NEAR_JACCARD as NEAR_JACCARD
-from .overlap import WORD
 from .overlap import near_pairs as near_pairs
 
 MAX_CLUSTER_FRAC = 0.1  # text from a template would chain into one cluster; then only equal prompts go together
@@ -22,7 +25,7 @@ class Forest:
     """Union-find over row numbers."""
 
     def __init__(self, size: int):
-        self.parent = list(range(size))
+        self.parent = array("q", range(size))
 
     def root(self, node: int) -> int:
         while self.parent[node] != node:
@@ -35,128 +38,138 @@ class Forest:
         if a != b:
             self.parent[max(a, b)] = min(a, b)
 
+    def roots(self) -> Any:
+        """Of every row the lowest row it is joined with."""
+        return np.fromiter(map(self.root, range(len(self.parent))), np.int64, len(self.parent))
+
 
 @dataclass
 class Apart:
     """Rows that are near each other and yet may come to stand on two sides, because their cluster was too large.
 
-    pairs: of record numbers, of equal word sets only the first takes part. first: record -> the first of its word set.
+    Pairs of record numbers (P, 2): with equal word sets, by ascending second, and near ones among the first of each.
     """
 
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    first: dict[int, int] = field(default_factory=dict)
+    equal: Any = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    near: Any = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
-    def near(self, seen: Iterable[int], held_out: Iterable[int]) -> set[int]:
+    def near_to(self, seen: Any, held_out: Any) -> Any:
         """Those held-out records that are near to a seen one."""
-        sets = {self.first.get(index, index) for index in seen}
-        close = sets | {b for a, b in self.pairs if a in sets} | {a for a, b in self.pairs if b in sets}
-        return {index for index in held_out if self.first.get(index, index) in close}
+        sets = np.unique(self._first(seen))
+        a, b = self.near.T
+        close = np.concatenate([sets, b[np.isin(a, sets)], a[np.isin(b, sets)]])
+        return held_out[np.isin(self._first(held_out), close)]
+
+    def _first(self, records: Any) -> Any:
+        """The first record with the word set of each."""
+        if not len(self.equal):
+            return records
+        at = np.minimum(np.searchsorted(self.equal[:, 1], records), len(self.equal) - 1)
+        return np.where(self.equal[at, 1] == records, self.equal[at, 0], records)
 
 
-def clusters_of(items: Sequence[Item], progress: Progress) -> tuple[list[list[int]], Apart, list[str]]:
-    """Row numbers by cluster: same conversation, same prompt, or word sets alike at NEAR_JACCARD.
+def clusters_of(items: Items, progress: Progress) -> tuple[Any, Apart, list[str]]:
+    """The cluster of each row: same conversation, same prompt, or word sets alike at NEAR_JACCARD.
 
-    Also returns the pairs that this leaves apart, and notes. Clusters above MAX_CLUSTER_FRAC of the rows fall back to
-    equal prompts.
+    A cluster is known by its lowest row. Also returns the pairs that this leaves apart, and notes. Clusters above
+    MAX_CLUSTER_FRAC of the rows fall back to equal prompts.
     """
-    notes: list[str] = []
-    sure = Forest(len(items))
-    for keys in ([item.prompt_hash for item in items], [item.row for item in items]):
-        first_by_key: dict[int, int] = {}
-        for index, key in enumerate(keys):
-            sure.join(first_by_key.setdefault(key, index), index)
-    near = Forest(len(items))
-    for index in range(len(items)):
-        near.join(sure.root(index), index)
-    texts = compared_texts(items)
-    pairs = near_pairs(texts, progress)
-    for a, b in pairs:
-        near.join(a, b)
-    members: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(items)):
-        members[near.root(index)].append(index)
-    limit = max(MAX_CLUSTER_FRAC * len(items), 10)
-    clusters: list[list[int]] = []
-    too_large = set()
-    for root, group in members.items():
-        if len(group) <= limit:
-            clusters.append(group)
-            continue
-        too_large.add(root)
-        by_sure: dict[int, list[int]] = defaultdict(list)
-        for index in group:
-            by_sure[sure.root(index)].append(index)
-        clusters += by_sure.values()
-        notes.append(
-            f"{len(group)} rows are alike as if from one template; among them only equal prompts are kept on one side"
-        )
-    apart = _apart(items, texts, [pair for pair in pairs if near.root(pair[0]) in too_large]) if too_large else Apart()
-    return clusters, apart, notes
+    forest = Forest(len(items))
+    for keys in (items.table.keys[items.indices, 0], items.table.row_number[items.indices]):
+        _, first, group_N = np.unique(keys, return_index=True, return_inverse=True)
+        first_N = first[group_N]
+        for index in np.flatnonzero(first_N != np.arange(len(items))).tolist():
+            forest.join(int(first_N[index]), index)
+    sure_N = forest.roots()
+    pairs = near_pairs(Compared(items), progress)
+    for some in pairs:
+        for a, b in zip(map(int, some[:, 0]), map(int, some[:, 1]), strict=True):
+            forest.join(a, b)
+    cluster_N = forest.roots()
+    size_N = np.bincount(cluster_N, minlength=len(items))
+    too_large = np.flatnonzero(size_N > max(MAX_CLUSTER_FRAC * len(items), 10))
+    notes = [
+        f"{size_N[root]} rows are alike as if from one template; among them only equal prompts are kept on one side"
+        for root in too_large
+    ]
+    is_left_N = np.isin(cluster_N, too_large)
+    equal, near = (items.indices[some[is_left_N[some[:, 0]]]] for some in pairs)
+    return np.where(is_left_N, sure_N, cluster_N), Apart(equal, near), notes
 
 
-def _apart(items: Sequence[Item], texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> Apart:
-    apart = Apart()
-    words = {row: _words(texts[row]) for pair in pairs for row in pair}
-    for a, b in pairs:
-        first, second = items[a].index, items[b].index
-        if words[a] == words[b]:
-            apart.first[second] = first
-        else:
-            apart.pairs.append((first, second))
-    return apart
-
-
-def compared_texts(items: Sequence[Item]) -> list[str]:
+class Compared(Sequence[str]):
     """What the users say, normalised, without an instruction that nearly all rows begin with.
 
     What all rows share, system prompts as well, must not make them alike.
     """
-    words = [_said(item.example).split() for item in items]
-    num_shared, shared = 0, [True] * len(words)
-    while words:
-        having = [i for i, row in enumerate(words) if shared[i] and len(row) > num_shared + 1]
-        if not having:
-            break
-        word, num_rows = Counter(words[i][num_shared] for i in having).most_common(1)[0]
-        if num_rows < SHARED_FRAC * len(words):
-            break
-        shared = [shared[i] and len(row) > num_shared and row[num_shared] == word for i, row in enumerate(words)]
-        num_shared += 1
-    return [" ".join(row[num_shared:] if has else row) for row, has in zip(words, shared, strict=True)]
+
+    def __init__(self, items: Items):
+        self.items = items
+        number: defaultdict[str, int] = defaultdict()
+        number.default_factory = number.__len__
+        ids, sizes = array("i"), array("q")
+        for example in items:
+            words = _said(example).split()
+            ids.extend(map(number.__getitem__, words))
+            sizes.append(len(words))
+        ids_T, size_N = np.asarray(ids), np.asarray(sizes)
+        starts_N = np.cumsum(size_N) - size_N
+        self.num_shared, self.is_shared_N = 0, np.ones(len(items), bool)
+        while True:
+            having = np.flatnonzero(self.is_shared_N & (size_N > self.num_shared + 1))
+            counts_V = np.bincount(ids_T[starts_N[having] + self.num_shared], minlength=1)
+            if not len(having) or counts_V.max() < SHARED_FRAC * len(items):
+                break
+            self.is_shared_N &= size_N > self.num_shared
+            shared = np.flatnonzero(self.is_shared_N)
+            self.is_shared_N[shared] = ids_T[starts_N[shared] + self.num_shared] == counts_V.argmax()
+            self.num_shared += 1
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if not isinstance(at, slice):
+            return self[at : at + 1][0]
+        skipped = (self.num_shared * self.is_shared_N[at]).tolist()
+        return [" ".join(_said(example).split()[skip:]) for example, skip in zip(self.items[at], skipped, strict=True)]
 
 
 def _said(example: Example) -> str:
     return said_key(example) if len(example.prompt) == 1 else normalise(example.user_text)
 
 
-def near_items(seen: Sequence[Item], held_out: Sequence[Item], progress: Progress) -> set[int]:
-    """The held-out records with a seen one at NEAR_JACCARD or more."""
-    texts = compared_texts([*seen, *held_out])
-    far = far_rows(texts[: len(seen)], texts[len(seen) :], progress)
-    return {item.index for item, is_far in zip(held_out, far, strict=True) if not is_far}
+def near_items(seen: Items, held_out: Items, progress: Progress) -> Any:
+    """The held-out records with a seen one at NEAR_JACCARD or more, ascending."""
+    is_far = far_rows(Compared(seen + held_out), len(seen), progress)
+    return held_out.indices[~is_far]
 
 
-def far_rows(train_texts: Sequence[str], eval_texts: Sequence[str], progress: Progress) -> list[bool]:
-    """For each held-out text, whether no training text is near: word sets at NEAR_JACCARD or more.
+def far_rows(texts: Sequence[str], num_seen: int, progress: Progress) -> Any:
+    """For each text after the first num_seen, whether none of those is near: word sets at NEAR_JACCARD or more.
 
     A score over these rows alone says what a model does on prompts unlike those it was trained on.
     """
-    num_train = len(train_texts)
-    texts = [normalise(text) for text in (*train_texts, *eval_texts)]
-    pairs = near_pairs(texts, progress)
-    # Training rows come first, so of equal word sets the first is a training row if any is.
-    near = {b for a, b in pairs if a < num_train <= b}
-    near |= {b for a, b in pairs if a in near and b >= num_train and _words(texts[a]) == _words(texts[b])}
-    return [num_train + i not in near for i in range(len(eval_texts))]
+    equal, near = near_pairs(texts, progress)
+    is_near = np.zeros(len(texts), bool)
+    # Seen rows come first, so of equal word sets the first is a seen row if any is.
+    for a, b in (near.T, equal.T):
+        is_near[b[(a < num_seen) & (b >= num_seen)]] = True
+    is_near[equal[is_near[equal[:, 0]], 1]] = True
+    return ~is_near[num_seen:]
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(WORD.findall(text))
-
-
-def _order(name: str, ids: list[str], seed: int) -> bytes:
-    """A cluster's place in the draw: depends on seed and content, not on where it stands in the file."""
-    return hashlib.sha256(f"{seed}:{name}:{min(ids)}".encode()).digest()
+def _order(name: str, ids: Any, seed: int) -> Any:
+    """The order of a draw: it depends on seed and content, not on where rows stand in the file."""
+    digests = bytearray()
+    for id in ids.tolist():
+        digests += hashlib.sha256(f"{seed}:{name}:{id:016x}".encode()).digest()[:16]
+    high, low = np.frombuffer(bytes(digests), ">u8").reshape(-1, 2).T
+    return np.lexsort((low, high))
 
 
 def quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
@@ -170,24 +183,27 @@ def quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
     return share
 
 
-def draw(
-    items: Sequence[Item], clusters: list[list[int]], num_rows: int, *, name: str, seed: int, is_classify: bool
-) -> set[int]:
-    """Row numbers held out: whole clusters, about num_rows in all, labels in proportion.
+def draw(items: Items, cluster_N: Any, num_rows: int, *, name: str, seed: int, is_classify: bool) -> Any:
+    """Row numbers held out, ascending: whole clusters, about num_rows in all, labels in proportion.
 
     A label keeps at least one row on the training side.
     """
-    strata = [item.example.completion if is_classify else "" for item in items]
-    sizes = Counter(strata)
-    left = dict(sizes)
-    quota = quotas(sizes, num_rows)
+    labels, code_N = _strata(items, is_classify)
+    sizes = dict(zip(labels, np.bincount(code_N, minlength=len(labels)).tolist(), strict=True))
+    share = quotas(sizes, num_rows)
+    quota, left = [share[label] for label in labels], [sizes[label] for label in labels]
+    by_cluster = np.argsort(cluster_N, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster_N[by_cluster], prepend=-1))
+    ends = np.append(starts[1:], len(items))
+    lowest_ids = np.minimum.reduceat(items.ids[by_cluster], starts) if len(items) else np.zeros(0, np.uint64)
+    ordered = _order(name, lowest_ids, seed)
     taken: set[int] = set()
-    ordered = sorted(clusters, key=lambda c: _order(name, [items[i].id for i in c], seed))
     for is_strict in (True, False):  # the second pass fills what clusters too large for their label's quota left open
-        for cluster in ordered:
-            need = Counter(strata[i] for i in cluster)
+        for at in ordered:
             if len(taken) >= num_rows:
-                return taken
+                break
+            cluster = by_cluster[starts[at] : ends[at]].tolist()
+            need = Counter(code_N[cluster].tolist())
             if cluster[0] in taken or any(left[s] - n < 1 for s, n in need.items()):
                 continue
             if len(taken) + len(cluster) > num_rows + max(1, num_rows // 20):
@@ -199,19 +215,19 @@ def draw(
             for s, n in need.items():
                 quota[s] -= n
                 left[s] -= n
-    return taken
+    return np.array(sorted(taken), np.int64)
 
 
-def sample(items: Sequence[Item], num_rows: int, *, name: str, seed: int, is_classify: bool) -> set[int]:
-    """Row numbers of exactly min(num_rows, all) rows, labels in proportion, the same for the same seed."""
+def sample(items: Items, num_rows: int, *, name: str, seed: int, is_classify: bool) -> Any:
+    """Row numbers of exactly min(num_rows, all) rows, ascending, labels in proportion, the same for the same seed."""
     if num_rows >= len(items):
-        return set(range(len(items)))
-    by_stratum: dict[str, list[int]] = defaultdict(list)
-    for index, item in enumerate(items):
-        by_stratum[item.example.completion if is_classify else ""].append(index)
-    quota = quotas({k: len(v) for k, v in by_stratum.items()}, num_rows)
-    chosen: set[int] = set()
-    for stratum, members in by_stratum.items():
-        members.sort(key=lambda i: (_order(name, [items[i].id], seed), i))
-        chosen.update(members[: quota[stratum]])
-    return chosen
+        return np.arange(len(items))
+    labels, code_N = _strata(items, is_classify)
+    order = _order(name, items.ids, seed)
+    members = dict(zip(labels, grouped(order, code_N[order], len(labels)), strict=True))
+    share = quotas({label: len(rows) for label, rows in members.items()}, num_rows)
+    return np.sort(np.concatenate([rows[: share[label]] for label, rows in members.items()]))
+
+
+def _strata(items: Items, is_classify: bool) -> tuple[list[str], Any]:
+    return items.labels() if is_classify else ([""], np.zeros(len(items), np.int64))

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import TrainingError
 from ..records import Device, Example
 from .loss import answer_logits, collate, on_device, precision
-from .tokens import Encoded, encode_example, end_token_id
+from .tokens import Encoded, encode_example, end_token_ids
 
 
 def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None, what: str) -> list[Encoded]:
@@ -18,7 +18,7 @@ def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None
     seq_len: None for rows that are only scored; curation holds them to the model's context.
     Raises: TrainingError naming the row.
     """
-    end = end_token_id(tokenizer)
+    ends = end_token_ids(tokenizer)
     rows = []
     for example in examples:
         row = encode_example(tokenizer, example)
@@ -26,7 +26,7 @@ def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None
         supervised = row.ids[max(row.num_prompt_tokens, 1) :]
         if len(supervised) < 2:
             raise TrainingError(f"{where} has no answer token to learn from; `shoestring curate` drops empty answers")
-        if supervised[-1] != end:
+        if supervised[-1] not in ends:
             raise TrainingError(f"{where}: the end token is not supervised, so the model would never learn to stop")
         if seq_len is not None and len(row.ids) > seq_len:
             raise TrainingError(
@@ -34,8 +34,10 @@ def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None
                 "curate with this seq_len, or raise train.seq_len"
             )
         rows.append(row)
-    if tokenizer.pad_token_id == end:
-        raise TrainingError(f"pad and end token are both {end}; load the tokenizer with load_tokenizer")
+    if tokenizer.pad_token_id in ends:
+        raise TrainingError(
+            f"pad and end token are both {tokenizer.pad_token_id}; load the tokenizer with load_tokenizer"
+        )
     return rows
 
 

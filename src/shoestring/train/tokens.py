@@ -6,6 +6,7 @@ ids = prompt with the generation prompt + answer + end token, loss on the part a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from ..errors import ModelError
 from ..messages import Example, Message, split_tools
 from .locate import first_line, hub_options, resolve_model
-from .tools import PROBE_CALL, TemplateRefused, is_own_form, own_text, render
+from .tools import PROBE_CALL, PROBE_TOOLS, TemplateRefused, is_own_form, own_text, render
 
 # For tokenizers without a chat template (base models): one heading a turn, end token after each answer.
 PLAIN_TEMPLATE = (
@@ -135,7 +136,7 @@ def _answer_text(tokenizer: Any, example: Example) -> tuple[str, str, str]:
 def _end_of_calls(tokenizer: Any, example: Example, full: str, rest: str) -> int:
     """Where in rest an answer of tool calls ends: at the end token after what another last call leaves unchanged.
 
-    Raises: TemplateRefused where the template leaves out part of the answer, or has no end token there.
+    Raises: TemplateRefused where the template leaves out part of the answer.
     """
     *before, last = example.messages[: example.answer_span[1]]
     for text in (last.content.strip(), *(call.name for call in last.tool_calls)):
@@ -145,10 +146,15 @@ def _end_of_calls(tokenizer: Any, example: Example, full: str, rest: str) -> int
     altered = render(tokenizer, [*before, other], example.tools, generation_prompt=False)
     pairs = zip(reversed(full), reversed(altered), strict=False)
     same = full[len(full) - next((at for at, (a, b) in enumerate(pairs) if a != b), 0) :]
+    if not same or len(same) > len(rest):
+        raise TemplateRefused(f"the chat template does not show each tool call; {OTHER_TEMPLATE}")
+    start = len(rest) - len(same)
     at = same.find(tokenizer.convert_ids_to_tokens(end_token_id(tokenizer)))
-    if at < 0 or len(same) > len(rest):
-        raise TemplateRefused(f"the chat template does not end a tool call with its end token; {OTHER_TEMPLATE}")
-    return len(rest) - len(same) + at
+    if at >= 0:
+        return start + at
+    # After calls another token ends the turn (gpt-oss, Gemma 4), or none does.
+    last = tokenizer.added_tokens_decoder.get(_ids(tokenizer, same)[-1])
+    return len(rest) - (len(str(last)) if last is not None else 0)
 
 
 def encode_example(tokenizer: Any, example: Example) -> Encoded:
@@ -183,11 +189,22 @@ def end_token_id(tokenizer: Any) -> int:
     return _end_in(tokenizer, _answer_text(tokenizer, probe)[2])
 
 
+def end_token_ids(tokenizer: Any) -> set[int]:
+    """The ids with which this chat template ends an answer: that of text, and of tool calls where it has another."""
+    ends = {end_token_id(tokenizer)}
+    if not is_own_form(tokenizer, PROBE_TOOLS):
+        call = replace(PROBE_CALL, arguments='{"a": "b"}')
+        probe = Example((Message("user", "a"), Message("assistant", "", (call,))), (1, 2), tools=PROBE_TOOLS)
+        with contextlib.suppress(TemplateRefused):
+            ends.add(encode_example(tokenizer, probe).ids[-1])
+    return ends
+
+
 def stop_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
     """Every id at which generation stops: the template's, the tokenizer's, and the model's own end tokens."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own_ids = own if isinstance(own, list) else [own]
-    return sorted({end_token_id(tokenizer), tokenizer.eos_token_id, *own_ids} - {None})
+    return sorted({*end_token_ids(tokenizer), tokenizer.eos_token_id, *own_ids} - {None})
 
 
 def count_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[int, int]]:

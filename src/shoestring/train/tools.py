@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError
-from ..messages import Message, ToolCall, turns_of
+from ..messages import Message, ToolCall, tools_text, turns_of
 from .locate import first_line
 
 DECLARED = (
@@ -30,6 +30,9 @@ PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {}, "required": []},
     },
 }
+
+
+PROBE_TOOLS = tools_text([PROBE_TOOL])
 
 
 class TemplateRefused(ModelError):

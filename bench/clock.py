@@ -1,0 +1,97 @@
+"""When each optimizer step ended and what memory it took, for every trainer that is a transformers.Trainer.
+
+Imports nothing of Shoestring's, so that it runs in a peer's own environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def memory_bytes(field: str) -> int | None:
+    """VmRSS (resident now) or VmHWM (at most) of this process; None where /proc does not say."""
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+class Clock:
+    """Wall and processor seconds at the start of training and after each step."""
+
+    def __init__(self) -> None:
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+        self.rss_bytes: int | None = None  # when training began
+        self.more_wall_s = self.more_cpu_s = 0.0  # of work that belongs to training but comes before it
+
+    def tick(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.wall_s.append(time.perf_counter())
+        self.cpu_s.append(time.process_time())
+
+    def install(self) -> None:
+        """Be called by every Trainer made in this process from here on."""
+        from transformers import TrainerCallback
+        from transformers.trainer import DEFAULT_CALLBACKS
+
+        clock = self
+
+        class Ticks(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                import torch
+
+                clock.rss_bytes = clock.rss_bytes or memory_bytes("VmRSS")
+                if torch.cuda.is_available():
+                    torch.cuda.reset_peak_memory_stats()
+                clock.tick()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                clock.tick()
+
+        DEFAULT_CALLBACKS.append(Ticks)
+
+    @contextlib.contextmanager
+    def counting(self, module: Any, name: str) -> Iterator[None]:
+        """Inside, count what module's function of that name takes as training."""
+        function = getattr(module, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.rss_bytes = self.rss_bytes or memory_bytes("VmRSS")
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            made = function(*args, **kwargs)
+            self.more_wall_s += time.perf_counter() - wall_s
+            self.more_cpu_s += time.process_time() - cpu_s
+            return made
+
+        setattr(module, name, counted)
+        try:
+            yield
+        finally:
+            setattr(module, name, function)
+
+    def facts(self) -> dict[str, Any]:
+        """train_s and train_cpu_s over all steps; step_s of each; peak memory of the process or the accelerator."""
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        peak = memory_bytes("VmHWM")
+        return {
+            "num_steps": len(self.wall_s) - 1,
+            "train_s": self.wall_s[-1] - self.wall_s[0] + self.more_wall_s,
+            "train_cpu_s": self.cpu_s[-1] - self.cpu_s[0] + self.more_cpu_s,
+            "step_s": [round(b - a, 4) for a, b in zip(self.wall_s, self.wall_s[1:], strict=False)],
+            "peak_bytes": peak,
+            "training_bytes": peak - self.rss_bytes if peak is not None and self.rss_bytes is not None else None,
+            "gpu_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "gpu_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        }

@@ -1,0 +1,305 @@
+"""Free memory turned into speed: how many tokens a pass takes, how many layers recompute, what is offloaded.
+
+What a pass keeps for backward is measured on the longest row, without and with recomputation, by counting the
+storages that autograd holds (exact, and the same on every device); on CUDA the allocator's peak is measured too.
+The largest micro-batch that fits is taken. Layers recompute only as far as they must: each costs a third of its time.
+
+Steps are cut, never regrouped: a step's loss is a mean over all its tokens, so its gradient stays what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import DoesNotFit
+from ..plan.memory import FIT_FRAC, VARYING_FACTOR
+from ..records import Device
+from ..units import gib
+from .device import free_bytes
+
+# Gradients in flight while one layer runs backward, over what that layer keeps: those of gate, up, their product
+# and the residual stream are there together, in the type of the activations.
+IN_FLIGHT_LAYERS = 1.5
+# Another choice than the largest micro-batch with the least recomputation must be this much faster.
+FASTER = 1.03
+ALTERNATIVES = 3  # candidates that are timed
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes a token of a pass over the longest row.
+
+    kept, kept_recomputed: held for backward with no and with every layer recomputed; num_layers: that can recompute.
+    peak: most that was allocated above what stood before, whole pass, CUDA only.
+    """
+
+    num_layers: int
+    kept: float
+    kept_recomputed: float
+    peak: float | None = None
+
+    def bytes_per_token(self, num_recomputed: int) -> float:
+        """What a token takes at the peak when so many layers recompute."""
+        layers = max(1, self.num_layers)
+        one_layer = (self.kept - self.kept_recomputed) / layers
+        # A layer that recomputes is there in full while its turn lasts.
+        during = one_layer * (IN_FLIGHT_LAYERS + (1 if num_recomputed else 0))
+        kept = self.kept - one_layer * num_recomputed
+        modelled = kept + during
+        if self.peak is None:
+            return modelled
+        return max(modelled, self.peak - one_layer * num_recomputed)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run: tokens of a pass, layers that recompute, whether what they keep lies in host memory."""
+
+    micro_batch_tokens: int
+    num_recomputed: int
+    offload: bool
+    needed_bytes: int
+    tokens_per_s: float | None = None  # measured, None where it was not
+
+    def __str__(self) -> str:
+        words = f"{self.micro_batch_tokens} tokens a pass, "
+        words += f"{self.num_recomputed} layers recomputed" if self.num_recomputed else "nothing recomputed"
+        return words + (", activations offloaded to host memory" if self.offload else "")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """What was chosen, why, and what was measured for it."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    measured: Measured | None
+    num_layers: int
+    free_bytes: int
+    reason: str
+    num_shrunk: int = 0  # times that memory ran out all the same
+
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "recompute": f"{self.chosen.num_recomputed} of {self.num_layers} layers",
+            "offload": self.chosen.offload,
+            "memory_policy": {
+                **{k: v for k, v in asdict(self).items() if k not in ("chosen", "num_layers")},
+                "micro_batch_tokens": self.chosen.micro_batch_tokens,
+            },
+        }
+
+    def smaller(self) -> MemoryPolicy | None:
+        """After memory ran out: half the tokens a pass; None where the smallest pass was tried with every layer
+        recomputed."""
+        now = self.chosen
+        half = now.micro_batch_tokens // 2
+        recomputed = self.num_layers if self.num_shrunk else now.num_recomputed
+        if half < 1 or (self.num_shrunk and now.num_recomputed == self.num_layers and half < SMALLEST_TOKENS):
+            return None
+        chosen = replace(now, micro_batch_tokens=half, num_recomputed=recomputed, tokens_per_s=None)
+        return replace(
+            self,
+            chosen=chosen,
+            num_shrunk=self.num_shrunk + 1,
+            reason=f"memory ran out at {now}; {self.reason}",
+        )
+
+
+SMALLEST_TOKENS = 16  # a pass of one row is never cut, so nothing is gained below
+
+
+# ---------------------------------------------------------------- layers that recompute
+
+
+def recomputable(model: Any) -> list[Any]:
+    """The layers of a transformers model that can run again in backward instead of keeping what they computed."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def recompute(model: Any, num_layers: int) -> None:
+    """Let the first num_layers layers recompute, and no other. The last ones gain nothing: their turn comes first."""
+    from torch.utils.checkpoint import checkpoint
+
+    for index, layer in enumerate(recomputable(model)):
+        layer.gradient_checkpointing = index < num_layers
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def offloading(offload: bool) -> contextlib.AbstractContextManager[Any]:
+    """Around a forward pass: what is kept for backward goes to host memory."""
+    if not offload:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@contextlib.contextmanager
+def counting_kept(model: Any) -> Iterator[Callable[[], int]]:
+    """Gives a function for the bytes that autograd keeps of what runs inside.
+
+    Each storage counts once; parameters and buffers do not count.
+    """
+    import torch
+
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    seen: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage  # held, so that its address is not given away
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(storage.nbytes() for storage in seen.values())
+
+
+def measure(model: Any, loss: Callable[[], Any], num_tokens: int) -> Measured:
+    """loss: of a pass over num_tokens tokens, its graph attached; it runs twice (on CUDA three times).
+
+    The model is left as it was, in training mode and without gradients, and with no layer recomputed.
+    """
+    import torch
+
+    layers = recomputable(model)
+    kept = []
+    for num in (0, len(layers)):
+        recompute(model, num)
+        with counting_kept(model) as count:
+            held = loss()
+            kept.append(count() / num_tokens)
+            del held
+    recompute(model, 0)
+    peak = None
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        loss().backward()
+        peak = (torch.cuda.max_memory_allocated() - before) / num_tokens
+        model.zero_grad(set_to_none=True)
+    return Measured(len(layers), kept[0], kept[1], peak)
+
+
+def standing_bytes(model: Any) -> int:
+    """What an optimizer step adds to what is allocated before the first: gradients and two moments, float32 each."""
+    return sum(12 * p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def candidates(
+    measured: Measured, *, largest_tokens: int, longest_tokens: int, room_bytes: float, margin: float
+) -> list[Candidate]:
+    """Ways to run that fit in room_bytes, largest micro-batch first; each with the fewest layers recomputed.
+
+    largest_tokens: of the whole batch; longest_tokens: of one longest row, below which nothing can be cut.
+    margin: what is really taken over what was counted.
+    """
+    sizes, tokens = [], max(largest_tokens, longest_tokens)
+    while tokens > longest_tokens:
+        sizes.append(tokens)
+        tokens = math.ceil(tokens / 2)
+    found = []
+    for tokens in [*sizes, longest_tokens]:
+        for num in range(measured.num_layers + 1):
+            needed = round(measured.bytes_per_token(num) * tokens * margin)
+            if needed <= room_bytes:
+                found.append(Candidate(tokens, num, False, needed))
+                break
+    return found
+
+
+def choose(
+    model: Any,
+    device: Device,
+    *,
+    measured: Measured,
+    largest_tokens: int,
+    longest_tokens: int,
+    tokens_per_s: Callable[[Candidate], float] | None = None,
+) -> MemoryPolicy:
+    """The fastest way to run that fits.
+
+    tokens_per_s: measures a candidate; None where the choice must not depend on a clock (on a CPU the same run
+    gives the same bytes): then the one that recomputes least, and of those the largest.
+    Raises: DoesNotFit where not even one longest row fits with every layer recomputed and offloaded.
+    """
+    free = free_bytes(device)
+    room = FIT_FRAC * free - standing_bytes(model)
+    margin = VARYING_FACTOR[device.kind][2]
+    found = candidates(
+        measured, largest_tokens=largest_tokens, longest_tokens=longest_tokens, room_bytes=room, margin=margin
+    )
+    if not found and device.kind == "cuda":
+        one_layer = (measured.kept - measured.kept_recomputed) / max(1, measured.num_layers)
+        needed = round(one_layer * (IN_FLIGHT_LAYERS + 1) * longest_tokens * margin)
+        if needed <= room:
+            found = [Candidate(longest_tokens, measured.num_layers, True, needed)]
+    if not found:
+        needed = round(measured.bytes_per_token(measured.num_layers) * longest_tokens * margin)
+        raise DoesNotFit(
+            f"one row of {longest_tokens} tokens needs up to {gib(needed)} for its pass with every layer recomputed, "
+            f"{gib(max(0, room))} are free on {device.name}; lower train.seq_len, or use method: qlora"
+        )
+    order = sorted(found, key=lambda c: (c.num_recomputed, -c.micro_batch_tokens))
+    if tokens_per_s is not None and len(order) > 1:
+        order = [replace(c, tokens_per_s=tokens_per_s(c)) for c in order[:ALTERNATIVES]]
+    chosen = order[0]
+    for other in order[1:]:
+        if (other.tokens_per_s or 0) > FASTER * (chosen.tokens_per_s or math.inf):
+            chosen = other
+    reason = f"up to {gib(chosen.needed_bytes)} of {gib(room)} that are free"
+    if chosen.tokens_per_s:
+        reason += f"; {chosen.tokens_per_s:,.0f} tokens/s, the most of {len(order)} measured"
+    elif chosen.num_recomputed or chosen.micro_batch_tokens < largest_tokens:
+        reason += "; recomputes least of what fits, then the largest pass"
+    else:
+        reason += "; the whole batch in one pass, nothing recomputed"
+    return MemoryPolicy(chosen, tuple(order), measured, measured.num_layers, free, reason)
+
+
+def as_given(
+    model: Any, device: Device, micro_batch_tokens: int, num_recomputed: int | None, reason: str
+) -> MemoryPolicy:
+    """No choice to make: what the run file gives, or what a checkpoint was made with."""
+    layers = len(recomputable(model))
+    chosen = Candidate(micro_batch_tokens, min(num_recomputed or 0, layers), False, 0)
+    return MemoryPolicy(chosen, (), None, layers, free_bytes(device), reason)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """An accelerator's allocator, or the one of a CPU, that could not give what was asked for."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def halves(batches: Sequence[tuple[int, ...]], fits: Callable[[tuple[int, ...]], bool]) -> list[tuple[int, ...]]:
+    """Each batch cut in two until every piece fits or is a single row; order kept."""
+    todo, done = list(batches)[::-1], []
+    while todo:
+        batch = todo.pop()
+        if len(batch) == 1 or fits(batch):
+            done.append(batch)
+        else:
+            middle = len(batch) // 2
+            todo += [batch[middle:], batch[:middle]]
+    return done
