@@ -317,7 +317,13 @@ def questions(num: int, system: str = "", pairs: bool = False, start: str = "one
     [
         (questions(40, "Add one. " * 12), {}, packing.FOREST, "dense blocks of the prefix forest", "sft"),
         (questions(40, start=""), {}, packing.PADDED, "matrix products", "sft"),
-        (questions(40, "Add. " * 9, pairs=True), {"objective": "dpo"}, packing.FOREST, "dense blocks", "dpo"),
+        (
+            questions(40, "Add. " * 9, pairs=True),
+            {"objective": "dpo", "learning_rate": 2e-3},
+            packing.FOREST,
+            "dense blocks",
+            "dpo",
+        ),
         (questions(24, "Add one. " * 12), {"method": "qlora"}, packing.FOREST, "dense blocks", "sft"),
     ],
 )
@@ -343,7 +349,7 @@ def test_preference_training_continues_to_the_same_bytes_and_keeps_its_reference
     def run(out, stop=None):
         return train_rung(
             model=tiny, train=examples, dev=examples[:4], out_dir=tmp_path / out, dev_metric=lambda m, t: 0.0,
-            settings=settings(objective="dpo", num_epochs=2, batch_tokens=400), device=EXACT,
+            settings=settings(objective="dpo", learning_rate=2e-3, num_epochs=2, batch_tokens=400), device=EXACT,
             **({"should_stop": stop} if stop else {}),
         )  # fmt: skip
 

@@ -145,6 +145,29 @@ def plan(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int
 
 
 @app.command()
+def check(
+    target: Target,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Look at this rung alone.", show_default=False)
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
+    """Look for what would go wrong in training without a word.
+
+    Curates and plans, then asks rows, template, tokenizer and model: does every answer bear loss and end,
+    are prompts those that serving sends, does every adapter matrix learn, does packing or accumulation
+    change a gradient, does a checkpoint continue? Seconds, and nothing is trained. Training asks the same first.
+
+    \b
+    Example: shoestring check run.yaml
+    """
+    from .check import command
+
+    return command(target, model, runs_dir, is_json)
+
+
+@app.command()
 def train(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
     """Train the cheapest rung that fits.
 

@@ -9,12 +9,12 @@ from ..config import RunConfig
 from ..data.clean import RowLimit
 from ..data.curate import curate_into
 from ..data.store import FILES, RECEIPT, read_curated
-from ..errors import DataError
+from ..errors import BadInput, DataError
 from ..files import read_json, sha256_file
 from ..ladder import models_of
 from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
-from ..records import Curated, Plan, to_json
+from ..records import Curated, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
 from ..train.base import load_tokenizer
 from ..train.objective import count_longest, require_pairs
@@ -83,6 +83,14 @@ def read_again(run: Run) -> Curated:
     if record is None:
         raise DataError(f"{run.folder}: the data is not curated yet; first: shoestring run {run.folder}")
     return read(run, record["result"])
+
+
+def plan_again(run: Run) -> Plan:
+    """The plan of an earlier stage. Raises: BadInput."""
+    record = run.run_folder.record("plan.json")
+    if record is None:
+        raise BadInput(f"{run.folder}: there is no plan yet; first: shoestring plan {run.folder}")
+    return plan_from_json(record["result"])
 
 
 def forget_deleted(run: Run) -> None:

@@ -19,6 +19,7 @@ REFUSE, WARN, OK = "refuse", "warn", "ok"
 # Rates outside these multiples of the derived one either do nothing or diverge.
 RATE_BAND = (1 / 200, 20.0)
 FEW_STEPS = 10
+SERVED_ROWS = 500  # prompts that are rendered once more, as serving does
 SHOWN_CHARACTERS = 80
 
 
@@ -61,13 +62,17 @@ def shown(tokenizer: Any, ids: list[int]) -> str:
     return repr(text if len(text) <= SHOWN_CHARACTERS else f"...{text[-SHOWN_CHARACTERS:]}")
 
 
-def _first(ready: SetUp, wrong: Callable[[Example, Encoded], str], seen: str) -> tuple[str, str]:
-    """The first row that `wrong` has words for, and how many there are."""
-    found = [(example, words) for example, path in rows_of(ready) if (words := wrong(example, path))]
+def _first(
+    ready: SetUp, wrong: Callable[[Example, Encoded], str], seen: str, num_sampled: int | None = None
+) -> tuple[str, str]:
+    """The first row that `wrong` has words for, and how many there are; of num_sampled rows, evenly spaced."""
+    stride = max(1, len(ready.train) // (num_sampled or len(ready.train)))
+    looked = list(rows_of(ready))[::stride]
+    found = [(example, words) for example, path in looked if (words := wrong(example, path))]
     if not found:
         return "", seen
     example, words = found[0]
-    return f"{len(found)} of {len(ready.train)} rows, first {example.source}:{example.line}: {words}", ""
+    return f"{len(found)} of {len(looked)} rows, first {example.source}:{example.line}: {words}", ""
 
 
 def _supervised(path: Encoded) -> list[int]:
@@ -162,7 +167,7 @@ def _prompt_as_served(ready: SetUp) -> tuple[str, str]:
             return ""
         return f"serving sends {shown(ready.tokenizer, served)}, training saw {shown(ready.tokenizer, own)}"
 
-    return _first(ready, wrong, "training prompts are, token for token, those that serving sends")
+    return _first(ready, wrong, "training prompts are, token for token, those that serving sends", SERVED_ROWS)
 
 
 def _pad_apart(ready: SetUp) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..records import Example, TrainSettings
-from . import loss, preflight
+from . import loss
 from .tokens import Encoded, encode_example, lengths_or_refusals
 
 Item = tuple[Encoded, ...]
@@ -109,18 +109,15 @@ class Preference(Objective):
 
 
 def objective(tokenizer: Any, examples: Sequence[Example], settings: TrainSettings, what: str) -> Objective:
-    """The examples tokenised and checked for the objective that settings name.
+    """The examples tokenised for the objective that settings name; what: "training" or "dev", for the message.
 
-    what: "training", whose rows are held to settings.seq_len, or "dev".
-    Raises: TrainingError naming a row that cannot be learned from, BadInput a pair without its rejected answer.
+    Raises: TemplateRefused, BadInput naming a pair without its rejected answer.
     """
-    seq_len = settings.seq_len if what == "training" else None
-    chosen = preflight.encode_rows(tokenizer, examples, seq_len, what)
     if settings.objective == "sft":
-        return Objective([(path,) for path in chosen], tokenizer.pad_token_id)
+        return Objective([encode_item(tokenizer, e, "sft") for e in examples], tokenizer.pad_token_id)
     require_pairs(examples, what)
-    rejected = preflight.encode_rows(tokenizer, [other_side(e) for e in examples], seq_len, f"{what} (rejected)")
-    return Preference(list(zip(chosen, rejected, strict=True)), tokenizer.pad_token_id, settings.dpo_beta)
+    pairs = [encode_item(tokenizer, e, "dpo") for e in examples]
+    return Preference(pairs, tokenizer.pad_token_id, settings.dpo_beta)
 
 
 def require_pairs(examples: Sequence[Example], what: str) -> None:

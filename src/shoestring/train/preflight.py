@@ -7,38 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import TrainingError
-from ..records import Device, Example
+from ..records import Device
 from .loss import answer_logits, collate, on_device, precision
-from .tokens import Encoded, encode_example, end_token_ids
-
-
-def encode_rows(tokenizer: Any, examples: Sequence[Example], seq_len: int | None, what: str) -> list[Encoded]:
-    """Every row tokenised and checked: an answer to learn, its end token supervised, not longer than seq_len.
-
-    seq_len: None for rows that are only scored; curation holds them to the model's context.
-    Raises: TrainingError naming the row.
-    """
-    ends = end_token_ids(tokenizer)
-    rows = []
-    for example in examples:
-        row = encode_example(tokenizer, example)
-        where = f"{what} row {example.source}:{example.line}"
-        supervised = row.ids[max(row.num_prompt_tokens, 1) :]
-        if len(supervised) < 2:
-            raise TrainingError(f"{where} has no answer token to learn from; `shoestring curate` drops empty answers")
-        if supervised[-1] not in ends:
-            raise TrainingError(f"{where}: the end token is not supervised, so the model would never learn to stop")
-        if seq_len is not None and len(row.ids) > seq_len:
-            raise TrainingError(
-                f"{where} has {len(row.ids)} tokens, seq_len is {seq_len}; "
-                "curate with this seq_len, or raise train.seq_len"
-            )
-        rows.append(row)
-    if tokenizer.pad_token_id in ends:
-        raise TrainingError(
-            f"pad and end token are both {tokenizer.pad_token_id}; load the tokenizer with load_tokenizer"
-        )
-    return rows
+from .tokens import Encoded
 
 
 def supervised_text(tokenizer: Any, row: Encoded) -> str:

@@ -131,11 +131,14 @@ def refuse(findings: Sequence[Finding], model: str) -> None:
 
 def _adapter(probe: Probe) -> tuple[str, str]:
     own = probe.trainable()
-    others = [name for name in own if "lora_" not in name and "magnitude" not in name]
+    others = [name for name in own if "lora_" not in name]
+    frozen = [n for n, p in probe.ready.tuned.named_parameters() if "lora_" in n and not p.requires_grad]
     if not own or not any("lora_" in name for name in own):
         return "no adapter matrix is trainable", ""
     if others:
         return f"{len(others)} weights of the base are trainable, first {others[0]}", ""
+    if frozen:
+        return f"{len(frozen)} adapter matrices are frozen, first {frozen[0]}", ""
     return "", f"{len(own)} adapter matrices, {sum(p.numel() for p in own.values()):,} parameters"
 
 
@@ -159,6 +162,25 @@ def _finite(probe: Probe) -> tuple[str, str]:
     return (
         ("", f"loss {value:.3f} on {len(probe.indices)} rows") if math.isfinite(value) else (f"the loss is {value}", "")
     )
+
+
+def _models_own(probe: Probe) -> tuple[str, str]:
+    """Against the loss that transformers computes from labels, -100 where none is borne."""
+    import torch
+
+    ready = probe.ready
+    paths = [ready.learned.items[index][0] for index in probe.indices]
+    batch = loss.on_device(loss.collate(paths, ready.tokenizer.pad_token_id), ready.tuned.device)
+    labels = torch.full_like(batch["ids"], -100)
+    for row, path in enumerate(paths):
+        first = max(path.num_prompt_tokens, 1)
+        labels[row, first : len(path.ids)] = batch["ids"][row, first : len(path.ids)]
+    with torch.no_grad(), loss.precision(ready.device):
+        theirs = float(ready.tuned(input_ids=batch["ids"], labels=labels, use_cache=False).loss)
+        ours = float(loss.loss_sum(ready.tuned, batch, ready.path)) / loss.num_loss_tokens(paths)
+    if abs(ours - theirs) > probe.limit / 2 * max(1.0, abs(theirs)):
+        return f"the loss is {ours:.3f} an answer token, the model's own from labels {theirs:.3f}", ""
+    return "", f"loss {ours:.3f} an answer token, the model's own {theirs:.3f}"
 
 
 def _same_twice(probe: Probe) -> tuple[str, str]:
@@ -302,6 +324,7 @@ MODEL_GATES = (
     ("there_is_an_adapter", REFUSE, "choose a model with linear layers that PEFT can adapt", _adapter),
     ("base_is_not_upcast", REFUSE, "load the base in the device's 16-bit type", _base_kept),
     ("loss_is_finite", REFUSE, "the weights are damaged or overflow: download them again, or use bfloat16", _finite),
+    ("loss_is_the_models_own", REFUSE, "report this with the model's name: loss and model disagree", _models_own),
     ("passes_agree", REFUSE, "switch dropout off in the model's config.json", _same_twice),
     ("every_matrix_learns", REFUSE, ANOTHER, _every_gradient),
     ("adapter_changes_logits", REFUSE, ANOTHER, _changes_logits),

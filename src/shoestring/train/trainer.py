@@ -26,9 +26,11 @@ from ..versions import package_versions
 from . import checkpoint, loss, preflight
 from .adapter import files_of, is_whole, load_adapter, publish
 from .device import peak_bytes, reset_peak
+from .gates import WARN
 from .locate import model_print
 from .loop import StepItems, build_trainer
 from .objective import Objective, Preference
+from .probe import examine, refuse
 from .schedule import Schedule
 from .setup import SetUp, set_up
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
@@ -78,6 +80,11 @@ def train_rung(
                 log(f"Rung {model}: {packing.line}")
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
             resume, state, restarted = _resume(out_dir, print_, log)
+            findings = [] if state.finished else examine(ready)
+            refuse(findings, model)
+            for finding in findings:
+                if finding.level == WARN:
+                    log(f"Rung {model}: {finding.gate}: {finding.found}; {finding.remedy}")
             if not state.finished:
                 prepare(out_dir, print_, ready, signals, progress)
 
@@ -121,6 +128,7 @@ def train_rung(
         **ready.facts,
         "peak": peak,
         "restarted": restarted,
+        "preflight": {finding.gate: finding.found for finding in findings},
         "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
         "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},

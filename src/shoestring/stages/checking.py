@@ -1,0 +1,26 @@
+"""Every gate before training, for each rung, and no training: what `shoestring check` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import BadInput, ModelError, TrainingError
+from ..records import RungPlan
+from ..train.gates import REFUSE, Finding
+from ..train.probe import examine
+from ..train.setup import set_up
+from .common import dev_rows, device
+from .preparing import read_again
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+
+def check(run: Run, rung: RungPlan) -> list[Finding]:
+    """The findings for a planned rung; rows or a model that cannot be set up at all are one of them."""
+    curated = read_again(run)
+    try:
+        with set_up(rung.model, curated.train, dev_rows(run, curated), rung.settings, device(run)) as ready:
+            return examine(ready)
+    except (TrainingError, ModelError, BadInput) as error:
+        return [Finding("rung_can_be_set_up", REFUSE, str(error), "mend what it names, then check again")]
