@@ -31,7 +31,7 @@ from shoestring.messages import (
     split_tools,
     turns_of,
 )
-from shoestring.train import preflight, tokens, tools
+from shoestring.train import tokens, tools
 from tests.chat_templates import TEMPLATES
 from tests.scripted_server import ScriptedServer
 from tests.tiny import TEMPLATE, make_tokenizer
@@ -237,7 +237,6 @@ def test_calls_that_end_otherwise_than_text_end_as_the_template_says(after_call:
     assert tokenizer.decode(encoded[0]).endswith(f"2}}}}\n</tool_call>{learned_end}")
     assert tokenizer.decode(encoded[1]).endswith("four<|im_end|>")
     assert set(tokens.stop_token_ids(tokenizer)) == {ids[-1] for ids in encoded}
-    assert len(preflight.encode_rows(tokenizer, [first, second], None, "training")) == 2
 
 
 def test_a_template_without_a_place_for_tools_gets_them_in_the_system_message() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..records import Example
 from .setup import SetUp
-from .tokens import Encoded, encode_prompt, end_token_id
+from .tokens import Encoded, encode_prompt, end_token_id, end_token_ids
 
 REFUSE, WARN, OK = "refuse", "warn", "ok"
 # Rates outside these multiples of the derived one either do nothing or diverge.
@@ -101,22 +101,21 @@ def _prompt_bears_loss(ready: SetUp) -> tuple[str, str]:
 
 
 def _end_learned(ready: SetUp) -> tuple[str, str]:
-    end = end_token_id(ready.tokenizer)
+    ends = end_token_ids(ready.tokenizer)
+    named = " or ".join(repr(ready.tokenizer.decode([end])) for end in sorted(ends))
 
     def wrong(example: Example, path: Encoded) -> str:
-        if path.ids[-1] == end:
-            return ""
-        return f"ends with {shown(ready.tokenizer, path.ids[-3:])}, not with {ready.tokenizer.decode([end])!r}"
+        return "" if path.ids[-1] in ends else f"ends with {shown(ready.tokenizer, path.ids[-3:])}, not with {named}"
 
-    return _first(ready, wrong, f"every answer ends with {ready.tokenizer.decode([end])!r}")
+    return _first(ready, wrong, f"every answer ends with {named}")
 
 
 def _end_inside(ready: SetUp) -> tuple[str, str]:
-    end = end_token_id(ready.tokenizer)
+    ends = end_token_ids(ready.tokenizer)
 
     def wrong(example: Example, path: Encoded) -> str:
         one_turn = example.answer_span[1] - example.answer_span[0] == 1 and not example.messages[-1].tool_calls
-        inside = one_turn and end in _supervised(path)[:-1]
+        inside = one_turn and not ends.isdisjoint(_supervised(path)[:-1])
         return f"the answer {example.completion[:60]!r} holds the end token itself" if inside else ""
 
     return _first(ready, wrong, "no answer holds the end token before its end")
