@@ -298,6 +298,12 @@ def test_curate_into_a_folder_needs_no_run_file(here: Path, capfd: pytest.Captur
         "receipt.json",
     }
     assert not (here / "runs").exists()
+    assert run(["init", "curated", "--out", "next.yaml"]) == 0
+    assert "\n  train: curated\n  eval: curated  #" in (here / "next.yaml").read_text()
+    capfd.readouterr()
+    assert run(["curate", "next.yaml", "--json"]) == 0
+    again = json.loads(capfd.readouterr().out)["curate"]["counts"]
+    assert (again["rows_eval"], again["dropped"]) == (result["counts"]["rows_eval"], 0)
     (here / "mine").mkdir()
     (here / "mine" / "thesis.txt").write_text("x")
     assert run(["curate", "a.jsonl", "--out", "mine"]) == 2

@@ -40,7 +40,7 @@ task:
 
 data:
   train: {train}
-  # eval: held_out.jsonl  # default: split from the rows above, near duplicates kept together
+{held_out}
 {fields}
 # Rungs, cheapest first. The embedded models are small demonstrations; for real use name models of a
 # hub or local folders, for example: [Qwen/Qwen3-0.6B, Qwen/Qwen3-1.7B, Qwen/Qwen3-4B]
@@ -81,6 +81,7 @@ def command(data_file: str, out: Path, force: bool, is_json: bool) -> int:
         others=_comment(f"or {', '.join(others)}" if others else ""),
         bar=bar,
         train=yaml_scalar(os.path.relpath(path, out.parent)),
+        held_out=held_out_text(path, out.parent),
         fields=fields_text(detected.fields),
     )
     parse_run_file(text, str(out))  # what we write, we can read
@@ -105,6 +106,15 @@ def evidence_text(detected: Detected) -> str:
     """Why this kind, on one line."""
     evidence: Any = detected.evidence
     return _one_line(evidence if isinstance(evidence, str) else "; ".join(str(line) for line in evidence))
+
+
+def held_out_text(path: Path, base_dir: Path) -> str:
+    """The line on held-out rows: those of a folder that curation has split already, else the default as a comment."""
+    from ..data.sources import is_curated
+
+    if is_curated(path) and (path / "eval.jsonl").stat().st_size:
+        return f"  eval: {yaml_scalar(os.path.relpath(path, base_dir))}  # the rows that curation held out"
+    return "  # eval: held_out.jsonl  # default: split from the rows above, near duplicates kept together"
 
 
 def fields_text(fields: Any) -> str:
