@@ -51,6 +51,21 @@ def test_no_cell_begins_like_a_formula_and_every_cell_comes_back(tmp_path: Path,
     assert read_review(path, {"1234567890123456"})[Mark("1234567890123456", "data.jsonl", 3)].answer == cell
 
 
+def test_columns_of_a_person_stay_with_their_rows(tmp_path: Path) -> None:
+    path = tmp_path / "review.csv"
+    path.write_text(
+        "id,source,line,decision,Who,note\naa,data.jsonl,3,keep,Ann,=2 done\nbb,,,,Bob,\ncc,data.jsonl,9,,Cy,x\n"
+    )
+    rows = [row("aa", 0.2, decision="keep"), row("bb", 0.9), row("cc", 0.5)]
+    for _ in range(2):
+        write_review(path, rows)
+        table = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline="")))
+        assert [(r["id"], r["who"], r["note"]) for r in table] == [
+            ("bb", "Bob", ""), ("cc", "", ""), ("aa", "Ann", "'=2 done")
+        ]  # fmt: skip
+    assert read_review(path) == {Mark("aa", "data.jsonl", 3): Decision("keep", None, 4)}
+
+
 TABLE = "id,decision,corrected_answer,mine\naa,Drop,,x\nbb,fix,né,\n"
 
 

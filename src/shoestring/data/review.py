@@ -63,13 +63,17 @@ class Decision:
 def write_review(path: Path, rows: Iterable[ReviewRow]) -> None:
     """Write the rows, most suspect first. Prompts and answers are cut at MAX_SHOWN_CHARS; they are not read back.
 
-    Raises: RunFolderError.
+    Columns that a person added to the file that stands there are carried over. Raises: DataError, RunFolderError.
     """
+    own = list(_rows(path)) if path.exists() else []
+    added = list(dict.fromkeys(name for _, row in own for name in row if name and name not in COLUMNS))
+    cells = {_mark(_unescaped(row["id"].strip()), row, f"{path}:{line}"): row for line, row in own} if added else {}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, *added])
     for row in sorted(rows, key=lambda r: (-r.score, r.source, r.line, r.code)):
-        writer.writerow(_cells(row).values())
+        mine = cells.get(Mark(row.id, row.source, row.line)) or cells.get(Mark(row.id)) or {}
+        writer.writerow([*_cells(row).values(), *(_escaped(_unescaped(mine.get(name, ""))) for name in added)])
     # With the byte order mark a spreadsheet takes the file for UTF-8.
     write_whole(path, text.getvalue().encode("utf-8-sig", "replace"))
 
