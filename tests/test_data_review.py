@@ -103,6 +103,7 @@ def test_what_spreadsheets_write(tmp_path: Path, data: bytes) -> None:
         ("id,decision\naa,keep,,what\n", "r.csv:2: 4 cells, the header has 2"),
         ("a,b\n1,2\n", "r.csv:1: no header with the columns id and decision"),
         ("", "r.csv:1: no header"),
+        ("id,deci\rsion\naa,keep\n", "r.csv:1: no header"),
         (b"id,decision\naa,keep\n\xe9,keep\n", "r.csv:3: not utf-8"),
     ],
 )

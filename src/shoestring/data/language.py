@@ -57,6 +57,7 @@ for _code, _words in FUNCTION_WORDS.items():
     for _word in _words.split():
         if len(_word) > 1:  # a single letter also stands for an unknown or a place in a list
             LANGUAGES_OF.setdefault(_word, []).append(_code)
+KNOWN = frozenset(LANGUAGES_OF)
 
 MIN_WORDS = 5
 # (different function words of the language, their share of all different words) that make it sure: a song title in
@@ -104,17 +105,18 @@ def _by_words(text: str) -> str | None:
     if text.count(" ") < MIN_WORDS - 1 or text.lstrip().startswith(CODE_START):
         return None
     folded = text.lower().replace(",", " ").replace(".", " ").replace("?", " ").replace("’", "'")
-    words = set(folded.split())
-    known = words & LANGUAGES_OF.keys()
+    words = folded.split()
+    known = KNOWN.intersection(words)
     if len(known) < MIN_KNOWN:
         return None
+    num_words = len(set(words))
     hits: dict[str, int] = {}
     for word in known:
         for code in LANGUAGES_OF[word]:
             hits[code] = hits.get(code, 0) + 1
     (best, most), *rest = sorted(hits.items(), key=lambda item: (-item[1], item[0]))
     second = rest[0][1] if rest else 0
-    is_sure = any(most >= num and most >= frac * len(words) for num, frac in SURE)
+    is_sure = any(most >= num and most >= frac * num_words for num, frac in SURE)
     return best if is_sure and second <= SECOND_FRAC * most else None
 
 

@@ -6,6 +6,7 @@ them, and read without it (OWASP, "CSV Injection").
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -199,9 +200,10 @@ def _text(path: Path) -> str:
 def _header(path: Path, text: str, line: int) -> tuple[list[str], str]:
     first = text.partition("\n")[0].rstrip("\r")
     for delimiter in ",;\t":
-        header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-        if {"id", "decision"} <= set(header):
-            return header, delimiter
+        with contextlib.suppress(csv.Error):
+            header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+            if {"id", "decision"} <= set(header):
+                return header, delimiter
     raise DataError(f"{path}:{line}: no header with the columns id and decision; keep the first line as written")
 
 
