@@ -21,6 +21,7 @@ from shoestring.decide.answers import AnswerFile
 from shoestring.decide.baselines import few_shot_prompts, zero_shot_prompts
 from shoestring.decide.client import Client
 from shoestring.errors import EndpointError
+from shoestring.evaluate.generation import LocalGenerator
 from shoestring.messages import (
     Example,
     Message,
@@ -31,10 +32,12 @@ from shoestring.messages import (
     split_tools,
     turns_of,
 )
+from shoestring.records import Device
 from shoestring.train import tokens, tools
+from shoestring.train.base import load_base
 from tests.chat_templates import TEMPLATES
 from tests.scripted_server import ScriptedServer
-from tests.tiny import TEMPLATE, make_tokenizer
+from tests.tiny import TEMPLATE, make_model, make_tokenizer
 
 FIND = {
     "type": "function",
@@ -302,6 +305,34 @@ def test_calls_are_read_in_the_forms_models_write(text: str, content: str, num_c
     if num_calls:
         assert found.tool_calls[0].values == {"what": "kelp", "most": 2}
     assert read_answer(text, "").text == text  # without declarations text is text
+
+
+def test_a_model_that_learned_a_call_makes_it_and_it_is_scored_as_right(tmp_path: Path) -> None:
+    """Trained on one row until it knows it: what training showed is what generation asks, and the call is read back."""
+    import torch
+
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE[: TEMPLATE.index("<|end|>")] + "{% for c in "
+        "m.tool_calls or [] %}<tool_call>{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+        "</tool_call>{% endfor %}" + TEMPLATE[TEMPLATE.index("<|end|>") :]
+    )
+    folder = str(make_model(tmp_path / "model", template=template))
+    asked = {"role": "user", "content": "look"}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call("kelp")]}
+    (example,) = examples({"messages": [asked, answer], "tools": [{"function": {"name": "find"}}]})
+    tokenizer = tokens.load_tokenizer(folder)
+    model = load_base(folder, device=Device("cpu", "cpu", 2**30, 1, "float32", ""), quantise=False)
+    encoded = tokens.encode_example(tokenizer, example)
+    ids = torch.tensor([encoded.ids])
+    labels = ids.clone()
+    labels[0, : encoded.num_prompt_tokens] = -100
+    optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=1e-2)
+    for _ in range(60):
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (completion,) = LocalGenerator(model, tokenizer, max_new_tokens=90).generate([example.request])
+    assert completion.text == example.completion and completion.stopped
 
 
 def test_shots_carry_their_calls_and_their_tools() -> None:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..records import Example, Fault, Message
@@ -243,14 +244,20 @@ def _strings(text: str) -> Iterator[str]:
         yield text
 
 
-def _texts_of(example: Example) -> Iterator[tuple[str, str]]:
-    """(where, text) of everything a row says: declarations, messages, and the arguments of calls."""
+def _findings(example: Example) -> Iterator[tuple[Finding, str]]:
+    """What everything a row says holds, and where: declarations, messages, and the arguments of calls."""
     if example.tools:
-        yield from (("tools", text) for text in _strings(example.tools))
+        yield from ((finding, "tools") for finding in _scan_json(example.tools))
     for message in example.messages:
-        yield message.role, message.content
+        yield from ((finding, message.role) for finding in scan(message.content))
         for call in message.tool_calls:
-            yield from ((f"{message.role}'s call", text) for text in _strings(call.arguments))
+            yield from ((finding, f"{message.role}'s call") for finding in _scan_json(call.arguments))
+
+
+@lru_cache(maxsize=1024)
+def _scan_json(text: str) -> tuple[Finding, ...]:
+    """What the strings of JSON text hold; kept, because most rows of a set declare the same tools."""
+    return tuple(finding for string in _strings(text) for finding in scan(string))
 
 
 SORRY = re.compile(
@@ -302,9 +309,8 @@ def boilerplate(answer: str) -> str | None:
 def safety_faults(example: Example) -> list[Fault]:
     """Secrets, personal data, refusal and boilerplate of one row, one fault a code; nothing shown in full."""
     shown: dict[str, list[str]] = {}
-    for where, text in _texts_of(example):
-        for finding in scan(text):
-            shown.setdefault(finding.code, []).append(f"{finding.shown} ({where})")
+    for finding, where in _findings(example):
+        shown.setdefault(finding.code, []).append(f"{finding.shown} ({where})")
     faults = []
     for code, values in shown.items():
         distinct = list(dict.fromkeys(values))
