@@ -24,7 +24,6 @@ from shoestring.records import Example, TrainSettings, example_from_json, exampl
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA_RANK, LORA_ALPHA, WARMUP_FRAC, DPO_BETA = 16, 32, 0.05, 0.1
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 HELD_OUT_BATCH_ROWS = 8
 
 
@@ -75,14 +74,14 @@ def run_arm(
     Raises: ArmFailed.
     """
     folder.mkdir(parents=True)
-    job = {
+    job: dict[str, Any] = {
         "arm": asdict(arm),
         "rows": [example_to_json(row) for row in rows],
         "held_out": [example_to_json(row) for row in held_out],
         "started_at": time.time(),
     }
     if arm.trainer == "unsloth":
-        job["encoded"] = encoded_rows(arm.model, rows)
+        job |= {"encoded": encoded_rows(arm.model, rows), "lora": {"rank": LORA_RANK, "alpha": LORA_ALPHA}}
     (folder / "job.json").write_text(json.dumps(job))
     status = fork(folder) if forked else start(folder, arm, python)
     if status != 0:
@@ -124,6 +123,20 @@ def fork(folder: Path) -> int:
         os._exit(status)
 
 
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def import_everything() -> None:
+    """What forked trainings would otherwise each import; computes nothing."""
+    import datasets  # noqa: F401
+    from peft import get_peft_model  # noqa: F401
+    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
+
+    from shoestring.train import trainer  # noqa: F401
+
+
 # ---------------------------------------------------------------- in the process
 
 
@@ -152,8 +165,10 @@ def train_ours(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dic
     from shoestring.train import trainer
     from shoestring.train.base import detect_device
 
+    if arm.base == "fp8":
+        raise SystemExit("train_rung has no setting for an FP8 base")
     settings = TrainSettings(
-        method={"bf16": "lora", "nf4": "qlora", "fp8": "lora"}[arm.base],
+        method={"bf16": "lora", "nf4": "qlora"}[arm.base],
         lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, learning_rate=arm.learning_rate, num_epochs=arm.num_epochs,
         micro_batch_tokens=arm.micro_batch_tokens, seq_len=arm.seq_len, warmup_frac=WARMUP_FRAC, weight_decay=0.0,
         max_grad_norm=1.0, num_evals=1, patience=1, num_threads=arm.threads, seed=arm.seed, max_new_tokens=16,

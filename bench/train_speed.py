@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, shapes, versions, workloads
-from bench.arms import Arm, num_tokens, run_arm
+from bench.arms import Arm, import_everything, num_tokens, run_arm, say
 from bench.workloads import Workload
 
 QUICK = {"gradient_checkpointing": False}
@@ -78,10 +78,6 @@ def run(arm: Arm, workload: Workload, place: Place, *, held_out: bool = True) ->
         facts = run_arm(arm, workload.train, Path(folder) / "arm", held_out=rows, forked=place.forked)
     say(f"{workload.name} {arm.trainer} seed {arm.seed}: {facts['train_s']:.1f} s, {facts['train_cpu_s']:.1f} cpu s")
     return facts
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def peer_arm(arm: Arm, config: dict[str, Any]) -> Arm:
@@ -307,16 +303,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
     }
-
-
-def import_everything() -> None:
-    """What forked trainings would otherwise each import; computes nothing."""
-    import datasets  # noqa: F401
-    from peft import get_peft_model  # noqa: F401
-    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401
-
-    from shoestring.train import trainer  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ class Workload:
 
 def build(name: str, num_train: int, num_held_out: int) -> Workload:
     """The workload of one name in SCENARIOS; row i never depends on how many are asked for after it."""
-    made = SCENARIOS[name](num_train, num_held_out)
-    # Rows of one source and line would be the answers of one conversation.
+    return numbered(SCENARIOS[name](num_train, num_held_out))
+
+
+def numbered(made: Workload) -> Workload:
+    """With a line for each training row: rows of one source and line would be the answers of one conversation."""
     train = [replace(row, source="bench", line=line) for line, row in enumerate(made.train, start=1)]
     return replace(made, train=train)
 
