@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["SHOESTRING_CACHE"] = os.devnull  # prices fetched on this machine are none of the tests' business
 
 import pytest
 

@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
 ALSO = {
     ("decide", "evaluate"),  # arms are scored where they are made
     ("data", "evaluate"),  # synthesis compares free text by a metric
+    ("market", "plan"),  # offers go by the names and the memory of the GPU table
     ("ladder", "decide"),  # the verdict
     ("ladder", "embedded"),  # the family is written out as rungs
     ("train", "embedded"),

@@ -6,7 +6,9 @@ import pytest
 
 from shoestring.config import MarketConfig
 from shoestring.errors import BadInput
-from shoestring.market.prices import BASES, price_for, table
+from shoestring.market.offers import LIST_BASES, MACHINES_AT_HAND, audit
+from shoestring.market.prices import price_for
+from shoestring.market.table import snapshot
 from shoestring.plan.devices import gpu_table
 from shoestring.records import Device
 
@@ -56,29 +58,31 @@ def test_old_and_recalled_prices_say_so():
     assert price_for(gpu("L4"), MarketConfig(), today=TODAY).basis == "third-party copy"
 
 
-def test_every_row():
+def test_a_clock_before_the_prices_is_named():
+    source = price_for(gpu("H100-SXM"), MarketConfig(), today=date(2026, 1, 1)).source
+    assert source.endswith("2026-11-09 (dated after this machine's clock, 2026-01-01)")
+
+
+def test_every_row_of_the_snapshot():
     seen = set()
-    on_demand = {}
-    for row in table():
-        assert row.device and row.seller and row.source, row
-        assert row.basis in BASES, row
-        assert 0.005 <= row.usd_per_hour <= 20, row
-        assert date(2026, 1, 1) <= row.as_of <= TODAY, row
-        key = (row.device, row.seller, row.spot)
+    for row in snapshot():
+        assert row.seller and row.source, row
+        assert row.gpu in gpu_table() or row.gpu in MACHINES_AT_HAND, (
+            f"{row.gpu} has a price but no row in plan/gpus.csv"
+        )
+        assert row.basis in LIST_BASES, row
+        assert 0.005 <= row.usd_per_gpu_hour <= 20 and row.num_gpus >= 1, row
+        assert date(2026, 1, 1) <= row.observed_at <= TODAY, row
+        assert bool(row.interruption) == row.is_spot, row
+        key = (row.seller, row.gpu, row.is_spot, row.num_gpus, row.region)
         assert key not in seen, f"{key} stands twice"
         seen.add(key)
-        if not row.spot:
-            on_demand.setdefault(row.device, []).append(row.usd_per_hour)
-    for row in table():
-        # a spot price equal to a list price, or a tenth of one, is a catalogue's filler (market.md section 2)
-        if row.spot:
-            assert row.usd_per_hour not in on_demand[row.device]
-            assert all(abs(row.usd_per_hour - 0.1 * p) > 1e-6 for p in on_demand[row.device])
 
 
-def test_prices_and_planned_devices_go_by_the_same_names():
-    for row in table():
-        if row.device in ("cpu", "mps"):
-            continue
-        assert row.device in gpu_table(), f"{row.device} has a price but no row in plan/gpus.csv"
-        assert row.also_named == gpu_table()[row.device].also_named
+def test_the_snapshot_passes_the_checks_of_every_table():
+    kept, refused = audit(snapshot())
+    assert not refused and len(kept) == len(snapshot())
+
+
+def test_every_gpu_that_can_be_planned_has_a_price():
+    assert {row.gpu for row in snapshot()} == {*gpu_table(), *MACHINES_AT_HAND}

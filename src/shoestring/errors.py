@@ -46,6 +46,10 @@ class EndpointError(ShoestringError):
     """An OpenAI-compatible endpoint refused, timed out, or answered nonsense."""
 
 
+class SourceError(ShoestringError):
+    """A price source refused, timed out, or sent something other than what it documents."""
+
+
 class TrainingError(ShoestringError):
     """Training cannot go on: non-finite loss, empty mask, adapter without effect."""
 
