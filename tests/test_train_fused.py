@@ -8,10 +8,10 @@ import torch
 from shoestring.errors import TrainingError
 from shoestring.records import Device
 from shoestring.train import fused, loss, memory_policy, parity
+from shoestring.train.adapter import build_adapter
 from shoestring.train.base import load_tokenizer, quiet_loading
 from shoestring.train.loop import save_adapter
 from shoestring.train.tokens import encode_example
-from shoestring.train.trainer import build_adapter
 from tests.test_train_trainer import EXACT, HALF, additions, settings
 from tests.tiny import make_model
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..records import Device, TrainSettings
 from . import loss, preflight
+from .memory_policy import offloading
 from .objective import Collate, Objective, padded
 from .schedule import Schedule
 
@@ -54,9 +55,19 @@ def save_adapter(tuned: Any, folder: Path) -> None:
 
 
 def build_trainer(
-    tuned: Any, items: StepItems, settings: TrainSettings, device: Device, folder: Path, callback: Any, loss_path: str
+    tuned: Any,
+    items: StepItems,
+    settings: TrainSettings,
+    device: Device,
+    folder: Path,
+    callback: Any,
+    loss_path: str,
+    offload: bool = False,
 ) -> Any:
-    """A Trainer that runs the schedule, reports to nothing but callback and saves when it says so."""
+    """A Trainer that runs the schedule, reports to nothing but callback and saves when it says so.
+
+    offload: what is kept for backward waits in host memory.
+    """
     from torch.utils.data import DataLoader
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -107,7 +118,7 @@ def build_trainer(
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            with loss.precision(device):
+            with loss.precision(device), offloading(offload):
                 summed = items.objective.loss_sum(model, inputs, loss_path)
             return summed / num_items_in_batch
 

@@ -24,20 +24,21 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .adapter import adapter_in_16_bit, build_adapter, files_of, is_whole, load_adapter, publish
-from .attention import use_attention
+from .adapter import adapter_in_16_bit, files_of, fresh_copy, is_whole, load_adapter, publish
 from .base import load_tokenizer
 from .device import peak_bytes, reset_peak
 from .locate import model_print
 from .loop import StepItems, build_trainer
+from .memory_policy import MemoryPolicy, recompute, within_memory
 from .objective import Objective, Preference, objective
 from .packing import choose_packing
+from .routes import build_routes, choose_policy
 from .schedule import Schedule
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 
 HISTORY_POINTS = 150
 # Settings that the trained weights do not depend on, or only to rounding.
-NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens")
+NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute")
 REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
 
 
@@ -78,26 +79,24 @@ def train_rung(
         held_out = objective(tokenizer, dev, settings, "dev")
         first = [path for item in learned.items[:4] for path in item]
         peak = reset_peak(device)
-        tuned = build_adapter(model, settings, device)
-        rows_attention = use_attention(tuned.get_base_model())
-        facts: dict[str, Any] = {"peak": peak}
+        routes = build_routes(model, settings, device, first, tokenizer.pad_token_id)
+        tuned = routes.tuned
+        facts: dict[str, Any] = {"peak": peak, **routes.facts}
         with adapter_in_16_bit(tuned, device):
-            batch = loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device)
             with preflight.evaluation_mode(tuned), loss.precision(device):
-                facts["loss_path"] = loss.choose_path(tuned, batch)
-                packing = choose_packing(learned, train, settings, tuned, facts["loss_path"], device)
-                budget = {"batch_tokens": settings.micro_batch_tokens, "path": facts["loss_path"]}
+                packing = choose_packing(learned, train, settings, tuned, routes.loss_path, device)
+                budget: dict[str, Any] = {"batch_tokens": settings.micro_batch_tokens, "path": routes.loss_path}
             facts |= {
                 "packing": packing.kind,
                 "packing_reason": packing.reason,
                 "sharing_factor": packing.sharing_factor,
-                "attention": packing.attention(rows_attention, device),
+                "attention": packing.attention(routes.rows_attention, device),
             }
             if packing.line:
                 log(f"Rung {model}: {packing.line}")
-            schedule = packing.schedule
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
             resume, state, restarted = _resume(out_dir, print_, log)
+            policy = choose_policy(routes, learned, packing, settings, device, state.passes)
             if not state.finished:
                 with preflight.evaluation_mode(tuned), loss.precision(device):
                     prepare(out_dir, print_, {"train": learned, "dev": held_out}, tuned, budget, signals, progress)
@@ -107,30 +106,48 @@ def train_rung(
                     dev_loss = held_out.mean_loss(tuned, **budget)
                     return float(dev_metric(tuned, tokenizer)), dev_loss
 
-            watch = Watch(
-                model_name=model,
-                out_dir=out_dir,
-                schedule=schedule,
-                state=state,
-                eval_steps=eval_steps(len(schedule.steps), settings.num_evals) if dev else frozenset(),
-                patience=settings.patience,
-                evaluate=evaluate,
-                peak_bytes=lambda: peak_bytes(device),
-                should_stop=should_stop,
-                signals=signals,
-                progress=progress,
-                skips_overflow=device.dtype == "float16",
-                started_s=started_s,
-            )
-            try:
-                if not state.finished:
-                    items = StepItems(learned, schedule, packing.collate)
-                    trainer = build_trainer(
-                        tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), facts["loss_path"]
-                    )
-                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-            finally:
-                watch.steps_file.close()
+            def attempt(policy: MemoryPolicy) -> tuple[Schedule, Watch]:
+                cut = packing.within(policy.chosen.micro_batch_tokens)
+                budget["batch_tokens"] = min(settings.micro_batch_tokens, policy.chosen.micro_batch_tokens)
+                state.passes = policy.chosen.kept()
+                recompute(tuned, policy.chosen.num_recomputed)
+                watch = Watch(
+                    model_name=model,
+                    out_dir=out_dir,
+                    schedule=cut.schedule,
+                    state=state,
+                    eval_steps=eval_steps(len(cut.schedule.steps), settings.num_evals) if dev else frozenset(),
+                    patience=settings.patience,
+                    evaluate=evaluate,
+                    peak_bytes=lambda: peak_bytes(device),
+                    should_stop=should_stop,
+                    signals=signals,
+                    progress=progress,
+                    skips_overflow=device.dtype == "float16",
+                    started_s=started_s,
+                )
+                try:
+                    if not state.finished:
+                        items = StepItems(learned, cut.schedule, cut.collate)
+                        folder, offload = out_dir / "checkpoints", policy.chosen.offload
+                        trainer = build_trainer(
+                            tuned, items, settings, device, folder, watch.callback(), routes.loss_path, offload
+                        )
+                        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+                finally:
+                    watch.steps_file.close()
+                return cut.schedule, watch
+
+            restore_adapter = fresh_copy(tuned)
+
+            def recover() -> None:
+                nonlocal resume, state, started_s
+                restore_adapter()
+                routes.clear()
+                resume, state, _ = _resume(out_dir, print_, log)
+                started_s = time.perf_counter()
+
+            policy, (schedule, watch) = within_memory(policy, attempt, recover, log)
             source = _source(out_dir, state)
             load_adapter(tuned, source)
             effect = preflight.adapter_effect(tuned, first, tokenizer.pad_token_id, device)
@@ -139,6 +156,7 @@ def train_rung(
             raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
     facts |= {
+        **policy.facts(),
         "restarted": restarted,
         "supervised_first_row": preflight.supervised_text(tokenizer, first[0]),
         "adapter_effect_logits": effect,
@@ -291,7 +309,6 @@ def _result(
         "device": device.name,
         "device_kind": device.kind,
         "dtype": device.dtype,
-        "base_format": "nf4, double quantised" if settings.method == "qlora" else device.dtype,
         "adapter_dtype": "float32",
         "optimizer": "AdamW, fused",
         "schedule": "cosine with warm-up",
