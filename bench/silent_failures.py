@@ -156,11 +156,9 @@ def broken_weight(ready: SetUp) -> None:
 
 
 def dropout(ready: SetUp) -> None:
-    import torch
-
     for module in ready.tuned.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout["default"] = torch.nn.Dropout(0.3)
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
 
 
 def cut_graph(ready: SetUp) -> Any:
@@ -173,7 +171,7 @@ def cut_graph(ready: SetUp) -> Any:
 def idle_adapter(ready: SetUp) -> None:
     for module in ready.tuned.modules():
         if hasattr(module, "lora_A"):
-            module.scaling = dict.fromkeys(module.scaling, 0.0)
+            module._disable_adapters = True
 
 
 def mean_of_means(ready: SetUp) -> Any:
@@ -336,7 +334,7 @@ PLANTS: dict[str, tuple[str, Planted, dict[str, Any]]] = {
     "targets one place off": ("loss_is_the_models_own", shifted_targets, {}),
     "dropout left on": ("passes_agree", dropout, {}),
     "gradient stops at a layer": ("every_matrix_learns", cut_graph, {}),
-    "adapter scaled to nothing": ("adapter_changes_logits", idle_adapter, {}),
+    "adapter ignored": ("adapter_changes_logits", idle_adapter, {}),
     "mean of micro-batch means": ("accumulation_changes_nothing", mean_of_means, {}),
     "packed rows see each other": ("packing_changes_nothing", leaking_packing, SHARED),
     "positions run on in a pack": ("packing_changes_nothing", running_positions, SHARED),

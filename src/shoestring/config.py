@@ -1,8 +1,7 @@
 """The run file: typed, unknown keys refused with a suggestion, every fault with file and line.
 
 `load_run_file` returns a frozen RunConfig; `json_schema` is what editors complete from.
-Derived values (rank, learning rate, token limits) are not decided here: the stage that derives one
-records it with its reason.
+Derived values (rank, token limits) are not decided here: the stage that derives one records its reason.
 """
 
 from __future__ import annotations
@@ -30,11 +29,7 @@ METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
 }
 
 # Keys of the contract that a later version will use; refused rather than silently ignored.
-PLANNED_KEYS = {
-    "judge": "an LLM judge",
-    "serve": "serving",
-    "traffic": "total cost over months of traffic",
-}
+PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving", "traffic": "total cost over months of traffic"}
 
 
 class _Section(BaseModel):
@@ -170,7 +165,7 @@ class TrainConfig(_Section):
     """Training values a person turned on purpose; each has a derived default with a reason."""
 
     objective: Literal["sft", "dpo"] = "sft"
-    """sft learns the answer; dpo prefers it to the rejected one of each pair (every row needs both)."""
+    """sft learns the answer; dpo prefers it to the rejected one of each pair."""
     dpo_beta: float = Field(default=0.1, gt=0, le=10)
     """How closely dpo keeps to the base model; larger is closer."""
     num_epochs: float | None = Field(default=None, gt=0, le=100)
@@ -185,6 +180,10 @@ class TrainConfig(_Section):
     """Tokens of the rows in one optimizer step, padding included."""
     micro_batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of one forward and backward pass: padding included, shared beginnings once."""
+    recompute: int | None = Field(default=None, ge=0)
+    """Layers that run again in backward instead of keeping what they computed; default: as few as memory allows."""
+    fp8: bool | None = None
+    """Hold the frozen base in FP8 on cards that multiply it; default: where that pays and the loss stays the same."""
     seq_len: int | None = Field(default=None, ge=16)
     """Longest training row in tokens; longer ones are dropped and counted, held-out rows keep to the context alone."""
     patience: int = Field(default=2, ge=1)

@@ -226,6 +226,8 @@ class TrainSettings:
     reasons: dict[str, str]
     objective: str = "sft"  # sft: the answer; dpo: the answer over the rejected one
     dpo_beta: float = 0.1
+    fp8: bool | None = None  # frozen base in FP8; None where it is faster and gives the same loss
+    recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
 
 
 @dataclass(frozen=True, slots=True)

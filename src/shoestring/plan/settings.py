@@ -97,6 +97,8 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     if value["micro_batch_tokens"] > batch:
         value["micro_batch_tokens"] = batch
         reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
+    put("recompute", None, "as few layers as memory allows, measured before the first step")
+    put("fp8", None, "on a card that multiplies FP8, where matrices are wide and the loss stays the same")
     put("num_threads", device.num_threads, "threads of the device")
     for key in ("patience", "num_evals"):
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")

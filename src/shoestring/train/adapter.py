@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,22 @@ def adapter_in_16_bit(tuned: Any, device: Device) -> Iterator[None]:
 
     with disable_input_dtype_casting(tuned, active=device.dtype != "float32"):
         yield
+
+
+def fresh_copy(tuned: Any) -> Callable[[], None]:
+    """Keeps the adapter's weights as they are now; the function returned puts them back, without gradients."""
+    import torch
+
+    kept = {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}
+
+    def put_back() -> None:
+        tuned.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in tuned.named_parameters():
+                if name in kept:
+                    parameter.copy_(kept[name])
+
+    return put_back
 
 
 def load_adapter(tuned: Any, folder: Path) -> None:

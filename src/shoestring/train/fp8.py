@@ -29,10 +29,9 @@ from .locate import first_line
 LARGEST = 448.0  # of float8_e4m3fn
 MULTIPLE = 16
 CAPABILITY, ROW_WISE_MAJORS = (8, 9), (9, 10)
-# Largest relative difference of the probe rows' loss from the 16-bit base's. e4m3 has three bits: a weight or an
-# activation is off by up to 6 %, at random, so a loss of thousands of products by far less; measured 0.1 % to
-# 0.4 % on shoestring-3m and a random Llama of 82M.
-LOSS_LIMIT = 0.02
+# Below this width the passes that round activations cost more than the products save: a rule from torchao's tables
+# of float8 training, not measured here.
+MIN_WIDTH = 2048
 
 
 def quantised_rows(matrix: Any) -> tuple[Any, Any]:
@@ -138,6 +137,23 @@ def _classes() -> tuple[Any, Any]:
     return _made
 
 
+def refusal(device: Device, asked: bool | None, method: str) -> str:
+    """Why this run does not get an FP8 base, "" if it may: asked is train.fp8, method lora or qlora."""
+    if asked is False:
+        return "train.fp8 says so"
+    return "method: qlora holds the base in NF4" if method == "qlora" else cannot_run(device)
+
+
+def too_small(tuned: Any) -> str:
+    """Why an FP8 base would not pay for this model, "" if it may."""
+    from .fused import lora_layers
+
+    widest = max((min(layer.in_features, layer.out_features) for layer in lora_layers(tuned)), default=0)
+    if widest >= MIN_WIDTH:
+        return ""
+    return f"its matrices are {widest} wide, from {MIN_WIDTH} on rounding activations is worth it"
+
+
 def cannot_run(device: Device) -> str:
     """Why this machine cannot train on an FP8 base, "" if it can."""
     if device.kind != "cuda":
@@ -169,18 +185,16 @@ def convert(tuned: Any) -> int:
     return num
 
 
-def convert_checked(tuned: Any, loss: parity.Loss) -> tuple[int, str]:
-    """Convert the base and compare the probe rows' loss; (layers converted, why it may not be used or "").
+def convert_checked(tuned: Any, loss: parity.Loss) -> str:
+    """Convert the base where the probe rows' loss and gradients stay; why it may not be used, "" where it may.
 
     Where a reason is given the model must be loaded anew.
     """
     with parity.stirred(tuned):
         theirs = parity.measure(tuned, loss)
-        num = convert(tuned)
-        if not num:
-            return 0, f"no linear layer has sizes divisible by {MULTIPLE}"
+        if not convert(tuned):
+            return f"no linear layer has sizes divisible by {MULTIPLE}"
         try:
-            fault = parity.fault(theirs, parity.measure(tuned, loss), "bfloat16", loss_limit=LOSS_LIMIT)
+            return parity.fault(theirs, parity.measure(tuned, loss), "fp8 for 16 bits") or ""
         except RuntimeError as error:  # a product that this card or build of torch lacks
-            fault = first_line(error)
-    return num, fault or ""
+            return first_line(error)

@@ -157,20 +157,21 @@ class Group:
         assert all(found), "fusible() lets no other layer in"
         self.frozen = found
         self.scales = [float(layer.scaling[name]) for layer in self.layers]
-        self.matrices = [layer.lora_A[name].weight for layer in self.layers]
-        self.matrices += [layer.lora_B[name].weight for layer in self.layers]
         self.function = slot.function
 
     def outputs(self, x: Any) -> tuple[Any, ...]:
         """Of all layers of the group, for input x (..., I)."""
         import torch
 
+        # Asked for at each call: whoever loads a checkpoint may put other parameters in their place.
+        matrices = [layer.lora_A[self.name].weight for layer in self.layers]
+        matrices += [layer.lora_B[self.name].weight for layer in self.layers]
         device = x.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 low = x.to(torch.get_autocast_dtype(device))
-                return tuple(self.function.apply(low, self.frozen, self.scales, *self.matrices))
-        return tuple(self.function.apply(x, self.frozen, self.scales, *self.matrices))
+                return tuple(self.function.apply(low, self.frozen, self.scales, *matrices))
+        return tuple(self.function.apply(x, self.frozen, self.scales, *matrices))
 
 
 class Slot:
@@ -296,11 +297,10 @@ def _forward(layer: Any, group: Group, index: int, name: str) -> Any:
     import torch
 
     theirs = type(layer).forward
-    weight = group.matrices[index]
 
     def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
         plain = not (args or kwargs or layer.disable_adapters or layer.merged) and layer.active_adapters == [name]
-        if plain and (x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)):
+        if plain and (x.dtype == layer.lora_A[name].weight.dtype or torch.is_autocast_enabled(x.device.type)):
             return group.slot.take(group, index, x)
         return theirs(layer, x, *args, **kwargs)
 
@@ -314,10 +314,11 @@ def unfuse_adapters(tuned: Any) -> None:
     vars(tuned).pop("shoestring_slot", None)
 
 
-def choose_adapters(tuned: Any, loss: parity.Loss, dtype: str) -> tuple[str, str]:
+def choose_adapters(tuned: Any, loss: parity.Loss, kind: str) -> tuple[str, str]:
     """Fuse the adapters where that gives PEFT's loss and gradients on the probe rows; (FUSED or PEFT, the reason).
 
     loss: of the probe rows, in the precision of training; called a few times with and without gradient.
+    kind: the key of parity's limits.
     """
     import torch
 
@@ -329,7 +330,7 @@ def choose_adapters(tuned: Any, loss: parity.Loss, dtype: str) -> tuple[str, str
         theirs = parity.measure(tuned, loss)
         facts = fuse_adapters(tuned, without_gradient)
         try:
-            fault = parity.fault(theirs, parity.measure(tuned, loss), dtype)
+            fault = parity.fault(theirs, parity.measure(tuned, loss), kind)
         except RuntimeError as error:  # a product that this build of torch lacks
             fault = first_line(error)
     if not facts["num_layers"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..records import Device, TrainSettings
 from . import loss, preflight
+from .memory_policy import offloading
 from .objective import Collate, Objective, padded
 from .schedule import Schedule
 
@@ -60,9 +61,19 @@ def save_adapter(tuned: Any, folder: Path) -> None:
 
 
 def build_trainer(
-    tuned: Any, items: StepItems, settings: TrainSettings, device: Device, folder: Path, callback: Any, loss_path: str
+    tuned: Any,
+    items: StepItems,
+    settings: TrainSettings,
+    device: Device,
+    folder: Path,
+    callback: Any,
+    loss_path: str,
+    offload: bool = False,
 ) -> Any:
-    """A Trainer that runs the schedule, reports to nothing but callback and saves when it says so."""
+    """A Trainer that runs the schedule, reports to nothing but callback and saves when it says so.
+
+    offload: what is kept for backward waits in host memory.
+    """
     from torch.utils.data import DataLoader
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -113,7 +124,8 @@ def build_trainer(
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return step_loss(items.objective, model, inputs, num_items_in_batch, loss_path, device)
+            with offloading(offload):
+                return step_loss(items.objective, model, inputs, num_items_in_batch, loss_path, device)
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             save_adapter(self.model, Path(output_dir or arguments.output_dir))

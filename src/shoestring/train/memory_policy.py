@@ -14,11 +14,11 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DoesNotFit
 from ..plan.memory import FIT_FRAC, VARYING_FACTOR
-from ..records import Device
+from ..records import Device, Log
 from ..units import gib
 from .device import free_bytes
 
@@ -28,6 +28,8 @@ IN_FLIGHT_LAYERS = 1.5
 # Another choice than the largest micro-batch with the least recomputation must be this much faster.
 FASTER = 1.03
 ALTERNATIVES = 3  # candidates that are timed
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,14 @@ class Measured:
     kept_recomputed: float
     peak: float | None = None
 
+    @property
+    def one_layer(self) -> float:
+        """Bytes a token that a layer no longer keeps when it recomputes."""
+        return (self.kept - self.kept_recomputed) / max(1, self.num_layers)
+
     def bytes_per_token(self, num_recomputed: int) -> float:
         """What a token takes at the peak when so many layers recompute."""
-        layers = max(1, self.num_layers)
-        one_layer = (self.kept - self.kept_recomputed) / layers
+        one_layer = self.one_layer
         # A layer that recomputes is there in full while its turn lasts.
         during = one_layer * (IN_FLIGHT_LAYERS + (1 if num_recomputed else 0))
         kept = self.kept - one_layer * num_recomputed
@@ -61,10 +67,14 @@ class Candidate:
     """One way to run: tokens of a pass, layers that recompute, whether what they keep lies in host memory."""
 
     micro_batch_tokens: int
-    num_recomputed: int
-    offload: bool
-    needed_bytes: int
+    num_recomputed: int = 0
+    offload: bool = False
+    needed_bytes: int = 0
     tokens_per_s: float | None = None  # measured, None where it was not
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it; Candidate(**kept) is the same way to run."""
+        return {k: getattr(self, k) for k in ("micro_batch_tokens", "num_recomputed", "offload")}
 
     def __str__(self) -> str:
         words = f"{self.micro_batch_tokens} tokens a pass, "
@@ -80,6 +90,7 @@ class MemoryPolicy:
     candidates: tuple[Candidate, ...]
     measured: Measured | None
     num_layers: int
+    longest_tokens: int  # of a pass over the longest row: no pass is smaller
     free_bytes: int
     reason: str
     num_shrunk: int = 0  # times that memory ran out all the same
@@ -87,32 +98,25 @@ class MemoryPolicy:
     def facts(self) -> dict[str, Any]:
         """For the record."""
         return {
+            "micro_batch_tokens": self.chosen.micro_batch_tokens,
             "recompute": f"{self.chosen.num_recomputed} of {self.num_layers} layers",
             "offload": self.chosen.offload,
-            "memory_policy": {
-                **{k: v for k, v in asdict(self).items() if k not in ("chosen", "num_layers")},
-                "micro_batch_tokens": self.chosen.micro_batch_tokens,
-            },
+            "memory_policy": {k: v for k, v in asdict(self).items() if k not in ("chosen", "num_layers")},
         }
 
     def smaller(self) -> MemoryPolicy | None:
-        """After memory ran out: half the tokens a pass; None where the smallest pass was tried with every layer
-        recomputed."""
+        """After memory ran out: half the tokens a pass, then every layer recomputed; None where both were tried."""
         now = self.chosen
-        half = now.micro_batch_tokens // 2
-        recomputed = self.num_layers if self.num_shrunk else now.num_recomputed
-        if half < 1 or (self.num_shrunk and now.num_recomputed == self.num_layers and half < SMALLEST_TOKENS):
+        tokens = max(self.longest_tokens, math.ceil(now.micro_batch_tokens / 2))
+        if tokens < now.micro_batch_tokens:
+            chosen = replace(now, micro_batch_tokens=tokens)
+        elif now.num_recomputed < self.num_layers:
+            chosen = replace(now, num_recomputed=self.num_layers)
+        else:
             return None
-        chosen = replace(now, micro_batch_tokens=half, num_recomputed=recomputed, tokens_per_s=None)
-        return replace(
-            self,
-            chosen=chosen,
-            num_shrunk=self.num_shrunk + 1,
-            reason=f"memory ran out at {now}; {self.reason}",
-        )
-
-
-SMALLEST_TOKENS = 16  # a pass of one row is never cut, so nothing is gained below
+        chosen = replace(chosen, needed_bytes=0, tokens_per_s=None)
+        reason = f"memory ran out at {now}; {self.reason}"
+        return replace(self, chosen=chosen, num_shrunk=self.num_shrunk + 1, reason=reason)
 
 
 # ---------------------------------------------------------------- layers that recompute
@@ -204,20 +208,15 @@ def standing_bytes(model: Any) -> int:
 
 
 def candidates(
-    measured: Measured, *, largest_tokens: int, longest_tokens: int, room_bytes: float, margin: float
+    measured: Measured, *, sizes: Sequence[int], nums: Sequence[int], room_bytes: float, margin: float
 ) -> list[Candidate]:
-    """Ways to run that fit in room_bytes, largest micro-batch first; each with the fewest layers recomputed.
+    """Ways to run that fit in room_bytes: for each number of tokens a pass the first number of layers that fits.
 
-    largest_tokens: of the whole batch; longest_tokens: of one longest row, below which nothing can be cut.
     margin: what is really taken over what was counted.
     """
-    sizes, tokens = [], max(largest_tokens, longest_tokens)
-    while tokens > longest_tokens:
-        sizes.append(tokens)
-        tokens = math.ceil(tokens / 2)
     found = []
-    for tokens in [*sizes, longest_tokens]:
-        for num in range(measured.num_layers + 1):
+    for tokens in sizes:
+        for num in nums:
             needed = round(measured.bytes_per_token(num) * tokens * margin)
             if needed <= room_bytes:
                 found.append(Candidate(tokens, num, False, needed))
@@ -232,31 +231,28 @@ def choose(
     measured: Measured,
     largest_tokens: int,
     longest_tokens: int,
+    may_cut: bool = True,
+    num_recomputed: int | None = None,
     tokens_per_s: Callable[[Candidate], float] | None = None,
 ) -> MemoryPolicy:
     """The fastest way to run that fits.
 
+    largest_tokens: of the whole batch, or of a pass where may_cut is False; longest_tokens: of one longest row, below
+    which nothing can be cut. num_recomputed: layers that recompute, where that is given.
     tokens_per_s: measures a candidate; None where the choice must not depend on a clock (on a CPU the same run
     gives the same bytes): then the one that recomputes least, and of those the largest.
-    Raises: DoesNotFit where not even one longest row fits with every layer recomputed and offloaded.
+    Raises: DoesNotFit where one longest row with every layer recomputed, on CUDA offloaded too, is more than is free.
     """
     free = free_bytes(device)
     room = FIT_FRAC * free - standing_bytes(model)
     margin = VARYING_FACTOR[device.kind][2]
-    found = candidates(
-        measured, largest_tokens=largest_tokens, longest_tokens=longest_tokens, room_bytes=room, margin=margin
-    )
-    if not found and device.kind == "cuda":
-        one_layer = (measured.kept - measured.kept_recomputed) / max(1, measured.num_layers)
-        needed = round(one_layer * (IN_FLIGHT_LAYERS + 1) * longest_tokens * margin)
-        if needed <= room:
-            found = [Candidate(longest_tokens, measured.num_layers, True, needed)]
+    largest_tokens = max(largest_tokens, longest_tokens)
+    sizes = _halved(largest_tokens, longest_tokens) if may_cut else [largest_tokens]
+    given = num_recomputed is not None
+    nums = [min(num_recomputed or 0, measured.num_layers)] if given else range(measured.num_layers + 1)
+    found = candidates(measured, sizes=sizes, nums=nums, room_bytes=room, margin=margin)
     if not found:
-        needed = round(measured.bytes_per_token(measured.num_layers) * longest_tokens * margin)
-        raise DoesNotFit(
-            f"one row of {longest_tokens} tokens needs up to {gib(needed)} for its pass with every layer recomputed, "
-            f"{gib(max(0, room))} are free on {device.name}; lower train.seq_len, or use method: qlora"
-        )
+        found = [_safest(measured, device, sizes[-1], nums[-1], room)]
     order = sorted(found, key=lambda c: (c.num_recomputed, -c.micro_batch_tokens))
     if tokens_per_s is not None and len(order) > 1:
         order = [replace(c, tokens_per_s=tokens_per_s(c)) for c in order[:ALTERNATIVES]]
@@ -268,19 +264,44 @@ def choose(
     if chosen.tokens_per_s:
         reason += f"; {chosen.tokens_per_s:,.0f} tokens/s, the most of {len(order)} measured"
     elif chosen.num_recomputed or chosen.micro_batch_tokens < largest_tokens:
-        reason += "; recomputes least of what fits, then the largest pass"
+        reason += "; the least recomputation that fits, then the largest pass"
     else:
-        reason += "; the whole batch in one pass, nothing recomputed"
-    return MemoryPolicy(chosen, tuple(order), measured, measured.num_layers, free, reason)
+        reason += "; no larger pass is made, and nothing needs recomputing"
+    return MemoryPolicy(chosen, tuple(order), measured, measured.num_layers, longest_tokens, free, reason)
 
 
-def as_given(
-    model: Any, device: Device, micro_batch_tokens: int, num_recomputed: int | None, reason: str
-) -> MemoryPolicy:
+def _safest(measured: Measured, device: Device, tokens: int, num_recomputed: int, room_bytes: float) -> Candidate:
+    """The way to run that takes least, where none surely fits: tried if it fits at the low end of what is likely.
+
+    Raises: DoesNotFit.
+    """
+    offload = device.kind == "cuda"
+    # Offloaded, what stays on the card is one layer's.
+    a_token = measured.one_layer * (IN_FLIGHT_LAYERS + 1) if offload else measured.bytes_per_token(num_recomputed)
+    low, high = (round(a_token * tokens * factor) for factor in VARYING_FACTOR[device.kind][::2])
+    if low > room_bytes:
+        raise DoesNotFit(
+            f"a pass of {tokens} tokens with {num_recomputed} layers recomputed needs {gib(low)} to {gib(high)}, "
+            f"{gib(max(0, room_bytes))} are free on {device.name}; lower train.seq_len or train.micro_batch_tokens, "
+            "or use method: qlora"
+        )
+    return Candidate(tokens, num_recomputed, offload, high)
+
+
+def _halved(largest_tokens: int, longest_tokens: int) -> list[int]:
+    """From the largest pass down by halves to one longest row."""
+    sizes, tokens = [], largest_tokens
+    while tokens > longest_tokens:
+        sizes.append(tokens)
+        tokens = math.ceil(tokens / 2)
+    return [*sizes, longest_tokens]
+
+
+def as_given(model: Any, device: Device, chosen: Candidate, longest_tokens: int, reason: str) -> MemoryPolicy:
     """No choice to make: what the run file gives, or what a checkpoint was made with."""
     layers = len(recomputable(model))
-    chosen = Candidate(micro_batch_tokens, min(num_recomputed or 0, layers), False, 0)
-    return MemoryPolicy(chosen, (), None, layers, free_bytes(device), reason)
+    chosen = replace(chosen, num_recomputed=min(chosen.num_recomputed, layers))
+    return MemoryPolicy(chosen, (), None, layers, longest_tokens, free_bytes(device), reason)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -292,14 +313,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def halves(batches: Sequence[tuple[int, ...]], fits: Callable[[tuple[int, ...]], bool]) -> list[tuple[int, ...]]:
-    """Each batch cut in two until every piece fits or is a single row; order kept."""
-    todo, done = list(batches)[::-1], []
-    while todo:
-        batch = todo.pop()
-        if len(batch) == 1 or fits(batch):
-            done.append(batch)
-        else:
-            middle = len(batch) // 2
-            todo += [batch[middle:], batch[:middle]]
-    return done
+def within_memory(
+    policy: MemoryPolicy, attempt: Callable[[MemoryPolicy], Result], recover: Callable[[], None], log: Log
+) -> tuple[MemoryPolicy, Result]:
+    """attempt(policy); where memory runs out all the same, recover() and attempt a smaller one.
+
+    Raises: what attempt raises; its out-of-memory error where nothing smaller is left.
+    """
+    while True:
+        try:
+            return policy, attempt(policy)
+        except RuntimeError as error:
+            smaller = policy.smaller() if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+        # Out here the error is gone, and with it the tensors that its frames held.
+        log(f"memory ran out at {policy.chosen}; going on from the last checkpoint with {smaller.chosen}")
+        policy = smaller
+        recover()

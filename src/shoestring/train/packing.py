@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..plan.throughput import MIN_GAIN
 from ..records import Device, Example, TrainSettings
+from ..units import round_up
 from . import loss
 from .attention import NAME, forest_route
 from .forest import as_array, packed_tokens
 from .objective import Collate, Item, Objective, padded
-from .schedule import Schedule, build_forest_schedule, build_schedule, conversations
+from .schedule import MicroBatch, Schedule, build_forest_schedule, build_schedule, conversations, halves, padded_tokens
 
 # MIN_GAIN: a forest's smaller blocks of attention cost more a token than padded rows do, up to 1.3 times for rows of 50
 # tokens (shoestring-3m, bfloat16, one AMD EPYC core, 2026-11-28); from about 300 tokens on it is the other way round.
@@ -31,6 +33,26 @@ class Packing:
     reason: str
     schedule: Schedule
     collate: Collate
+    size: Callable[[MicroBatch], int]  # tokens that a micro-batch computes
+
+    def within(self, micro_batch_tokens: int) -> Packing:
+        """This, or recut where a pass is larger than that, or passes of one step would go together."""
+        sizes = [[self.size(batch) for batch in step] for step in self.schedule.steps]
+        fits = max(map(max, sizes)) <= micro_batch_tokens
+        parted = any(len(step) > 1 and sum(step) <= micro_batch_tokens for step in sizes)
+        return self if fits and not parted else self.recut(micro_batch_tokens)
+
+    def recut(self, micro_batch_tokens: int) -> Packing:
+        """The same steps in passes of at most so many computed tokens; a row that is larger alone in its own."""
+        steps = []
+        for step in self.schedule.steps:
+            rows = [row for batch in step for row in batch]
+            if self.kind == PADDED:
+                rows.sort(key=lambda row: (self.size((row,)), row))
+            steps.append(halves([tuple(rows)], lambda batch: self.size(batch) <= micro_batch_tokens))
+        computed = tuple(sum(map(self.size, step)) for step in steps)
+        schedule = Schedule(tuple(map(tuple, steps)), self.schedule.lengths, computed)
+        return dataclasses.replace(self, schedule=schedule)
 
     @property
     def sharing_factor(self) -> float:
@@ -66,6 +88,17 @@ def schedules(
     }
 
 
+def sizes(items: Sequence[Item]) -> dict[str, Callable[[MicroBatch], int]]:
+    """Tokens that a micro-batch of items computes, under each packing."""
+    sides = max((len(item) for item in items), default=1)
+    rows = [[as_array(path.ids) for path in item] for item in items]
+    widths = [round_up(sides * max(map(len, row)), sides * loss.ROUND_WIDTH) for row in rows]
+    return {
+        PADDED: lambda batch: padded_tokens([widths[row] for row in batch]),
+        FOREST: lambda batch: packed_tokens([path for row in batch for path in rows[row]]),
+    }
+
+
 def choose_packing(
     objective: Objective,
     examples: Sequence[Example],
@@ -79,6 +112,7 @@ def choose_packing(
     path: the loss path. The model is asked in evaluation mode, on the first step's rows.
     """
     made = schedules(objective.items, [(e.source, e.line) for e in examples], settings)
+    size = sizes(objective.items)
     collate = functools.partial(loss.collate_forest, as_blocks=device.kind != "cuda")
     gain = _computed(made[PADDED]) / max(1, _computed(made[FOREST]))
     if gain < MIN_GAIN:
@@ -87,9 +121,9 @@ def choose_packing(
         refusal = cannot_take(model, objective, made[FOREST].steps[0][0], collate, path, device)
         if not refusal:
             reason = f"{gain:.2f}x fewer computed tokens than padded rows"
-            return Packing(FOREST, reason, made[FOREST], collate)
+            return Packing(FOREST, reason, made[FOREST], collate, size[FOREST])
         reason = f"{gain:.2f}x fewer tokens {REFUSED} {refusal}"
-    return Packing(PADDED, reason, made[PADDED], padded)
+    return Packing(PADDED, reason, made[PADDED], padded, size[PADDED])
 
 
 def computed_frac(items: Sequence[Item], rows_per_step: int = 32) -> float:

@@ -230,3 +230,16 @@ def _greedily(items: list[Item], budget: int, grown: Grown[Item]) -> list[tuple[
             size = grown(0, 0, item)
         current.append(item)
     return [*runs, tuple(current)] if current else runs
+
+
+def halves(batches: Sequence[MicroBatch], fits: Callable[[MicroBatch], bool]) -> list[MicroBatch]:
+    """Each batch cut in two until every piece fits or is a single row; order kept."""
+    todo, done = list(batches)[::-1], []
+    while todo:
+        batch = todo.pop()
+        if len(batch) == 1 or fits(batch):
+            done.append(batch)
+        else:
+            middle = len(batch) // 2
+            todo += [batch[middle:], batch[:middle]]
+    return done

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..records import Device, Example, TrainSettings
 from . import loss, preflight
-from .adapter import adapter_in_16_bit, build_adapter
-from .attention import use_attention
+from .adapter import adapter_in_16_bit
 from .base import load_tokenizer
 from .objective import Objective, objective
 from .packing import Packing, choose_packing
+from .routes import Routes, build_routes
 from .tokens import Encoded
 
 PROBED_ITEMS = 4  # rows that the loss path is tried on
@@ -30,10 +30,18 @@ class SetUp:
     train: Sequence[Example]
     learned: Objective
     held_out: Objective
-    tuned: Any  # base with adapter
-    path: str  # of the loss
+    routes: Routes
     packing: Packing
-    rows_attention: str
+
+    @property
+    def tuned(self) -> Any:
+        """The base with its adapter."""
+        return self.routes.tuned
+
+    @property
+    def path(self) -> str:
+        """Of the loss."""
+        return self.routes.loss_path
 
     @property
     def first(self) -> list[Encoded]:
@@ -49,11 +57,11 @@ class SetUp:
     def facts(self) -> dict[str, Any]:
         """Which routes are on, for the record."""
         return {
-            "loss_path": self.path,
+            **self.routes.facts,
             "packing": self.packing.kind,
             "packing_reason": self.packing.reason,
             "sharing_factor": self.packing.sharing_factor,
-            "attention": self.packing.attention(self.rows_attention, self.device),
+            "attention": self.packing.attention(self.routes.rows_attention, self.device),
         }
 
     @contextlib.contextmanager
@@ -74,11 +82,9 @@ def set_up(
     tokenizer = load_tokenizer(model)
     learned = objective(tokenizer, train, settings, "training")
     held_out = objective(tokenizer, dev, settings, "dev")
-    tuned = build_adapter(model, settings, device)
-    rows_attention = use_attention(tuned.get_base_model())
     first = [path for item in learned.items[:PROBED_ITEMS] for path in item]
-    with adapter_in_16_bit(tuned, device):
-        with preflight.evaluation_mode(tuned), loss.precision(device):
-            path = loss.choose_path(tuned, loss.on_device(loss.collate(first, tokenizer.pad_token_id), tuned.device))
-            packing = choose_packing(learned, train, settings, tuned, path, device)
-        yield SetUp(model, settings, device, tokenizer, train, learned, held_out, tuned, path, packing, rows_attention)
+    routes = build_routes(model, settings, device, first, tokenizer.pad_token_id)
+    with adapter_in_16_bit(routes.tuned, device):
+        with preflight.evaluation_mode(routes.tuned), loss.precision(device):
+            packing = choose_packing(learned, train, settings, routes.tuned, routes.loss_path, device)
+        yield SetUp(model, settings, device, tokenizer, train, learned, held_out, routes, packing)

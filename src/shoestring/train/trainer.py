@@ -24,20 +24,22 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .adapter import files_of, is_whole, load_adapter, publish
+from .adapter import files_of, fresh_copy, is_whole, load_adapter, publish
 from .device import peak_bytes, reset_peak
 from .gates import WARN
 from .locate import model_print
 from .loop import StepItems, build_trainer
+from .memory_policy import MemoryPolicy, recompute, within_memory
 from .objective import Objective, Preference
 from .probe import examine, refuse
+from .routes import choose_policy
 from .schedule import Schedule
 from .setup import SetUp, set_up
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 
 HISTORY_POINTS = 150
 # Settings that the trained weights do not depend on, or only to rounding.
-NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens")
+NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute")
 REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
 
 
@@ -75,7 +77,7 @@ def train_rung(
             raise cannot_write(out_dir, error) from error
         peak = reset_peak(device)
         with set_up(model, train, dev, settings, device) as ready:
-            tuned, packing, schedule = ready.tuned, ready.packing, ready.packing.schedule
+            tuned, packing, routes = ready.tuned, ready.packing, ready.routes
             if packing.line:
                 log(f"Rung {model}: {packing.line}")
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
@@ -85,38 +87,58 @@ def train_rung(
             for finding in findings:
                 if finding.level == WARN:
                     log(f"Rung {model}: {finding.gate}: {finding.found}; {finding.remedy}")
+            policy = choose_policy(routes, ready.learned, packing, settings, device, state.passes)
+            budget = ready.budget
             if not state.finished:
                 prepare(out_dir, print_, ready, signals, progress)
 
             def evaluate() -> tuple[float, float]:
                 with ready.scoring():
-                    dev_loss = ready.held_out.mean_loss(tuned, **ready.budget)
+                    dev_loss = ready.held_out.mean_loss(tuned, **budget)
                     return float(dev_metric(tuned, ready.tokenizer)), dev_loss
 
-            watch = Watch(
-                model_name=model,
-                out_dir=out_dir,
-                schedule=schedule,
-                state=state,
-                eval_steps=eval_steps(len(schedule.steps), settings.num_evals) if dev else frozenset(),
-                patience=settings.patience,
-                evaluate=evaluate,
-                peak_bytes=lambda: peak_bytes(device),
-                should_stop=should_stop,
-                signals=signals,
-                progress=progress,
-                skips_overflow=device.dtype == "float16",
-                started_s=started_s,
-            )
-            try:
-                if not state.finished:
-                    items = StepItems(ready.learned, schedule, packing.collate)
-                    trainer = build_trainer(
-                        tuned, items, settings, device, out_dir / "checkpoints", watch.callback(), ready.path
-                    )
-                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-            finally:
-                watch.steps_file.close()
+            def attempt(policy: MemoryPolicy) -> tuple[Schedule, Watch]:
+                cut = packing.within(policy.chosen.micro_batch_tokens)
+                budget["batch_tokens"] = min(settings.micro_batch_tokens, policy.chosen.micro_batch_tokens)
+                state.passes = policy.chosen.kept()
+                recompute(tuned, policy.chosen.num_recomputed)
+                watch = Watch(
+                    model_name=model,
+                    out_dir=out_dir,
+                    schedule=cut.schedule,
+                    state=state,
+                    eval_steps=eval_steps(len(cut.schedule.steps), settings.num_evals) if dev else frozenset(),
+                    patience=settings.patience,
+                    evaluate=evaluate,
+                    peak_bytes=lambda: peak_bytes(device),
+                    should_stop=should_stop,
+                    signals=signals,
+                    progress=progress,
+                    skips_overflow=device.dtype == "float16",
+                    started_s=started_s,
+                )
+                try:
+                    if not state.finished:
+                        items = StepItems(ready.learned, cut.schedule, cut.collate)
+                        folder, offload = out_dir / "checkpoints", policy.chosen.offload
+                        trainer = build_trainer(
+                            tuned, items, settings, device, folder, watch.callback(), routes.loss_path, offload
+                        )
+                        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+                finally:
+                    watch.steps_file.close()
+                return cut.schedule, watch
+
+            restore_adapter = fresh_copy(tuned)
+
+            def recover() -> None:
+                nonlocal resume, state, started_s
+                restore_adapter()
+                routes.clear()
+                resume, state, _ = _resume(out_dir, print_, log)
+                started_s = time.perf_counter()
+
+            policy, (schedule, watch) = within_memory(policy, attempt, recover, log)
             source = _source(out_dir, state)
             load_adapter(tuned, source)
             effect = preflight.adapter_effect(tuned, ready.first, ready.tokenizer.pad_token_id, device)
@@ -126,6 +148,7 @@ def train_rung(
         state.wall_s = watch.wall_s()
     facts = {
         **ready.facts,
+        **policy.facts(),
         "peak": peak,
         "restarted": restarted,
         "preflight": {finding.gate: finding.found for finding in findings},
@@ -274,7 +297,6 @@ def _result(
         "device": device.name,
         "device_kind": device.kind,
         "dtype": device.dtype,
-        "base_format": "nf4, double quantised" if settings.method == "qlora" else device.dtype,
         "adapter_dtype": "float32",
         "optimizer": "AdamW, fused",
         "schedule": "cosine with warm-up",

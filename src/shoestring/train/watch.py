@@ -44,6 +44,7 @@ class Watched:
     num_worse: int = 0  # evaluations since the best one
     stopped_early: bool = False
     finished: bool = False
+    passes: dict[str, Any] = field(default_factory=dict)  # memory_policy.Candidate: how steps are cut
 
     def to_json(self) -> dict[str, Any]:
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
