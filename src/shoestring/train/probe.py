@@ -67,7 +67,8 @@ class Probe:
         for batch in item["micro_batches"]:
             moved = loss.on_device(batch, ready.tuned.device)
             value = step_loss(ready.learned, ready.tuned, moved, item["weight"], ready.path, ready.device)
-            value.backward()
+            if value.requires_grad:  # else no adapter takes part, which is a finding
+                value.backward()
             total += float(value.detach())
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trainable().values()]
         return total, torch.cat([part.flatten().float() for part in parts])
@@ -116,7 +117,7 @@ def examine(ready: SetUp) -> list[Finding]:
         for name, level, remedy, look in MODEL_GATES:
             finding = judged(name, level, remedy, *look(probe))
             found.append(finding)
-            if finding.level == REFUSE and name in ("loss_is_finite", "there_is_an_adapter"):
+            if finding.level == REFUSE and name in LAST_WORDS:
                 break
     return found
 
@@ -319,6 +320,7 @@ def _reference(probe: Probe) -> Finding:
 
 # Where one of these fails, passes through the model say nothing new, or cannot be made.
 BEFORE_THE_MODEL = ("answer_tokens_bear_loss", "tokens_have_embeddings")
+LAST_WORDS = ("there_is_an_adapter", "loss_is_finite", "every_matrix_learns", "adapter_changes_logits")
 ANOTHER = "choose another model, or method: lora"
 MODEL_GATES = (
     ("there_is_an_adapter", REFUSE, "choose a model with linear layers that PEFT can adapt", _adapter),
@@ -326,8 +328,8 @@ MODEL_GATES = (
     ("loss_is_finite", REFUSE, "the weights are damaged or overflow: download them again, or use bfloat16", _finite),
     ("loss_is_the_models_own", REFUSE, "report this with the model's name: loss and model disagree", _models_own),
     ("passes_agree", REFUSE, "switch dropout off in the model's config.json", _same_twice),
-    ("every_matrix_learns", REFUSE, ANOTHER, _every_gradient),
     ("adapter_changes_logits", REFUSE, ANOTHER, _changes_logits),
+    ("every_matrix_learns", REFUSE, ANOTHER, _every_gradient),
     (
         "accumulation_changes_nothing",
         REFUSE,
