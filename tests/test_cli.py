@@ -308,6 +308,15 @@ def test_curate_into_a_folder_needs_no_run_file(here: Path, capfd: pytest.Captur
     (here / "mine" / "thesis.txt").write_text("x")
     assert run(["curate", "a.jsonl", "--out", "mine"]) == 2
     told(capfd, "holds other files")
+    assert run(["curate", "next.yaml", "--out", "new"]) == 2
+    told(capfd, "next.yaml is a run file", "without --out")
+    (here / "book.xlsx").write_bytes(b"PK\x03\x04 and so on")
+    assert run(["curate", "book.xlsx", "--out", "new"]) == 2
+    told(capfd, "save it as CSV")
+    before = (here / "curated/review.csv").read_bytes()
+    assert run(["curate", "curated", "--out", "curated", "--restore", "exact_duplicate"]) == 2
+    told(capfd, "is in --out curated", "give another --out")
+    assert (here / "curated/review.csv").read_bytes() == before and not (here / "new").exists()
 
 
 def test_explain(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

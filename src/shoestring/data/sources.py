@@ -26,6 +26,7 @@ PACKED = {"gzip": "a gzip file", "zstd": "a Zstandard file"}
 BINARY = {"parquet": ("a Parquet file",), "arrow": ("an Arrow file", "an Arrow stream")}
 EXAMPLE_ROW = '{"prompt": "...", "completion": "..."}'
 KNOWN = "JSONL, JSON, CSV, TSV, Parquet, Arrow, plain text, each also as .gz or .zst"
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 OTHER_SPLITS = ("test", "valid", "validation", "validate", "dev", "eval", "heldout", "holdout")
 
 # First bytes of things that get mistaken for data: (offset, bytes, what it is).
@@ -163,6 +164,8 @@ def _file(name: str, path: Path) -> Source:
     if format is None:
         ending = f"ending {suffix!r}" if suffix else "no ending"
         shown = "" if packing else f"; {guess}"
+        if suffix in SPREADSHEETS:
+            raise DataError(f"{name}: a spreadsheet is not read; save it as CSV (UTF-8) and give that file{shown}")
         raise DataError(f"{name}: unknown kind of file ({ending}){shown}; use {KNOWN}, and name the file accordingly")
     if format in BINARY and not packing:
         if looks not in BINARY[format]:
