@@ -48,6 +48,7 @@ FAULTS = (
     Fault("secret_api_key", "a.jsonl", 9, "API key: AKIA… (user)", "ask"),
     Fault("invalid_json", "a.jsonl", 7, "breaks off", "drop"),
     Fault("near_contradiction", "a.jsonl", 20, "line 21 asks the same", "ask"),
+    Fault("near_contradiction", "a.jsonl", 21, "line 20 asks the same", "ask"),
 )
 
 
@@ -131,6 +132,7 @@ def test_the_page_tells_it_all(folder, tmp_path):
     html = data_page(folder, tmp_path)
     text = Page(html).text
     for expected in ("48 rows in", "34 kept, 14 dropped", "exact duplicate", "a.jsonl:2, dropped", "line 1", "a note",
+                     "b.jsonl:3, dropped", " a.jsonl:1 ",
                      "near duplicate", "Repaired", "as it came", "Flagged", "secret api key", "3 of 9 shown",
                      "1. label error", "fix: refund", "2 rows in review.csv", "1 decided",
                      "3 labels, 1 to 17 kept rows", "a.jsonl:1, score 0.93", "All of them",

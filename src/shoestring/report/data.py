@@ -19,7 +19,7 @@ from ..data.language import LANGUAGE_NAMES
 from ..data.restore import ADVICE, can_come_back
 from ..data.safety import redact
 from ..units import SECONDS_PER_HOUR, count, usd
-from .data_files import Case, DataFiles, Measured, Text, read_data
+from .data_files import Case, DataFiles, Measured, Text, partner_place, read_data
 from .folder import RunFiles
 from .style import STYLE
 from .svg import bars, histogram, share_bar
@@ -180,7 +180,9 @@ def _case_card(case: Case) -> Markup:
     else:
         left, right = _compared(case.row, case.partner)
         title = f"{here}, dropped" if case.repair == "drop" else here
-        sides = (_side(title, *left), _side(f"line {case.partner_line}", *right))
+        source, line = partner_place(case)
+        beside = f"line {line}" if source == case.source else f"{Path(source).name}:{line}"
+        sides = (_side(title, *left), _side(beside, *right))
     return Markup(f'<div class="row">{why}<div class="two">{"".join(sides)}</div></div>')
 
 

@@ -179,7 +179,8 @@ def _read_faults(files: DataFiles, folder: Path) -> None:
         if len(shown) < MAX_EXAMPLES:
             other = LINE_IN_EVIDENCE.search(case.evidence) if case.code in DISAGREEING else None
             case.partner_line = int(other[1]) if other else None
-            shown.append(case)
+            if not other or all((c.source, c.line) != partner_place(case) for c in shown):  # a pair is shown once
+                shown.append(case)
 
 
 def partner_place(case: Case) -> Place:
