@@ -123,7 +123,9 @@ def _judge(
         for row in np.flatnonzero(loss > -math.log(1 - RELABEL_BELOW)):
             others = p_read[row].copy()
             others[y[row]] = -1
-            doubts[row].append(Doubt(slot, stated[slot][row], str(classes[others.argmax()]), float(loss[row])))
+            reads = int(others.argmax())
+            if others[reads] > math.exp(-loss[row]):  # else it reads like nothing in particular
+                doubts[row].append(Doubt(slot, stated[slot][row], str(classes[reads]), float(loss[row])))
     progress("coverage", len(slots), len(slots))
     return losses, doubts
 
