@@ -79,12 +79,13 @@ IPV6 = re.compile(r"(?<![\w.:/-])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{3,34}(?![\w:])"
 
 # Earlier ones win where two overlap. check gets the match and the whole text, and returns the span's length or 0.
 Check = Callable[[str, str, int], int]
-LONG: tuple[tuple[str, re.Pattern[str], Check], ...] = (
+Rule = tuple[str, re.Pattern[str], Check]
+LONG: tuple[Rule, ...] = (
     ("secret_private_key", PRIVATE_KEY, is_private_key),
     ("secret_jwt", JWT, is_jwt),
     ("secret_api_key", API_KEY, is_api_key),
 )
-NUMBERS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
+NUMBERS: tuple[Rule, ...] = (
     ("personal_iban", IBAN, is_iban),
     ("personal_card", CARD, is_card),
     ("personal_ssn", SSN, is_ssn),
@@ -118,12 +119,12 @@ class Finding:
 
 def scan(text: str) -> list[Finding]:
     """Secrets and personal data of a text, in order, none overlapping another."""
-    if not ANY_SIGN.search(text) and "hf_" not in text:
+    rules = _rules_for(text)
+    if not rules:
         return []
     found: list[Finding] = []
     is_taken = bytearray(len(text))
-
-    def look(code: str, pattern: re.Pattern[str], check: Check) -> None:
+    for code, pattern, check in rules:
         for match in pattern.finditer(text):
             group = "value" if "value" in pattern.groupindex and match["value"] is not None else 0
             start = match.start(group)
@@ -131,24 +132,36 @@ def scan(text: str) -> list[Finding]:
             if end > start and is_taken.find(1, start, end) < 0:
                 is_taken[start:end] = bytes([1]) * (end - start)
                 found.append(Finding(code, start, end, _masked(code, text[start:end])))
+    return sorted(found, key=lambda f: f.start)
 
-    long_words = [word for word in text.split() if len(word) >= MIN_KEY_CHARACTERS and KEY_RUN.search(word)]
-    if "-----BEGIN" in text or any(API_KEY.search(word) or JWT.search(word) for word in long_words):
-        for rule in LONG:
-            look(*rule)
+
+def _rules_for(text: str) -> list[Rule]:
+    """The rules that may find something in a text, by quick looks; most texts need none."""
+    if not ANY_SIGN.search(text) and "hf_" not in text:
+        return []
+    rules: list[Rule] = []
+    words = text.split()
+    if "-----BEGIN" in text or (max(map(len, words), default=0) >= MIN_KEY_CHARACTERS and _may_hold_a_key(words)):
+        rules += LONG
     if "://" in text:
-        look("secret_connection", CONNECTION, connection_password)
+        rules.append(("secret_connection", CONNECTION, connection_password))
     folded = text.lower()
     if "pass" in folded or "pwd" in folded or "secret" in folded or "token" in folded or "key" in folded:
-        look("secret_password", PASSWORD, is_password)
+        rules.append(("secret_password", PASSWORD, is_password))
     if "@" in text:
-        look("personal_email", EMAIL, is_email)
-    if any(_may_be_personal(match[0]) for match in LONG_NUMBER.finditer(text)):
-        for rule in NUMBERS:
-            look(*rule)
+        rules.append(("personal_email", EMAIL, is_email))
+    for match in LONG_NUMBER.finditer(text):
+        if _may_be_personal(match[0]):
+            rules += NUMBERS
+            break
     if text.count(":") >= 3:
-        look("personal_ip", IPV6, is_public_ip)
-    return sorted(found, key=lambda f: f.start)
+        rules.append(("personal_ip", IPV6, is_public_ip))
+    return rules
+
+
+def _may_hold_a_key(words: list[str]) -> bool:
+    long = (word for word in words if len(word) >= MIN_KEY_CHARACTERS and KEY_RUN.search(word))
+    return any(API_KEY.search(word) or JWT.search(word) for word in long)
 
 
 def _may_be_personal(number: str) -> bool:
