@@ -28,6 +28,7 @@ _EXPORTS: dict[str, str] = {
     "score_arm": "evaluate.score",
     "paired_difference": "evaluate.score",
     "plan_ladder": "plan.ladder_plan",
+    "predict_memory": "plan.predict",
     "price_for": "market.prices",
     "train_rung": "train.trainer",
     "merge_adapter": "serve.merge",

@@ -3,7 +3,10 @@
 shapes       parameters of a model, from its config.json or the project's table
 devices      memory and peak rates of a machine
 settings     every training value, with its reason
-memory       peak bytes
+memory       peak bytes of Shoestring's own training
+stacks       what other training stacks keep in memory
+question     a fine-tune in the words of predict_memory, checked
+predict      peak bytes under any profiled stack
 throughput   seconds
 ladder_plan  the rungs in order of cost
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,45 @@ def gpu_spec(device_name: str) -> GpuSpec | None:
         if name in (spec.device.lower(), spec.also_named.lower().removeprefix("nvidia ")):
             return spec
     return None
+
+
+# Names in use for rows of the table; of a card with several forms, the one that is rented most.
+ALIASES = {
+    "a100": "A100-SXM",
+    "a100-80gb": "A100-SXM",
+    "a100-sxm-80gb": "A100-SXM",
+    "a100-80gb-sxm": "A100-SXM",
+    "a100-80gb-pcie": "A100-PCIE",
+    "a100-40gb-sxm": "A100-40GB",
+    "h100": "H100-SXM",
+    "h100-80gb": "H100-SXM",
+    "h200-sxm": "H200",
+    "b200-sxm": "B200",
+    "b300-sxm": "B300",
+    "rtx-6000-ada": "RTX6000-ADA",
+    "v100": "V100-16GB",
+    "v100-16gb-sxm": "V100-16GB",
+}
+
+
+def device_of(name: str) -> Device:
+    """A GPU by the name people use for it (RTX 4090, A100-80GB), or by its memory alone ("24 GB").
+
+    Raises: BadInput listing near rows.
+    """
+    plain = "-".join(name.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "").split())
+    size = re.fullmatch(r"(?:any-)?(\d+)-?(gi?b)", plain)
+    if size:
+        bytes_each = 2**30 if size[2] == "gib" else BYTES_PER_GB
+        return Device("cuda", name, int(size[1]) * bytes_each, 1, "bfloat16", "any card of this size")
+    wanted = ALIASES.get(plain, plain).lower().replace("-", "")
+    for spec in gpu_table().values():
+        if wanted == spec.device.lower().replace("-", ""):
+            return Device("cuda", spec.device, spec.memory_bytes, 1, spec.dtype, "by the GPU table")
+    near = difflib.get_close_matches(plain.upper(), gpu_table(), n=3, cutoff=0.4)
+    raise BadInput(
+        f"gpu = {name!r} is not in the GPU table; near rows: {', '.join(near or gpu_table())}; or give '24 GB'"
+    )
 
 
 def planned_device(name: str | None, present: Device) -> Device:

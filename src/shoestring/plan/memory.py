@@ -154,7 +154,7 @@ def predict_memory(
         "dequantised": dequantised,
         "runtime": round(runtimes[1]),
     }
-    verdict, reason = _verdict(on_device[0], on_device[1], on_device[2], device)
+    verdict, reason = verdict_of(on_device[0], on_device[1], on_device[2], device)
     return MemoryPrediction(
         allocated_low_bytes=low,
         allocated_expected_bytes=expected,
@@ -169,7 +169,8 @@ def predict_memory(
     )
 
 
-def _verdict(low: float, expected: float, high: float, device: Device) -> tuple[str, str]:
+def verdict_of(low: float, expected: float, high: float, device: Device) -> tuple[str, str]:
+    """fits, tight or does_not_fit, and the numbers in words; all bytes of the device, not of tensors alone."""
     have = device.memory_bytes
     numbers = f"{gib(expected)} expected ({gib(low)} to {gib(high)}) of {gib(have)} on {device.name}"
     if high <= FIT_FRAC * have:

@@ -46,6 +46,10 @@ class ModelShape:
     source: str
     grade: str  # A: counted exactly or published; B, C: see the table
     note: str = ""
+    gated: str = "unknown"  # yes, no, unknown: whether the hub asks for consent first (recalled)
+    num_windowed_layers: int = 0
+    window_tokens: int = 0
+    num_linear_attention_layers: int = 0  # or convolutions: no key and value of every token
 
     def num_adapter_params(self, lora_rank: int) -> int:
         """Parameters of a LoRA of this rank on every linear layer except the output head."""
@@ -56,26 +60,48 @@ class ModelShape:
 # vector of head_dim each for q and k, "all" one over all heads; bias: projections that always have one.
 # Source: modelling code of transformers 5.24.0; counts tested against built models.
 @dataclass(frozen=True)
-class _Architecture:
+class Architecture:
+    """What the sizes in a configuration leave unsaid about one family."""
+
     norms: int = 2
     qk_norm: str = ""
     bias: str = ""  # "": by attention_bias; "qkv": always on q, k and v
     tied: bool = False
     head_dim: int | None = None  # None: hidden / heads
+    num_mlp_matrices: int = 3
+    is_layer_norm: bool = False  # LayerNorm instead of RMSNorm
+    soft_capped: bool = False  # scores pass a tanh, which no fused attention kernel of torch knows
+    renamed: tuple[tuple[str, str], ...] = ()  # usual key, its name in this family
 
 
 _ARCHITECTURES = {
-    "llama": _Architecture(),
-    "mistral": _Architecture(),
-    "qwen2": _Architecture(bias="qkv"),
-    "qwen3": _Architecture(qk_norm="head", head_dim=128),
-    "gemma": _Architecture(tied=True, head_dim=256),
-    "gemma2": _Architecture(norms=4, tied=True, head_dim=256),
-    "gemma3_text": _Architecture(norms=4, qk_norm="head", tied=True, head_dim=256),
-    "granite": _Architecture(),
-    "olmo2": _Architecture(qk_norm="all"),
-    "smollm3": _Architecture(tied=True),
+    "llama": Architecture(),
+    "mistral": Architecture(),
+    "qwen": Architecture(bias="qkv", renamed=(("max_position_embeddings", "seq_length"),)),
+    "qwen2": Architecture(bias="qkv"),
+    "qwen3": Architecture(qk_norm="head", head_dim=128),
+    "phi3": Architecture(),
+    "gemma": Architecture(tied=True, head_dim=256),
+    "gemma2": Architecture(norms=4, tied=True, head_dim=256, soft_capped=True),
+    "gemma3_text": Architecture(norms=4, qk_norm="head", tied=True, head_dim=256),
+    "granite": Architecture(),
+    "olmo2": Architecture(qk_norm="all"),
+    "smollm3": Architecture(tied=True),
 }
+# Known from the table's sizes only; a config.json of these is not counted.
+_TABLE_ONLY = {
+    "gemma3": _ARCHITECTURES["gemma3_text"],
+    "olmo3": _ARCHITECTURES["olmo2"],
+    "glm4": Architecture(norms=4),
+    "phi": Architecture(norms=1, num_mlp_matrices=2, is_layer_norm=True),
+    "falcon": Architecture(norms=1, num_mlp_matrices=2, is_layer_norm=True),
+    "gpt_neox": Architecture(num_mlp_matrices=2, is_layer_norm=True),
+}
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The family's layout; of an unknown one, Llama's."""
+    return _ARCHITECTURES.get(model_type) or _TABLE_ONLY.get(model_type) or Architecture()
 
 
 def lora_params_per_rank(
@@ -113,6 +139,15 @@ def in_table(model: str) -> bool:
 def _row(model: str) -> dict[str, str] | None:
     rows = table()
     return rows.get(model) or {name.lower(): row for name, row in rows.items()}.get(model.lower())
+
+
+def table_name(name: str) -> str | None:
+    """The table's model of this name: whole, without its owner, or as also_named says; None if there is none."""
+    wanted = name.lower()
+    for model, row in table().items():
+        if wanted in (model.lower(), model.split("/")[-1].lower(), *row["also_named"].lower().split("|")):
+            return model
+    return None
 
 
 def near_rows(model: str) -> str:
@@ -184,6 +219,10 @@ def _shape_from_row(row: dict[str, str]) -> ModelShape:
         source=row["source"],
         grade=row["grade"],
         note=note,
+        gated=row["gated"],
+        num_windowed_layers=int(row["num_windowed_layers"]),
+        window_tokens=int(row["window_tokens"] or 0),
+        num_linear_attention_layers=int(row["num_linear_attention_layers"]),
         **ints,
     )
 
@@ -217,8 +256,10 @@ def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelSh
             f"known: {', '.join(_ARCHITECTURES)}; choose a model of one of these"
         )
 
+    renamed = dict(architecture.renamed)
+
     def size(key: str, default: int | None = None) -> int:
-        value = config.get(key)
+        value = config.get(renamed.get(key, key))
         if value is None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -230,6 +271,8 @@ def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelSh
 
     hidden, layers, heads = size("hidden_size"), size("num_hidden_layers"), size("num_attention_heads")
     kv_heads, intermediate, vocab = size("num_key_value_heads", heads), size("intermediate_size"), size("vocab_size")
+    if model_type == "qwen":  # its configuration counts gate and up together
+        intermediate //= 2
     head_dim = size("head_dim", architecture.head_dim or hidden // heads)
     tied = bool(config.get("tie_word_embeddings", architecture.tied))
     q_dim, kv_dim = heads * head_dim, kv_heads * head_dim

@@ -1,0 +1,229 @@
+"""What a fine-tune is, in the words of `shoestring.predict_memory`: every word checked, none guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+from ..records import Device
+from .devices import device_of
+from .shapes import ModelShape, shape_from_config, shape_of, table_name
+from .stacks import ATTENTION, MLP, LayerRun, Stack, stack_of
+
+METHODS = ("full", "lora", "qlora")
+QUANTISATIONS = ("none", "nf4", "nf4-dq", "int8", "gptq4", "fp8")
+ATTENTIONS = ("eager", "sdpa", "flash")
+PRECISIONS = ("bf16", "fp16", "fp32", "bf16-mixed", "fp16-mixed")
+PARALLELISMS = ("single", "ddp", "fsdp", "zero3")
+TARGETS = (*ATTENTION, *MLP, "head")
+ALL_LINEAR = frozenset((*ATTENTION, *MLP))
+TARGET_NAMES = {
+    "mlp": MLP,
+    "attention": ATTENTION,
+    "qkv": ("q", "k", "v"),
+    "all-linear": (*ATTENTION, *MLP),
+    "all": (*ATTENTION, *MLP),
+    "lm_head": ("head",),
+    "output": ("head",),
+    "output_proj": ("o",),
+    "proj": ("o",),
+    "fc1": ("up",),
+    "fc2": ("down",),
+    "w1": ("gate",),
+    "w2": ("down",),
+    "w3": ("up",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """Bytes of state a parameter, in multiples of the parameter's own or as given; None: two moments."""
+
+    moment_bytes: float | None = None
+    in_backward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One fine-tune, its words checked and read."""
+
+    shape: ModelShape
+    method: str
+    quantisation: str
+    lora_rank: int
+    targets: frozenset[str]
+    seq_len: int
+    micro_batch: int
+    packing: bool
+    gradient_checkpointing: bool
+    attention: str
+    optimizer: Optimizer
+    precision: str
+    stack: Stack | None  # None: Shoestring itself
+    device: Device
+    num_gpus: int
+    parallelism: str
+    grad_accum: int
+    offload_activations: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a micro-batch, padding included."""
+        return self.seq_len * self.micro_batch
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def weight_width(self) -> int:
+        """Bytes of a trained weight: fp32 under mixed precision."""
+        return 4 if self.precision == "fp32" or (self.precision.endswith("mixed") and self.method == "full") else 2
+
+    @property
+    def num_shards(self) -> int:
+        """Over how many GPUs weights and states are spread."""
+        return self.num_gpus if self.parallelism in ("fsdp", "zero3") else 1
+
+    @property
+    def num_adapter_params(self) -> int:
+        """Parameters of the adapters. Source: LoRA, arXiv 2106.09685, section 4.1."""
+        shape, targets = self.shape, self.targets
+        h, i = shape.hidden, shape.intermediate
+        q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        wide = {"q": h + q, "k": h + kv, "v": h + kv, "o": q + h, "up": h + i, "down": i + h}
+        wide["gate"] = h + i if shape.num_mlp_matrices == 3 else 0
+        per_rank = shape.num_layers * sum(wide.get(t, 0) for t in targets) + (h + shape.vocab) * ("head" in targets)
+        return self.lora_rank * per_rank
+
+    def layer_run(self) -> LayerRun:
+        """What the stack's coefficients depend on."""
+        return LayerRun(
+            shape=self.shape,
+            is_full=self.method == "full",
+            is_quantised=self.quantisation in ("nf4", "nf4-dq", "int8"),
+            is_4bit=self.quantisation in ("nf4", "nf4-dq"),
+            targets=self.targets,
+            lora_rank=self.lora_rank,
+            seq_len=self.seq_len,
+            micro_batch=self.micro_batch,
+            packing=self.packing,
+            attention=self.attention,
+            width=self.width,
+        )
+
+
+def read(
+    *,
+    model: str | Path | Mapping[str, Any],
+    method: str,
+    quantisation: str | None,
+    lora_rank: int,
+    lora_targets: str | Sequence[str],
+    seq_len: int,
+    micro_batch: int,
+    packing: bool,
+    gradient_checkpointing: bool,
+    attention: str,
+    optimizer: str,
+    precision: str,
+    stack: str,
+    gpu: str,
+    num_gpus: int,
+    parallelism: str,
+    grad_accum: int,
+    offload_activations: bool,
+) -> Asked:
+    """Check every word of a question. Raises: BadInput, ModelError."""
+    method = _one_of("method", method, METHODS)
+    quantisation = _one_of("quantisation", quantisation or ("nf4" if method == "qlora" else "none"), QUANTISATIONS)
+    if method == "full" and quantisation != "none":
+        raise BadInput(f"method = 'full' trains every weight, quantisation = {quantisation!r} freezes them; use lora")
+    if method == "qlora" and quantisation == "none":
+        raise BadInput("method = 'qlora' needs a quantised base: quantisation = nf4, int8 or gptq4; else use lora")
+    asked = Asked(
+        shape=shape_from(model),
+        method=method,
+        quantisation=quantisation,
+        lora_rank=_positive("lora_rank", lora_rank) if method != "full" else 0,
+        targets=frozenset() if method == "full" else read_targets(lora_targets),
+        seq_len=_positive("seq_len", seq_len),
+        micro_batch=_positive("micro_batch", micro_batch),
+        packing=bool(packing),
+        gradient_checkpointing=bool(gradient_checkpointing),
+        attention=_one_of("attention", attention, ATTENTIONS),
+        optimizer=read_optimizer(optimizer),
+        precision=_one_of("precision", precision, PRECISIONS),
+        stack=stack_of(stack),
+        device=device_of(gpu),
+        num_gpus=_positive("num_gpus", num_gpus),
+        parallelism=_one_of("parallelism", parallelism, PARALLELISMS),
+        grad_accum=_positive("grad_accum", grad_accum),
+        offload_activations=bool(offload_activations),
+    )
+    if asked.parallelism == "single" and asked.num_gpus > 1:
+        raise BadInput(f"num_gpus = {asked.num_gpus} needs parallelism = ddp, fsdp or zero3")
+    if asked.shape.num_linear_attention_layers and asked.stack is not None:
+        raise BadInput(
+            f"{asked.shape.name} has {asked.shape.num_linear_attention_layers} layers of linear attention or "
+            "convolution, whose kept bytes are not derived for other stacks; choose a dense model"
+        )
+    return asked
+
+
+def shape_from(model: str | Path | Mapping[str, Any]) -> ModelShape:
+    """The shape of a catalogue name, a config path, or the content of a config. Raises: ModelError."""
+    if isinstance(model, Mapping):
+        name = str(model.get("_name_or_path") or model.get("name") or model.get("model_type") or "model")
+        return shape_from_config(name, dict(model), source="the configuration given")
+    path = Path(model)
+    if path.suffix == ".json" or path.is_dir():
+        return shape_of(path.parent.name if path.suffix == ".json" else path.name, path)
+    return shape_of(table_name(str(model)) or str(model))
+
+
+def read_targets(targets: str | Sequence[str]) -> frozenset[str]:
+    """Adapted matrices among q, k, v, o, gate, up, down and head. Raises: BadInput."""
+    names = targets.replace(";", ",").split(",") if isinstance(targets, str) else list(targets)
+    found: set[str] = set()
+    for given in names:
+        name = str(given).strip().lower().replace("all linear", "all-linear")
+        read_as = TARGET_NAMES.get(name) or (name.removesuffix("_proj"),)
+        if not set(read_as) <= set(TARGETS):
+            raise BadInput(f"lora_targets: {given!r} is not known; give some of {', '.join(TARGETS)} or 'all-linear'")
+        found.update(read_as)
+    if not found:
+        raise BadInput("lora_targets is empty: nothing would be trained; give 'all-linear' or 'q,v'")
+    return frozenset(found)
+
+
+def read_optimizer(name: str) -> Optimizer:
+    """State a parameter of an optimizer by its usual name. Raises: BadInput."""
+    text = name.lower().replace("_", " ").replace("-", " ")
+    in_backward = "bwd" in text or "in backward" in text
+    if "paged" in text or "offload" in text:
+        return Optimizer(0.0, in_backward)  # the state lies in host memory
+    if "8bit" in text.replace(" ", "") and "adam" in text:
+        return Optimizer(2 + 2 * 4 / 256, in_backward)  # two bytes and an fp32 scale of each 256 values
+    if "adam" in text:
+        return Optimizer(None, in_backward)
+    if text.strip() == "sgd":
+        return Optimizer(0.0, in_backward)
+    raise BadInput(f"optimizer = {name!r} is not known; known: adamw, adamw_8bit, paged_adamw, sgd")
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> str:
+    text = str(value).strip().lower()
+    if text not in known:
+        raise BadInput(f"{key} = {value!r} is not one of {', '.join(known)}")
+    return text
+
+
+def _positive(key: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"{key} = {value!r} is not a whole number of at least 1")
+    return value
