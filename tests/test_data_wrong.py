@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shoestring.data.codes import CODES
-from shoestring.data.wrong import agreement, wrong_arithmetic, wrong_rows
+from shoestring.data.wrong import agreement, parts, wrong_arithmetic, wrong_rows
 from shoestring.data.wrong.align import phrases_of, slot_shares
 from shoestring.data.wrong.coverage import coverage
 from shoestring.data.wrong.flat import record_in
@@ -168,6 +168,12 @@ def test_of_tickets_the_planted_ones_are_found_and_no_other() -> None:
     assert {s.index for s in wrong_rows(rows, kind="extract")} == wrong
 
 
+def test_of_few_tickets_hardly_any_is_doubted_for_words_not_yet_learned() -> None:
+    rng = random.Random(0)
+    rows = [example(t.prompt, t.completion) for t in (sample_ticket(rng) for _ in range(400))]
+    assert len(wrong_rows(rows, kind="extract")) <= 4
+
+
 @pytest.mark.parametrize("answer", ["{}", '{"a": null}', '{"a": "é"}', '{"a": ""}', '{"\\u0000": "\\u0000"}'])
 def test_records_that_say_nothing_give_no_suspects(answer: str) -> None:
     assert wrong_rows([example("?!", answer)] * 80, kind="extract") == []
@@ -261,3 +267,42 @@ def test_agreement_compares_numbers_by_value_and_takes_missing_answers() -> None
     ((a, b, c),) = agreement([["A: 18", "#### 18.0", None]], kind="math")
     assert c is None and a == b < 0.5
     assert agreement([], kind="math") == []
+
+
+# ---- many rows -------------------------------------------------------------------------------
+
+
+def test_many_rows_are_judged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, wrong = flipped(960)
+    monkeypatch.setattr(parts, "MAX_LABEL_ROWS", 300)
+    monkeypatch.setattr(parts, "MIN_PART_ROWS", 300)
+    divided = parts.parts_of(rows, "classify", no_progress)
+    assert len(divided) == 4 and max(map(len, divided)) < 400
+    assert sorted(np.concatenate(divided).tolist()) == list(range(len(rows)))
+    seen: list[tuple[str, int, int | None]] = []
+    suspects = wrong_rows(rows, kind="classify", progress=lambda *said: seen.append(said))
+    found = {s.index for s in suspects}
+    assert found <= wrong and len(found) > 0.7 * len(wrong)  # a part has a quarter of the rows to learn from
+    assert [done for what, done, _ in seen if what == "looking for wrong rows"] == [
+        0,
+        *np.cumsum([*map(len, divided)])[:-1],
+    ]
+    backwards = wrong_rows(rows[::-1], kind="classify")
+    assert {len(rows) - 1 - s.index for s in backwards} == found
+
+
+def test_rows_of_a_rare_label_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MAX_LABEL_ROWS", 300)
+    monkeypatch.setattr(parts, "MIN_PART_ROWS", 300)
+    rows, _ = flipped(960)
+    rows += [example(f"my phone is broken {i}", "phone") for i in range(10)]
+    homes = [part for part in parts.parts_of(rows, "classify", no_progress) if (part >= 960).any()]
+    assert len(homes) == 1 and (homes[0] >= 960).sum() == 10
+
+
+def test_records_too_are_judged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MAX_RECORD_ROWS", 400)
+    pairs, wrong = venues(700)
+    rows = [example(record, text) for record, text in pairs]
+    found = {s.index for s in wrong_rows(rows, kind="generate")}
+    assert len(found & set(wrong)) > 0.85 * len(wrong) and len(found - set(wrong)) < 0.1 * len(wrong)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ...records import Example, Progress, no_progress
 from .agree import agreement
 from .align import ABSENT, RARE
 from .arithmetic import wrong_arithmetic
-from .coverage import Coverage, Doubt, coverage
+from .coverage import Doubt, coverage
 from .labels import label_scores
+from .parts import parts_of
 
 __all__ = ["Suspect", "agreement", "wrong_arithmetic", "wrong_rows"]
 
@@ -36,17 +39,22 @@ def wrong_rows(
 ) -> list[Suspect]:
     """Suspect rows, the worst first; equal for equal examples and seed.
 
+    Many rows are judged in parts (parts.py): the time is linear and the memory that of one part.
     Classification: label_error. Prompts or answers that are flat records (JSON, `name[...]`, `key: value` lines):
     unsupported_value, omitted_value. Other tasks: arithmetic in the answer.
     Raises: MissingDependency without scikit-learn, where labels or records are to be checked.
     """
     found: list[Suspect] = []
-    if kind == "classify":
-        found = _label_errors(examples)
-    elif kind in ("extract", "generate"):
-        judged = coverage(examples, seed=seed, progress=progress)
-        if judged is not None:
-            found = _uncovered(judged)
+    if kind in ("classify", "extract", "generate"):
+        parts = parts_of(examples, kind, progress)
+        num_done = 0
+        for part in parts:
+            rows = [examples[i] for i in part.tolist()]
+            progress("looking for wrong rows", num_done, len(examples))
+            inside = progress if len(parts) == 1 else no_progress
+            judged = _label_errors(rows) if kind == "classify" else _uncovered(rows, seed, inside)
+            found += [replace(suspect, index=int(part[suspect.index])) for suspect in judged]
+            num_done += len(rows)
     if kind not in ("classify", "extract"):
         for index, example in enumerate(examples):
             fault = wrong_arithmetic(example.completion)
@@ -60,17 +68,18 @@ def _label_errors(examples: Sequence[Example]) -> list[Suspect]:
     if scores is None:
         return []
     found = []
-    for index, example in enumerate(examples):
-        score = float(scores.wrong[index])
-        if score >= MIN_LABEL_SCORE:
-            reads = scores.labels[scores.other[index]]
-            times = min(math.exp(min(float(scores.ratio[index]), 20.0)), 1e6)
-            said = f"labelled {example.completion.strip()!r}, reads like {reads!r} ({times:,.0f} times as likely)"
-            found.append(Suspect(index, "label_error", score, said))
+    for index in np.flatnonzero(scores.wrong >= MIN_LABEL_SCORE).tolist():
+        reads = scores.labels[scores.other[index]]
+        times = min(math.exp(min(float(scores.ratio[index]), 20.0)), 1e6)
+        said = f"labelled {examples[index].completion.strip()!r}, reads like {reads!r} ({times:,.0f} times as likely)"
+        found.append(Suspect(index, "label_error", float(scores.wrong[index]), said))
     return found
 
 
-def _uncovered(judged: Coverage) -> list[Suspect]:
+def _uncovered(examples: Sequence[Example], seed: int, progress: Progress) -> list[Suspect]:
+    judged = coverage(examples, seed=seed, progress=progress)
+    if judged is None:
+        return []
     found = []
     for index, loss in enumerate(judged.losses.tolist()):
         score = -math.expm1(-loss)

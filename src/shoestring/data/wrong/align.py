@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +41,14 @@ class Phrases:
 
 def phrases_of(texts: Sequence[str]) -> Phrases:
     """Phrases that stand in at least MIN_PHRASE_ROWS texts."""
-    found = [phrases(text) for text in texts]
-    counts = Counter(phrase for row in found for phrase in row)
-    names = sorted(phrase for phrase, count in counts.items() if count >= MIN_PHRASE_ROWS)
-    numbers = {phrase: number for number, phrase in enumerate(names)}
-    rows = [np.array(sorted(numbers[p] for p in row if p in numbers), np.int64) for row in found]
+    first: defaultdict[str, int] = defaultdict()
+    first.default_factory = first.__len__
+    found = [np.fromiter(map(first.__getitem__, phrases(text)), np.int32) for text in texts]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int32), *found]), minlength=len(first))
+    names = sorted(phrase for phrase, number in first.items() if counts[number] >= MIN_PHRASE_ROWS)
+    numbers = np.full(len(first), -1, np.int64)
+    numbers[[first[name] for name in names]] = np.arange(len(names))
+    rows = [np.sort(numbers[row[counts[row] >= MIN_PHRASE_ROWS]]) for row in found]
     return Phrases(names, rows)
 
 
@@ -84,6 +87,7 @@ def slot_shares(values: Mapping[str, Sequence[str]], found: Phrases, seed: int) 
     phrase_of_place = np.concatenate([found.rows[row] for row in chosen])
     value, phrase, place = (np.concatenate(part) for part in (values_met, phrases_met, places_met))
     pairs, pair = np.unique(value * num_phrases + phrase, return_inverse=True)
+    del value, phrase, values_met, phrases_met, places_met
     value_rows = np.bincount(np.array([v for here in values_by_row for v in here], np.int64), minlength=len(slot_of))
     value_of_pair, phrase_of_pair = pairs // num_phrases, pairs % num_phrases
     occurrences = np.bincount(phrase_of_place, minlength=num_phrases)

@@ -29,8 +29,7 @@ CONFUSION_ROWS = 500  # rows of a label that it takes to learn what it is mistak
 NUM_ROUNDS = 5
 TIMIDITY = 9.0  # of planted flips and others with odds 1 to 9 half were flips, so those count as even
 NUM_NEIGHBOURS = 15
-MAX_NEIGHBOUR_ROWS = 20_000  # their cost is quadratic; beyond, the other three judge alone
-BLOCK_ROWS = 1000
+BLOCK_ROWS = 250
 TINY = 1e-300
 
 
@@ -47,6 +46,7 @@ class LabelScores:
 def label_scores(texts: Sequence[str], given: Sequence[str]) -> LabelScores | None:
     """How likely each row's label is wrong; None below MIN_ROWS or with fewer than two labels.
 
+    The time goes with the square of the rows (20,000: about 10 s on one core), so parts.py divides more.
     Raises: MissingDependency without scikit-learn.
     """
     labels, y = np.unique(np.array(given, dtype=object).astype(str), return_inverse=True)
@@ -60,9 +60,7 @@ def label_scores(texts: Sequence[str], given: Sequence[str]) -> LabelScores | No
 def _scores(views: list[Any], y: Any, labels: tuple[str, ...]) -> LabelScores:
     rows, num_labels = np.arange(len(y)), len(labels)
     weights = np.ones(len(y), np.float32)
-    neighbours = 0.0
-    if len(y) <= MAX_NEIGHBOUR_ROWS:
-        neighbours = _standardised(_neighbours(views[0], y, num_labels))
+    neighbours = _standardised(_neighbours(views[0], y, num_labels))
 
     def total() -> Any:
         parts = [_standardised(_naive_bayes(view, y, weights, num_labels)) for view in views]
