@@ -1,8 +1,7 @@
 """The run file: typed, unknown keys refused with a suggestion, every fault with file and line.
 
 `load_run_file` returns a frozen RunConfig; `json_schema` is what editors complete from.
-Derived values (rank, learning rate, token limits) are not decided here: the stage that derives one
-records it with its reason.
+Derived values (rank, learning rate, token limits) are not decided here, but where they are needed, with a reason.
 """
 
 from __future__ import annotations

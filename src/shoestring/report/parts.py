@@ -12,7 +12,19 @@ from .svg import ratio_bar
 from .text import Markup, block, clip, details, esc, join, number, section, table
 
 # Of a training's record: which routes were really taken.
-RAN_ON = ("packing", "packing_reason", "sharing_factor", "attention", "loss_path", "base_format", "dtype", "optimizer")
+RAN_ON = (
+    *(
+        "packing",
+        "packing_reason",
+        "sharing_factor",
+        "attention",
+        "loss_path",
+        "base_format",
+        "base_reason",
+        "adapters",
+    ),
+    *("adapters_reason", "recompute", "offload", "compile", "dtype", "optimizer"),
+)
 MAX_FAILURES = 5
 MAX_TURN_CHARACTERS = 160  # of a turn before the last
 
@@ -163,6 +175,8 @@ def settings(run: RunFiles) -> Markup:
 
 
 def _value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "left open", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
