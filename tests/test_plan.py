@@ -309,3 +309,16 @@ def test_planned_steps_are_those_of_the_schedule(batch, micro, epochs):
     assert num_steps == pytest.approx(len(schedule.steps), rel=0.05)
     assert num_micro == pytest.approx(sum(map(len, schedule.steps)), rel=0.05)
     assert (throughput.ROUND_WIDTH, throughput.STEPS_PER_CHUNK) == (ROUND_WIDTH, STEPS_PER_CHUNK)
+
+
+def test_recomputed_layers_are_planned_where_nothing_else_fits():
+    eight = shape_of("meta-llama/Llama-3.1-8B")
+    asked = {"method": "lora", "lora_rank": 16, "micro_batch_tokens": 4096, "device": H100}
+    peaks = [predict_memory(eight, **asked, num_recomputed=num).device_expected_bytes for num in (0, 16, 32)]
+    assert peaks == sorted(peaks, reverse=True) and peaks[2] < 0.65 * peaks[0]
+    assert predict_memory(eight, **asked, num_recomputed=99).device_expected_bytes == peaks[2]
+    counts = TokenCounts((7000,) * 40, (1000,) * 40, (90,), (10,))
+    with_room = resolve_settings(config(), eight, counts, H100)
+    assert with_room.recompute is None and "measured before the first step" in with_room.reasons["recompute"]
+    small = resolve_settings(config(), eight, counts, planned_device("RTX4090", CPU))
+    assert small.method == "qlora" and 0 < small.recompute < 32

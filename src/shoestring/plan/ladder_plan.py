@@ -108,6 +108,7 @@ def plan_rung(
         device=device,
         loss_frac=counts.loss_frac,
         row_tokens=settings.seq_len,
+        num_recomputed=settings.recompute or 0,
     )
     if num_dev_rows is None:
         num_dev_rows = min(MAX_DEV_ROWS, max(1, round(len(counts.prompt) * DEV_FRAC)))

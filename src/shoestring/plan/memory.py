@@ -113,9 +113,11 @@ def predict_memory(
     device: Device,
     loss_frac: float = LOSS_FRAC_DEFAULT,
     row_tokens: int | None = None,
+    num_recomputed: int = 0,
 ) -> MemoryPrediction:
     """Peak memory of training; micro_batch_tokens padding included, loss_frac of them bear loss.
 
+    num_recomputed: layers that keep their input alone and run again in backward, one at a time.
     row_tokens: length of a row, where attention depends on it (default: the whole micro-batch is one row).
     """
     dtype = device.dtype
@@ -124,7 +126,10 @@ def predict_memory(
     adapter, gradients = num_adapter * ADAPTER_BYTES_PER_PARAM, num_adapter * 4
     moments = num_adapter * ADAM_BYTES_PER_PARAM
     activations = activation_bytes_per_token(shape, lora_rank, device, row_tokens or micro_batch_tokens)
-    activations *= micro_batch_tokens
+    recomputed_frac = min(num_recomputed, shape.num_layers) / shape.num_layers
+    in_turn = activations / shape.num_layers if recomputed_frac else 0
+    inputs = recomputed_frac * shape.num_layers * shape.hidden * DTYPE_BYTES[dtype]
+    activations = round((activations * (1 - recomputed_frac) + in_turn + inputs) * micro_batch_tokens)
     logits = round(loss_frac * micro_batch_tokens) * shape.vocab * LOGIT_BYTES[_width(dtype)]
     # One layer's gradients in flight: gate, up and their product, and the residual stream, in fp32.
     in_flight = micro_batch_tokens * (3 * shape.intermediate + 2 * shape.hidden) * 4

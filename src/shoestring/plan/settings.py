@@ -97,7 +97,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     if value["micro_batch_tokens"] > batch:
         value["micro_batch_tokens"] = batch
         reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
-    put("recompute", None, "as few layers as memory allows, measured before the first step")
+    put("recompute", *_recompute(shape, method, rank, value["micro_batch_tokens"], seq_len, device, loss_frac))
     put("fp8", None, "on a card that multiplies FP8, where matrices are wide and the loss stays the same")
     put("num_threads", device.num_threads, "threads of the device")
     for key in ("patience", "num_evals"):
@@ -205,6 +205,29 @@ def _micro_batch(
         if micro <= seq_len:
             return micro, f"one longest row: {predicted.reason}"
         micro = max(seq_len, round_up(micro / 2, ROUND_TOKENS))
+
+
+def _recompute(
+    shape: ModelShape, method: str, lora_rank: int, micro: int, seq_len: int, device: Device, loss_frac: float
+) -> tuple[int | None, str]:
+    """As few layers as make the smallest pass fit; None where none is needed, or all are not enough."""
+    for num in range(shape.num_layers + 1):
+        predicted = predict_memory(
+            shape,
+            method=method,
+            lora_rank=lora_rank,
+            micro_batch_tokens=micro,
+            device=device,
+            loss_frac=loss_frac,
+            row_tokens=seq_len,
+            num_recomputed=num,
+        )
+        if predicted.verdict != "does_not_fit":
+            break
+    else:
+        num = 0
+    again = "as few layers as memory allows, measured before the first step"
+    return (num, f"{again}; {predicted.reason}") if num else (None, again)
 
 
 def answer_limit(task: TaskConfig, answer_tokens: Sequence[int], context_tokens: int, name: str) -> tuple[int, str]:

@@ -197,6 +197,8 @@ def predict_time(
 
     rate = achieved_flops_per_s(device, settings.num_threads)
     flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac)
+    again = min(settings.recompute or 0, shape.num_layers) / shape.num_layers
+    flops += computed * again * 2 * shape.num_linear_params
     slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
     compute = Estimate(
         flops * PADDING_EXPECTED / rate.value * slow.value,

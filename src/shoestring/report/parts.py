@@ -166,6 +166,8 @@ def settings(run: RunFiles) -> Markup:
 
 
 def _value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "left open", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 

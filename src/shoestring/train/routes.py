@@ -104,13 +104,14 @@ def choose_policy(
     """
     tuned = routes.tuned
     given = settings.reasons.get("micro_batch_tokens", GIVEN) == GIVEN
+    num_recomputed = settings.recompute if settings.reasons.get("recompute", GIVEN) == GIVEN else None
     longest = max(range(len(learned.items)), key=lambda index: packing.size((index,)))
     longest_tokens = packing.size((longest,))
     if before:
         reason = "as the checkpoint was made, so that the same passes follow"
         return memory_policy.as_given(tuned, device, Candidate(**before), longest_tokens, reason)
-    if given and settings.recompute is not None:
-        chosen = Candidate(settings.micro_batch_tokens, settings.recompute)
+    if given and num_recomputed is not None:
+        chosen = Candidate(settings.micro_batch_tokens, num_recomputed)
         return memory_policy.as_given(tuned, device, chosen, longest_tokens, GIVEN)
 
     def loss_of(rows: Sequence[int]) -> Any:
@@ -133,7 +134,7 @@ def choose_policy(
             largest_tokens=settings.micro_batch_tokens if given else most,
             longest_tokens=longest_tokens,
             may_cut=not given,
-            num_recomputed=settings.recompute,
+            num_recomputed=num_recomputed,
             tokens_per_s=tokens_per_s if device.kind == "cuda" else None,
         )
     finally:
