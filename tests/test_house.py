@@ -274,7 +274,15 @@ def test_public_names_are_pinned() -> None:
         *("Run", "RunConfig", "load_run_file"),
         *("Example", "Message", "Verdict", "ShoestringError"),
         *("load", "curate", "detect", "score_arm", "paired_difference"),
-        *("plan_ladder", "predict_memory", "price_for", "train_rung", "merge_adapter", "render_report"),
+        *(
+            "plan_ladder",
+            "predict_memory",
+            "predict_throughput",
+            "price_for",
+            "train_rung",
+            "merge_adapter",
+            "render_report",
+        ),
     ]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         shoestring.nonsense  # noqa: B018

@@ -7,6 +7,7 @@ memory       peak bytes of Shoestring's own training
 stacks       what other training stacks keep in memory
 question     a fine-tune in the words of predict_memory, checked
 predict      peak bytes under any profiled stack
+speed        tokens a second under any profiled stack
 throughput   seconds
 ladder_plan  the rungs in order of cost
 """
