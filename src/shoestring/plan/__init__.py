@@ -1,5 +1,6 @@
 """What each rung will need, take and cost, before any money is spent.
 
+catalogue    the models of the table, by licence, size and what a GPU holds
 shapes       parameters of a model, from its config.json or the project's table
 devices      memory and peak rates of a machine
 settings     every training value, with its reason
