@@ -52,6 +52,8 @@ def unsayable(row: dict[str, str]) -> str | None:
         return "embedding and head trained whole beside the adapters"
     if "(" in row["lora_targets"]:
         return f"{row['lora_targets']} is not plain LoRA"
+    if "2 nodes" in row["notes"]:
+        return "two nodes: what links them is not stated"
     if not row["seq_len"]:
         return "sequence length not stated"
     if row["optimizer"] in ("see config", "unstated", "lora-fa"):
@@ -126,34 +128,71 @@ def memory_row(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares within tolerance by source, misses and refusals by name."""
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+def speed_row(row: dict[str, str]) -> dict[str, Any]:
+    """One row's measured and predicted tokens a second and GPU; or why it is refused."""
+    told = {k: row[k] for k in ("row_id", "source", "model", "method")} | {"tier": row["tier_speed"]}
+    try:
+        predicted = ss.predict_throughput(**arguments(row))
+    except BadInput as error:
+        return told | {"refused": str(error)}
+    measured = float(row["tokens_per_s_per_gpu"])
+    return told | {
+        "measured_tokens_per_s": measured,
+        "predicted_tokens_per_s": round(predicted.tokens_per_s_per_gpu, 1),
+        "error_frac": round(predicted.tokens_per_s_per_gpu / measured - 1, 4),
+        "in_range": predicted.tokens_per_s_per_gpu_low <= measured <= predicted.tokens_per_s_per_gpu_high,
+    }
+
+
+def shares(rows: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+    """By source: how many rows are within tolerance, and the others with their errors."""
+    sources: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if "error_frac" in row and row["tier"] in ("A", "B"):
-            what = "allocated" if row["kind"] in ALLOCATED else row["kind"].removeprefix("torch_")
-            groups[what][row["source"]].append(row)
-    told: dict[str, Any] = {}
-    for what, sources in groups.items():
-        told[what] = {
-            source: {
-                "num_rows": len(found),
-                "within_frac": round(sum(abs(r["error_frac"]) <= MEMORY_TOLERANCE for r in found) / len(found), 3),
-                "missed": {r["row_id"]: r["error_frac"] for r in found if abs(r["error_frac"]) > MEMORY_TOLERANCE},
-            }
-            for source, found in sources.items()
+            sources[row["source"]].append(row)
+    return {
+        source: {
+            "num_rows": len(found),
+            "within_frac": round(sum(abs(r["error_frac"]) <= tolerance for r in found) / len(found), 3),
+            "missed": {r["row_id"]: r["error_frac"] for r in found if abs(r["error_frac"]) > tolerance},
         }
-    oom = [r for r in rows if "OOM" in r["outcome"]]
-    told["oom"] = {
-        "num_rows": len(oom),
-        "refused": [r["row_id"] for r in oom if "refused" in r],
-        "false_fits": [r["row_id"] for r in oom if r.get("verdict") == "fits"],
+        for source, found in sources.items()
     }
-    refused: dict[str, int] = defaultdict(int)
+
+
+def refusals(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How many rows are not counted, by reason."""
+    found: dict[str, int] = defaultdict(int)
     for row in rows:
         if "refused" in row:
-            refused[row["refused"]] += 1
-    return told | {"refused": dict(refused)}
+            found[row["refused"]] += 1
+    return dict(found)
+
+
+def memory_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares by what was measured; out-of-memory rows called fitting; refusals."""
+    kinds = {
+        "allocated": ALLOCATED,
+        "reserved": ("torch_reserved",),
+        "unstated": ("unstated", "device (unstated)"),
+    }
+    told = {what: shares([r for r in rows if r["kind"] in kind], MEMORY_TOLERANCE) for what, kind in kinds.items()}
+    oom = [r for r in rows if "OOM" in r["outcome"] and "refused" not in r]
+    false_fits = [r["row_id"] for r in oom if r["verdict"] == "fits"]
+    return told | {"oom": {"num_rows": len(oom), "false_fits": false_fits}, "refused": refusals(rows)}
+
+
+def measure() -> dict[str, Any]:
+    """Everything, rows included."""
+    runs = measured_runs()
+    memory = [memory_row(row) for row in runs]
+    speed = [speed_row(row) for row in runs if row["tokens_per_s_per_gpu"]]
+    return {
+        "memory": memory_summary(memory) | {"tolerance": MEMORY_TOLERANCE, "goal": MEMORY_GOAL},
+        "speed": shares(speed, SPEED_TOLERANCE)
+        | {"tolerance": SPEED_TOLERANCE, "goal": SPEED_GOAL, "refused": refusals(speed)},
+        "rows": {"memory": memory, "speed": speed},
+    }
 
 
 def main() -> None:
@@ -161,16 +200,17 @@ def main() -> None:
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
-    rows = [memory_row(row) for row in measured_runs()]
-    told = {"memory": summary(rows)}
+    told = measure()
+    rows = told["rows"]
+    if not asked.rows:
+        del told["rows"]
     if asked.json:
-        print(json.dumps(told | ({"rows": rows} if asked.rows else {})))
+        print(json.dumps(told))
         return
-    for row in rows if asked.rows else ():
-        figures = (
-            f"{row.get('measured_gib', '')!s:>7} {row.get('predicted_gib', '')!s:>7} {row.get('error_frac', '')!s:>8}"
-        )
-        print(f"{row['row_id']:20} {row['model']:20} {figures} {row.get('refused') or row['verdict']}")
+    if asked.rows:
+        for row in rows["memory"] + rows["speed"]:
+            print({k: v for k, v in row.items() if k not in ("source", "outcome", "phase")})
+        del told["rows"]
     print(json.dumps(told, indent=1))
 
 

@@ -208,7 +208,7 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
     from shoestring.cli.commands import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    expected = "init run curate decide plan check train eval export report runs explain synth demo"
+    expected = "init run curate decide plan check train eval export report runs models explain synth demo"
     assert list(commands) == expected.split()
     for name, command in commands.items():
         options = [p for p in command.params if p.param_type_name == "option"]
@@ -274,7 +274,15 @@ def test_public_names_are_pinned() -> None:
         *("Run", "RunConfig", "load_run_file"),
         *("Example", "Message", "Verdict", "ShoestringError"),
         *("load", "curate", "detect", "score_arm", "paired_difference"),
-        *("plan_ladder", "predict_memory", "price_for", "train_rung", "merge_adapter", "render_report"),
+        *(
+            "plan_ladder",
+            "predict_memory",
+            "predict_throughput",
+            "price_for",
+            "train_rung",
+            "merge_adapter",
+            "render_report",
+        ),
     ]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         shoestring.nonsense  # noqa: B018

@@ -247,7 +247,7 @@ def test_every_prior_row():
     for (kind, _, quantity), prior in priors().items():
         assert 0 < prior.value.low < prior.value.value < prior.value.high, prior
         assert prior.source and prior.as_of >= "2026-01-01" and prior.unit, prior
-        assert prior.basis in ("measured", "assumption"), prior
+        assert prior.basis in ("measured", "third-party copy", "recalled", "assumption"), prior
         kinds.setdefault(kind, set()).add(quantity)
     assert set(kinds) == {"cpu", "cuda", "mps"}
     for quantities in kinds.values():

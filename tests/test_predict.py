@@ -113,6 +113,42 @@ def test_stock_hf_keeps_what_autograd_keeps(attention, packing):
     assert layer_bytes(stack_of("stock-hf"), run) == pytest.approx(measured, rel=0.04)
 
 
+def speed(**changes):
+    return ss.predict_throughput(**{**LLAMA_1B, "gpu": "A100-80GB", **changes})
+
+
+def test_matmul_time_by_hand():
+    # torchtune README: 9,174 tokens a second, one A100, compiled, loss in chunks
+    asked = {"model": "Llama-3.2-3B", "method": "full", "seq_len": 4096, "micro_batch": 2, "packing": True,
+             "gradient_checkpointing": False, "stack": "torchtune"}  # fmt: skip
+    predicted = speed(**asked)
+    linear = 28 * (2 * 3072 * 3072 + 2 * 3072 * 1024 + 3 * 3072 * 8192)
+    flops = 8192 * 6 * (linear + 128256 * 3072)
+    assert predicted.parts_s["matmul"] == pytest.approx(flops / (0.85 * 271.2e12))
+    assert predicted.parts_s["attention"] == pytest.approx(8192 * 7 * 4096 * 3072 * 28 / (0.55 * 312e12))
+    assert predicted.parts_s["step"] == pytest.approx(3212749824 * 14 / (0.7 * 2039e9))
+    assert predicted.tokens_per_s_per_gpu == pytest.approx(9174, rel=0.05)
+
+
+def test_speed_goes_where_it_must():
+    base = speed(seq_len=2048)
+    assert base.tokens_per_s_per_gpu_low < base.tokens_per_s_per_gpu < base.tokens_per_s_per_gpu_high
+    assert speed(seq_len=2048, gradient_checkpointing=False).tokens_per_s_per_gpu > base.tokens_per_s_per_gpu
+    assert speed(seq_len=2048, method="qlora").tokens_per_s_per_gpu < base.tokens_per_s_per_gpu
+    assert speed(seq_len=2048, gpu="L4").tokens_per_s_per_gpu < base.tokens_per_s_per_gpu / 2
+    assert speed(seq_len=2048, stack="unsloth").tokens_per_s_per_gpu > base.tokens_per_s_per_gpu
+    assert "launching kernels" in speed(seq_len=128).reason
+    four = speed(seq_len=2048, num_gpus=4, parallelism="ddp")
+    assert four.tokens_per_s_total == 4 * four.tokens_per_s_per_gpu
+    full = {"seq_len": 512, "method": "full"}
+    assert speed(grad_accum=8, **full).tokens_per_s_per_gpu > speed(**full).tokens_per_s_per_gpu
+    own = speed(stack="shoestring", gradient_checkpointing=False)
+    assert own.tokens_per_s_per_gpu_low < own.tokens_per_s_per_gpu < own.tokens_per_s_per_gpu_high
+    for changes, words in (({"gpu": "24 GB"}, "not a speed"), ({"precision": "fp32"}, "fp32 is not predicted")):
+        with pytest.raises(BadInput, match=words):
+            speed(**changes)
+
+
 def test_words_are_read_as_people_write_them(tmp_path):
     assert read_targets("q;v;o;mlp") == {"q", "v", "o", "gate", "up", "down"}
     assert read_targets(["q_proj", "lm_head"]) == {"q", "head"}
@@ -160,8 +196,11 @@ def test_unknown_models_name_near_ones():
 
 @pytest.mark.skipif(not planner.RUNS.exists(), reason="the file of measured runs is not here")
 def test_published_runs():
-    told = planner.summary([planner.memory_row(row) for row in planner.measured_runs()])
-    assert told["allocated"]["litgpt-hub"]["within_frac"] >= 0.85
-    assert told["allocated"]["torchtune"]["within_frac"] >= 0.8
-    assert told["reserved"]["peft-metamath"]["within_frac"] >= 0.85
-    assert told["oom"]["false_fits"] == []
+    told = planner.measure()
+    assert told["memory"]["allocated"]["litgpt-hub"]["within_frac"] >= 0.85
+    assert told["memory"]["allocated"]["torchtune"]["within_frac"] >= 0.8
+    assert told["memory"]["reserved"]["peft-metamath"]["within_frac"] >= 0.85
+    assert told["memory"]["oom"] == {"num_rows": 12, "false_fits": []}
+    assert told["speed"]["torchtune"]["within_frac"] >= 0.85
+    assert told["speed"]["qwen-readme"]["within_frac"] >= 0.8
+    assert told["speed"]["peft-metamath"]["within_frac"] >= 0.7

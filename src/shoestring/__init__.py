@@ -29,6 +29,7 @@ _EXPORTS: dict[str, str] = {
     "paired_difference": "evaluate.score",
     "plan_ladder": "plan.ladder_plan",
     "predict_memory": "plan.predict",
+    "predict_throughput": "plan.speed",
     "price_for": "market.prices",
     "train_rung": "train.trainer",
     "merge_adapter": "serve.merge",

@@ -236,6 +236,32 @@ def runs(runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
 
 
 @app.command()
+def models(
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="TEXT", help="Part of the licence's name, or 'permissive'.")
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option("--max-params", metavar="SIZE", help="At most so many parameters: 8B, 500M.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--fits", metavar="GPU", help="Say what trains on it: RTX4090, A100-80GB, '24 GB'.")
+    ] = None,
+    is_json: Json = False,
+) -> int:
+    """List the models the planner knows.
+
+    Parameters, context, licence, whether the hub asks for consent, and what fits a GPU: LoRA on
+    the 16-bit model, or QLoRA. Any other model can be planned from its folder or config.json.
+
+    \b
+    Example: shoestring models --licence permissive --max-params 8B --fits "RTX 4090"
+    """
+    from .models import command
+
+    return command(licence, max_params, gpu, is_json)
+
+
+@app.command()
 def explain(
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="Dotted key; without one, all are listed.")] = None,
     run_target: Annotated[

@@ -1,5 +1,6 @@
 """What each rung will need, take and cost, before any money is spent.
 
+catalogue    the models of the table, by licence, size and what a GPU holds
 shapes       parameters of a model, from its config.json or the project's table
 devices      memory and peak rates of a machine
 settings     every training value, with its reason
@@ -7,6 +8,7 @@ memory       peak bytes of Shoestring's own training
 stacks       what other training stacks keep in memory
 question     a fine-tune in the words of predict_memory, checked
 predict      peak bytes under any profiled stack
+speed        tokens a second under any profiled stack
 throughput   seconds
 ladder_plan  the rungs in order of cost
 """

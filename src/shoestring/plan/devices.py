@@ -27,6 +27,8 @@ class GpuSpec:
     mem_bw_bytes_per_s: float
     dtype: str  # bfloat16, or float16 where the card has no bf16 tensor cores
     peak_flops_per_s: float  # of 16-bit matmul with fp32 accumulation
+    measured_flops_per_s: float | None  # best plain matmul measured, where somebody has
+    link_bytes_per_s: float  # one way to the other GPUs of a machine: NVLink, or PCIe x16
     unverified: str
     source: str
 
@@ -44,6 +46,10 @@ def gpu_table() -> dict[str, GpuSpec]:
                 mem_bw_bytes_per_s=float(row["mem_bw_gb_s"]) * BYTES_PER_GB,
                 dtype="bfloat16" if row["bf16_tflops"] else "float16",
                 peak_flops_per_s=float(row["bf16_tflops"] or row["fp16_tflops"]) * TERA,
+                measured_flops_per_s=float(row["measured_matmul_tflops"]) * TERA
+                if row["measured_matmul_tflops"]
+                else None,
+                link_bytes_per_s=float(row["link_gb_s"]) * BYTES_PER_GB,
                 unverified=row["unverified"],
                 source=row["source"],
             )

@@ -67,8 +67,8 @@ def predict_memory(
     return _own(asked) if asked.stack is None else _of_stack(asked, asked.stack)
 
 
-def _own(asked: Asked) -> MemoryPrediction:
-    """Shoestring's own loop: plan.memory."""
+def refuse_own(asked: Asked) -> None:
+    """Raises: BadInput naming what Shoestring's own loop does not do, or what is not predicted of it."""
     refused = {
         f"method = {asked.method!r}": asked.method == "full",
         f"quantisation = {asked.quantisation!r}": asked.quantisation not in ("none", "nf4", "nf4-dq"),
@@ -79,6 +79,11 @@ def _own(asked: Asked) -> MemoryPrediction:
     for what, is_asked in refused.items():
         if is_asked:
             raise BadInput(f"stack = 'shoestring' is not predicted with {what}; leave it out or name another stack")
+
+
+def _own(asked: Asked) -> MemoryPrediction:
+    """Shoestring's own loop: plan.memory."""
+    refuse_own(asked)
     return predict_own(
         asked.shape,
         method=asked.method,
@@ -190,6 +195,9 @@ def _of_stack(asked: Asked, stack: Stack) -> MemoryPrediction:
     if asked.attention == "eager":
         in_flight += EAGER_SCORES * stream * shape.num_heads * asked.seq_len * tokens
     largest = max(shape.hidden * shape.intermediate, shape.num_embedding_params * stack.quantises_head) * width
+    dequantised: float = largest if asked.quantisation not in ("none", "fp8") else 0
+    if asked.quantisation == "gptq4":  # unpacked by torch, and kept for the product's backward
+        dequantised = shape.num_linear_params * width / (shape.num_layers if asked.gradient_checkpointing else 1)
     logits_kept, logits_more = _logits(asked, stack)
     table = shape.num_embedding_params * (asked.weight_width if is_full else 0)
     num_gathered = 1 if stack.shards_tables else _num_tables(asked, stack)
@@ -204,6 +212,7 @@ def _of_stack(asked: Asked, stack: Stack) -> MemoryPrediction:
             "gradients": states.early_gradients + stack.num_head_gradients * table,
             store: kept,
             "logits": logits_kept + logits_more,
+            "dequantised": dequantised if asked.quantisation == "gptq4" and not asked.gradient_checkpointing else 0,
         },
         "backward": {
             **lasting,
@@ -212,7 +221,7 @@ def _of_stack(asked: Asked, stack: Stack) -> MemoryPrediction:
             store: kept,
             "layer": one_layer + in_flight,
             "logits": logits_kept if stack.holds_logits else 0,
-            "dequantised": largest if asked.quantisation not in ("none", "fp8") else 0,
+            "dequantised": dequantised,
         },
         "optimizer_step": {**lasting, "gradients": states.gradients, "step": states.step},
     }

@@ -106,6 +106,29 @@ def train_flops_per_token(shape: ModelShape, lora_rank: int, row_tokens: float, 
     return 4 * shape.num_linear_params + 6 * shape.num_adapter_params(lora_rank) + attention + head
 
 
+def _sum(*terms: Estimate) -> Estimate:
+    return Estimate(*(sum(getattr(t, k) for t in terms) for k in ("value", "low", "high")))
+
+
+def _dequantise_s(shape: ModelShape, num_micro: int, device: Device) -> Estimate:
+    """Seconds on CUDA to dequantise NF4 matrices, forward and backward of each micro-batch."""
+    spec = gpu_spec(device.name)
+    bandwidth = spec.mem_bw_bytes_per_s if spec else 300e9
+    once = 2 * num_micro * shape.num_linear_params * NF4_READ_WRITE_BYTES / bandwidth
+    return Estimate(1.5 * once, once, 3 * once)
+
+
+def micro_batch_s(
+    shape: ModelShape, method: str, lora_rank: int, num_tokens: int, row_tokens: int, device: Device
+) -> Estimate:
+    """Seconds of one micro-batch of full rows on a GPU, every token bearing loss, without the optimizer step."""
+    flops = num_tokens * train_flops_per_token(shape, lora_rank, row_tokens, 1.0)
+    rate = achieved_flops_per_s(device, device.num_threads)
+    compute = Estimate(flops / rate.value, flops / rate.high, flops / rate.low)
+    floor = prior(device, "layer_floor_s").value.scaled(shape.num_layers)
+    return _sum(compute, floor, *([_dequantise_s(shape, 1, device)] if method == "qlora" else []))
+
+
 def quantile(lengths: Sequence[int], q: float) -> int:
     """The q-quantile (0-1) by rank, 0 of none."""
     ordered = sorted(lengths)
@@ -206,10 +229,7 @@ def predict_time(
         flops * PADDING_HIGH / rate.low * slow.high,
     )
     if settings.method == "qlora" and device.kind == "cuda":
-        spec = gpu_spec(device.name)
-        bandwidth = spec.mem_bw_bytes_per_s if spec else 300e9
-        dequantise = 2 * num_micro * shape.num_linear_params * NF4_READ_WRITE_BYTES / bandwidth
-        compute = Estimate(compute.value + 1.5 * dequantise, compute.low + dequantise, compute.high + 3 * dequantise)
+        compute = _sum(compute, _dequantise_s(shape, num_micro, device))
     layer, step = prior(device, "layer_floor_s").value, prior(device, "step_floor_s").value
     load = prior(device, "load_s").value
     dev_answers = counts.answer[:num_dev_rows] or counts.eval_answer[:num_dev_rows]
