@@ -119,16 +119,17 @@ def _row(offer: Offer, today: date) -> tuple[str, ...]:
         f"{offer.usd_per_gpu_hour:.3f}",
         str(offer.num_gpus),
         offer.region,
-        age_in_words(offer.observed_at, today),
+        "undated" if offer.basis == "undated catalog" else age_in_words(offer.observed_at, today),
         offer.source if offer.basis != "recalled" else f"recalled: {offer.source}",
     )
 
 
 def _as_json(offer: Offer, today: date) -> dict[str, Any]:
     age_days = (today - offer.observed_at).days
+    is_known = age_days >= 0 and offer.basis != "undated catalog"
     return asdict(offer) | {
         "observed_at": offer.observed_at.isoformat(),
-        "age_days": age_days if age_days >= 0 else None,
+        "age_days": age_days if is_known else None,
     }
 
 
@@ -159,8 +160,8 @@ def _refresh(names: list[str], is_json: bool) -> int:
     else:
         heads = ("source", "offers", "refused", "other GPUs", "")
         say(table(heads, [_result_row(result) for result in results], right=(1, 2, 3)))
-        for line in refused_in_words([fault for result in results for fault in result.refused]):
-            say(line)
+        for fault, count in grouped([fault for result in results for fault in result.refused]):
+            say(f"refused {fault}" + (f" (and {count - 1} more like it)" if count > 1 else ""))
     if not any(result.is_fresh for result in results):
         warn("No source could be fetched; the prices are those there were before.")
         return 1
@@ -184,15 +185,12 @@ def outcome(result: Refreshed) -> str:
     return words + (f"; {result.note}" if result.note else "")
 
 
-def refused_in_words(refused: Sequence[Refusal]) -> list[str]:
-    """Refusals by seller's fault: how many, and the first of each."""
+def grouped(refused: Sequence[Refusal]) -> list[tuple[Refusal, int]]:
+    """The first refusal of each seller and reason, and how many there are like it."""
     groups: dict[str, list[Refusal]] = {}
     for fault in refused:
-        groups.setdefault(f"{fault.what.split()[0]} {fault.reason.split(':')[0][:40]}", []).append(fault)
-    return [
-        f"refused {faults[0]}" + (f" (and {len(faults) - 1} more like it)" if len(faults) > 1 else "")
-        for faults in groups.values()
-    ]
+        groups.setdefault(f"{fault.what.split()[0]} {fault.reason[:30]}", []).append(fault)
+    return [(faults[0], len(faults)) for faults in groups.values()]
 
 
 def _result_as_json(result: Refreshed) -> dict[str, Any]:
@@ -202,6 +200,7 @@ def _result_as_json(result: Refreshed) -> dict[str, Any]:
         "is_skipped": result.is_skipped,
         "reason": result.reason or result.note,
         "num_offers": len(result.offers),
-        "refused": [asdict(fault) for fault in result.refused],
+        "num_refused": len(result.refused),
+        "refused": [asdict(fault) | {"count": count} for fault, count in grouped(result.refused)],
         "outside_the_gpu_table": dict(result.outside),
     }

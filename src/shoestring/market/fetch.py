@@ -121,6 +121,8 @@ class Web:
     def _status_error(self, url: str, error: urllib.error.HTTPError) -> SourceError:
         start = error.read(200).decode("utf-8", "replace")
         step = NEXT_STEPS.get(error.code, "try again later").format(key=self.key_env or "(none sent)")
+        if 300 <= error.code < 400:
+            step = f"it has moved to {error.headers.get('Location')}"
         return SourceError(f"{shown(url)} answered HTTP {error.code} ({start!r}); {step}")
 
     def _connection_error(self, url: str, error: Exception) -> SourceError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,12 +46,13 @@ FAMILIES = {  # docs.aws.amazon.com/ec2/latest/instancetypes/ac.html
     "p6-b200": "B200",
     "p6-b300": "B300",
 }
+GPU_MACHINE = re.compile(rf'[",]({"|".join(FAMILIES)})\.')
 
 
 def quotes(web: Web, url: str) -> Iterator[Quote]:
     """Each GPU machine at its list price, and at the advisor's spot price where the advisor knows it."""
     spot = _advisor(web, ADVISOR if url == SOURCE.url else f"{url.rsplit('/', 1)[0]}/spot-advisor-data.json")
-    rows = csv.DictReader(itertools.islice(web.lines(url), PREAMBLE_LINES, None))
+    rows = csv.DictReader(_gpu_lines(itertools.islice(web.lines(url), PREAMBLE_LINES, None)))
     columns = (*WANTED, "Instance Type", "PricePerUnit", "GPU")
     missing = [name for name in columns if name not in (rows.fieldnames or ())]
     if missing:
@@ -60,6 +62,12 @@ def quotes(web: Web, url: str) -> Iterator[Quote]:
         if gpu is None or any(row[name] not in values for name, values in WANTED.items()):
             continue
         yield from _quotes_of(row, gpu, spot.get(row["Instance Type"]))
+
+
+def _gpu_lines(lines: Iterator[str]) -> Iterator[str]:
+    """The heads, and the lines of machines with GPUs: of a million lines, a few thousand need parsing."""
+    yield next(lines, "")
+    yield from filter(GPU_MACHINE.search, lines)
 
 
 def _quotes_of(row: dict[str, str], gpu: str, spot: tuple[float, str] | None) -> Iterator[Quote]:
