@@ -20,6 +20,7 @@ from .source import Source
 
 REGION = "us-east-1"
 PREAMBLE_LINES = 5
+BY_ADVISOR = "; the price is the list price less Spot Advisor's average saving"
 ADVISOR = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
 WANTED = {
     "TermType": ("OnDemand",),
@@ -80,12 +81,12 @@ def _quotes_of(row: dict[str, str], gpu: str, spot: tuple[float, str] | None) ->
 
 
 def _advisor(web: Web, url: str) -> dict[str, tuple[float, str]]:
-    """Machine -> (saving as a fraction, interruptions in words)."""
+    """Machine -> (saving as a fraction, interruptions and the price's origin in words)."""
     answer: Any = web.json(url)
     labels = {need(band, "index"): need(band, "label", str) for band in need(answer, "ranges", list)}
     machines = need(need(need(answer, "spot_advisor", dict), REGION, dict), "Linux", dict)
     return {
-        machine: (number(told, "s") / 100, f"{labels.get(need(told, 'r'), '?')} of machines a month (Spot Advisor)")
+        machine: (number(told, "s") / 100, f"{labels.get(need(told, 'r'), '?')} of machines a month{BY_ADVISOR}")
         for machine, told in machines.items()
     }
 
