@@ -148,10 +148,16 @@ def test_an_answer_that_breaks_off(server: PriceServer, name: str) -> None:
     assert not cache_path(name).exists()
 
 
-@pytest.mark.parametrize("name", ["vast", "skypilot"])
+@pytest.mark.parametrize("name", HTTP_SOURCES)
 def test_a_slow_source(server: PriceServer, name: str) -> None:
-    server.delay_s[name] = 0.6
-    assert "did not answer within 0.1 s" in fetched(server, name, timeout_s=0.1).reason
+    server.delay_s[page_of(name)] = 0.3
+    assert "did not answer within 0.05 s" in fetched(server, name, timeout_s=0.05).reason
+
+
+def test_a_source_that_drips(server: PriceServer) -> None:
+    """Each byte comes in time, the whole never."""
+    server.drip_s["lium"] = 0.02
+    assert "was not done within 0.2 s" in fetched(server, "lium", timeout_s=0.2).reason
 
 
 RENAMED = {
