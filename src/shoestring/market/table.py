@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -92,11 +92,22 @@ def merge(rows: Iterable[Offer], fetched: Sequence[Offer], today: date) -> list[
         is_fresh = basis == "quoted" and abs((today - newest).days) <= STALE_DAYS
         return is_fresh, basis in DATED_BASES, newest
 
-    chosen = [max(by_origin.values(), key=rank) for by_origin in tables.values()]
+    chosen = {key: max(by_origin.values(), key=rank) for key, by_origin in tables.items()}
     return sorted(
-        (offer for offers in chosen for offer in offers),
+        (offer for key, offers in chosen.items() if not _is_told_apart(key, chosen) for offer in offers),
         key=lambda o: (o.gpu, o.is_spot, o.usd_per_gpu_hour, o.seller, o.region, o.num_gpus),
     )
+
+
+def _is_told_apart(key: tuple[str, str, bool], chosen: Mapping[tuple[str, str, bool], Sequence[Offer]]) -> bool:
+    """Whether later rows split this seller's, as 'RunPod secure' and 'RunPod community' do those of 'RunPod'."""
+    seller, gpu, is_spot = key
+    parts = [
+        offers[0].observed_at
+        for (other, *rest), offers in chosen.items()
+        if rest == [gpu, is_spot] and other.startswith(f"{seller} ")
+    ]
+    return bool(parts) and max(parts) > max(offer.observed_at for offer in chosen[key])
 
 
 def recent(offers: Iterable[Offer], today: date) -> list[Offer]:
