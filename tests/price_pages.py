@@ -203,6 +203,7 @@ class PriceServer(LoopbackServer):
     def __init__(self) -> None:
         self.spoil: dict[str, Spoil] = {}
         self.delay_s: dict[str, float] = {}
+        self.drip_s: dict[str, float] = {}  # between the bytes of a page
         self.cut: set[str] = set()  # pages that break off in the middle
         self.seen: list[tuple[str, str, Any]] = []
         self.authorization: dict[str, str] = {}
@@ -239,6 +240,15 @@ class PriceServer(LoopbackServer):
         time.sleep(self.delay_s.get(name, 0))
         status, data = self.spoil.get(name, lambda page: (200, page))(self.page(path))
         length = {"Content-Length": str(len(data))}
+        if name in self.drip_s:
+            handler.answer(status, length, b"")
+            for byte in data:
+                time.sleep(self.drip_s[name])
+                try:
+                    handler.wfile.write(bytes([byte]))
+                except OSError:
+                    return  # the client gave up
+            return
         handler.answer(status, length, data[: len(data) // 2] if name in self.cut else data)
 
     def page(self, path: str) -> bytes:

@@ -58,6 +58,11 @@ def test_names(name: str, row: str | None) -> None:
     assert gpu_named(name) == row
 
 
+def test_memory_tells_namesakes_apart() -> None:
+    assert gpu_named("Tesla V100", 32 * GIB) is None and gpu_named("Tesla V100", 16 * GIB) == "V100-16GB"
+    assert gpu_named("A100 SXM4", 40 * GIB) == "A100-40GB" and gpu_named("A100 SXM4", 80 * GIB) == "A100-SXM"
+
+
 def test_gigabytes_in_a_mebibyte_field_are_refused() -> None:
     """SkyPilot's RunPod rows say 80 where 81920 MiB is meant."""
     fault = refusal(quote(gpu_memory_bytes=80 * 1024**2))

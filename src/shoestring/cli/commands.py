@@ -262,6 +262,34 @@ def models(
 
 
 @app.command()
+def prices(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="refresh SOURCES", help="Fetch prices anew, all or of sources.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU; H100 finds each H100.")] = None,
+    seller: Annotated[str | None, typer.Option("--seller", help="Only sellers with this in their name.")] = None,
+    only_spot: Annotated[bool, typer.Option("--spot", help="Only machines that may be taken away.")] = False,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", metavar="USD", help="At most this per GPU-hour.")
+    ] = None,
+    is_json: Json = False,
+) -> int:
+    """List what GPU machines cost, with source and date.
+
+    From a dated snapshot in the package, offline. 'prices refresh' asks the sellers and keeps each good
+    answer in your cache folder; a source that fails, or says what cannot be, keeps its last table.
+    The table shows the cheapest of each seller, --json all.
+
+    \b
+    Example: shoestring prices --gpu H100 --max-usd 4
+             shoestring prices refresh vast runpod
+    """
+    from .prices import Wanted, command
+
+    return command(words or [], Wanted(gpu, seller, only_spot, max_usd), is_json)
+
+
+@app.command()
 def explain(
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="Dotted key; without one, all are listed.")] = None,
     run_target: Annotated[

@@ -52,6 +52,7 @@ class Web:
     def json(self, url: str, body: Any = None) -> Any:
         """The JSON value at url; with a body, the answer to its POST."""
         data = b"".join(self._pieces(url, body, self.timeout_s, MAX_BODY_BYTES))
+        url = shown(url)
         try:
             return json.loads(data)
         except ValueError:
@@ -79,12 +80,12 @@ class Web:
                 while piece := response.read1(1 << 16):
                     num_bytes += len(piece)
                     if num_bytes > max_bytes:
-                        raise SourceError(f"{url} sent more than {max_bytes >> 20} MiB")
+                        raise SourceError(f"{shown(url)} sent more than {max_bytes >> 20} MiB")
                     if time.monotonic() > deadline:
-                        raise SourceError(f"{url} was not done within {total_s:g} s")
+                        raise SourceError(f"{shown(url)} was not done within {total_s:g} s")
                     yield piece
                 if response.length:
-                    raise SourceError(f"{url} broke off {response.length:,} bytes before the end of its answer")
+                    raise SourceError(f"{shown(url)} broke off {response.length:,} bytes before the end of its answer")
         except (http.client.HTTPException, OSError) as error:
             raise self._connection_error(url, error) from None
 
@@ -120,15 +121,22 @@ class Web:
     def _status_error(self, url: str, error: urllib.error.HTTPError) -> SourceError:
         start = error.read(200).decode("utf-8", "replace")
         step = NEXT_STEPS.get(error.code, "try again later").format(key=self.key_env or "(none sent)")
-        return SourceError(f"{url} answered HTTP {error.code} ({start!r}); {step}")
+        if 300 <= error.code < 400:
+            step = f"it has moved to {error.headers.get('Location')}"
+        return SourceError(f"{shown(url)} answered HTTP {error.code} ({start!r}); {step}")
 
     def _connection_error(self, url: str, error: Exception) -> SourceError:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return SourceError(f"{url} did not answer within {self.timeout_s:g} s")
+            return SourceError(f"{shown(url)} did not answer within {self.timeout_s:g} s")
         if isinstance(error, http.client.IncompleteRead):
-            return SourceError(f"{url} broke off in the middle of its answer")
-        return SourceError(f"no connection to {url}: {reason or type(error).__name__}")
+            return SourceError(f"{shown(url)} broke off in the middle of its answer")
+        return SourceError(f"no connection to {shown(url)}: {reason or type(error).__name__}")
+
+
+def shown(url: str) -> str:
+    """An address as a message names it, without the query."""
+    return url.split("?")[0]
 
 
 def key_of(key_env: str) -> str:

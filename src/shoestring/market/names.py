@@ -13,6 +13,8 @@ OTHERS = re.compile(
 )
 SXM = re.compile(r"\b(sxm\d?|hgx|hbm3)\b")
 PCIE = re.compile(r"\bpcie\b")
+LARGEST_V100_BYTES = 20 * 10**9  # there is one of 32 GB, which goes by the same name
+LARGEST_A100_40GB_BYTES = 50 * 10**9
 FORTY_GB = re.compile(r"\b40 ?(gb?)?\b")
 PLAIN = (  # the first that matches; longer names first
     (r"b300", "B300"),
@@ -44,10 +46,12 @@ def gpu_named(text: str, memory_bytes: int | None = None) -> str | None:
     if re.search(r"\bh100\b", plain):
         return _form_factor(plain, "H100-SXM", "H100-PCIE")
     if re.search(r"\ba100\b", plain):
-        is_forty = bool(FORTY_GB.search(plain)) or (memory_bytes is not None and memory_bytes < 50 * 10**9)
+        is_forty = bool(FORTY_GB.search(plain)) or (memory_bytes is not None and memory_bytes < LARGEST_A100_40GB_BYTES)
         if is_forty:
             return _form_factor(plain, "A100-40GB", None)
         return _form_factor(plain, "A100-SXM", "A100-PCIE")
+    if re.search(r"\bv100\b", plain) and memory_bytes is not None and memory_bytes > LARGEST_V100_BYTES:
+        return None
     for pattern, name in PLAIN:
         if re.search(rf"\b{pattern}\b", plain):
             return name if name in gpu_table() else None

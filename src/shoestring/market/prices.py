@@ -14,9 +14,7 @@ from ..errors import BadInput
 from ..plan.devices import gpu_spec
 from ..records import Device
 from .offers import MACHINES_AT_HAND, Offer
-from .table import STALE_DAYS, age_in_words, load
-
-DATED_BASES = ("quoted", "third-party copy", "undated catalog")
+from .table import DATED_BASES, STALE_DAYS, age_in_words, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +70,6 @@ def describe(offer: Offer, today: date) -> str:
         "quoted": f"price quoted by {offer.source}",
         "undated catalog": f"undated row of {offer.source}",
     }[offer.basis]
-    stale = ", check it" if (today - offer.observed_at).days > STALE_DAYS or offer.basis == "recalled" else ""
+    is_stale = (today - offer.observed_at).days > STALE_DAYS or offer.basis not in DATED_BASES
+    stale = ", check it" if is_stale else ""
     return f"{offer.seller}, {basis}, {offer.observed_at.isoformat()} ({age_in_words(offer.observed_at, today)}{stale})"

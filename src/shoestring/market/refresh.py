@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from ..errors import BadInput, MissingDependency, SourceError
 from .fetch import Web, key_of
 from .offers import Checked, Offer, Refusal, check
 from .sources import SOURCES
 from .sources.source import Source
-from .table import cache_path, load, read_cached, write_cached
+from .table import cache_path, load, read_cached, recent, write_cached
 
 TIMEOUT_S = 20.0
 MOST_IMPLAUSIBLE_FRAC = 0.5  # above, the source's unit or fields have changed, and none of it is believed
@@ -49,7 +50,7 @@ def chosen_sources(names: Iterable[str]) -> list[Source]:
             near = difflib.get_close_matches(name, SOURCES, n=3, cutoff=0.4) or list(SOURCES)
             raise BadInput(f"no price source {name!r}; there are: {', '.join(near)}")
         found.append(SOURCES[name])
-    return found or list(SOURCES.values())
+    return list(dict.fromkeys(found)) or list(SOURCES.values())
 
 
 def refresh(
@@ -69,19 +70,23 @@ def refresh(
     names = list(names)
     sources = chosen_sources(names)
     now = now or datetime.now(UTC)
-    done: dict[str, Refreshed] = {}
-    with ThreadPoolExecutor(max_workers=len(sources)) as pool:
-        waiting = [
-            pool.submit(_refresh_one, source, address(source, urls or {}), timeout_s, now, is_named=bool(names))
-            for source in sources
-        ]
+    answers: queue.SimpleQueue[Refreshed | BaseException] = queue.SimpleQueue()
+
+    def work(source: Source) -> None:
         try:
-            for future in as_completed(waiting):
-                result = future.result()
-                done[result.source] = result
-                on_done(result)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            answers.put(_refresh_one(source, address(source, urls or {}), timeout_s, now, is_named=bool(names)))
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            answers.put(error)
+
+    done: dict[str, Refreshed] = {}
+    for source in sources:  # daemons, so that Ctrl-C does not wait for a long download
+        threading.Thread(target=work, args=(source,), name=f"prices-{source.name}", daemon=True).start()
+    while len(done) < len(sources):
+        answer = answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        done[answer.source] = answer
+        on_done(answer)
     return [done[source.name] for source in sources]
 
 
@@ -93,18 +98,18 @@ def address(source: Source, urls: Mapping[str, str]) -> str:
 def _refresh_one(source: Source, url: str, timeout_s: float, now: datetime, *, is_named: bool) -> Refreshed:
     lacks = _lacks(source)
     if lacks and not is_named:
-        return Refreshed(source.name, _previous(source), lacks, is_skipped=True)
+        return Refreshed(source.name, _previous(source, now.date()), lacks, is_skipped=True)
     web = Web(timeout_s=timeout_s, key_env=source.key_env)
     try:
         checked, note = _fetch(source, web, url, now)
     except (SourceError, MissingDependency) as error:
-        previous = _previous(source)
+        previous = _previous(source, now.date())
         return Refreshed(source.name, previous, f"{error}; {_kept_in_words(previous)}")
     return Refreshed(source.name, checked.offers, "", False, checked.refused, checked.outside, note)
 
 
 def _fetch(source: Source, web: Web, url: str, now: datetime) -> tuple[Checked, str]:
-    others = [offer for offer in load(now.date()).offers if offer.source != source.credit]
+    others = recent((offer for offer in load(now.date()).offers if offer.source != source.credit), now.date())
     quotes = list(source.quotes(web, url))
     moment, note = _moment(web, now)
     checked = check(
@@ -113,7 +118,7 @@ def _fetch(source: Source, web: Web, url: str, now: datetime) -> tuple[Checked, 
         observed_at=moment.date(),
         basis=source.basis,
         market=others,
-        previous=_previous(source),
+        previous=_previous(source, now.date()),
     )
     implausible = [fault for fault in checked.refused if fault.is_implausible]
     if len(implausible) > MOST_IMPLAUSIBLE_FRAC * (len(checked.offers) + len(implausible)):
@@ -147,9 +152,9 @@ def _lacks(source: Source) -> str:
     return ""
 
 
-def _previous(source: Source) -> tuple[Offer, ...]:
+def _previous(source: Source, today: date) -> tuple[Offer, ...]:
     try:
-        return tuple(read_cached(cache_path(source.name)))
+        return tuple(read_cached(cache_path(source.name), today))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from .offers import LIST_BASES, MACHINES_AT_HAND, Offer, audit
 
 PRICES_CSV = Path(__file__).with_name("prices.csv")
 CACHE_ENV = "SHOESTRING_CACHE"
+DATED_BASES = ("quoted", "third-party copy")  # the others fill gaps
+REFERENCE_DAYS = 365  # older prices say nothing of whether a new one can be
 STALE_DAYS = 30  # an H100 rose from 3.29 to 3.99 between August and October 2026
 
 
@@ -64,7 +66,7 @@ def load(today: date | None = None) -> Table:
     notes: list[str] = []
     for path in sorted(cache_folder().glob("*.json")):
         try:
-            fetched += read_cached(path)
+            fetched += read_cached(path, today)
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(
                 f"{path} cannot be read ({type(error).__name__}) and is left out; "
@@ -75,22 +77,42 @@ def load(today: date | None = None) -> Table:
 
 
 def merge(rows: Iterable[Offer], fetched: Sequence[Offer], today: date) -> list[Offer]:
-    """One table a key of seller, GPU and kind: sellers' own words while they are fresh, else whatever is newest."""
+    """One table a key of seller, GPU and kind: the seller's own words while fresh, else the newest with a date.
+
+    Undated catalogs and recalled prices only fill gaps: a catalog said 2.29 of an H100 that cost 4.49.
+    """
     tables: dict[tuple[str, str, bool], dict[str, list[Offer]]] = {}
     for origin, offers in (("snapshot", rows), ("", fetched)):
         for offer in offers:
             key = (offer.seller, offer.gpu, offer.is_spot)
             tables.setdefault(key, {}).setdefault(origin or offer.source, []).append(offer)
 
-    def rank(offers: list[Offer]) -> tuple[bool, date]:
-        newest = max(offer.observed_at for offer in offers)
-        return offers[0].basis == "quoted" and abs((today - newest).days) <= STALE_DAYS, newest
+    def rank(offers: list[Offer]) -> tuple[bool, bool, date]:
+        basis, newest = offers[0].basis, max(offer.observed_at for offer in offers)
+        is_fresh = basis == "quoted" and abs((today - newest).days) <= STALE_DAYS
+        return is_fresh, basis in DATED_BASES, newest
 
-    chosen = [max(by_origin.values(), key=rank) for by_origin in tables.values()]
+    chosen = {key: max(by_origin.values(), key=rank) for key, by_origin in tables.items()}
     return sorted(
-        (offer for offers in chosen for offer in offers),
+        (offer for key, offers in chosen.items() if not _is_told_apart(key, chosen) for offer in offers),
         key=lambda o: (o.gpu, o.is_spot, o.usd_per_gpu_hour, o.seller, o.region, o.num_gpus),
     )
+
+
+def _is_told_apart(key: tuple[str, str, bool], chosen: Mapping[tuple[str, str, bool], Sequence[Offer]]) -> bool:
+    """Whether later rows split this seller's, as 'RunPod secure' and 'RunPod community' do those of 'RunPod'."""
+    seller, gpu, is_spot = key
+    parts = [
+        offers[0].observed_at
+        for (other, *rest), offers in chosen.items()
+        if rest == [gpu, is_spot] and other.startswith(f"{seller} ")
+    ]
+    return bool(parts) and max(parts) > max(offer.observed_at for offer in chosen[key])
+
+
+def recent(offers: Iterable[Offer], today: date) -> list[Offer]:
+    """The offers that new prices may be compared with."""
+    return [offer for offer in offers if (today - offer.observed_at).days <= REFERENCE_DAYS]
 
 
 def age_notes(offers: Iterable[Offer], today: date) -> list[str]:
@@ -152,13 +174,13 @@ def write_cached(source: str, offers: Sequence[Offer], fetched_at: datetime) -> 
     return path
 
 
-def read_cached(path: Path) -> list[Offer]:
+def read_cached(path: Path, today: date) -> list[Offer]:
     """A source's table, checked again, for the file may have been edited.
 
     Raises: OSError, ValueError, KeyError, TypeError.
     """
     offers = [_from_json(row) for row in read_json(path)["offers"]]
-    return audit(offers, market=snapshot())[0]
+    return audit(offers, market=recent(snapshot(), today))[0]
 
 
 def _from_json(row: dict[str, Any]) -> Offer:

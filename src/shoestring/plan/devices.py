@@ -60,7 +60,7 @@ def gpu_spec(device_name: str) -> GpuSpec | None:
     """The table's row of a device, by table name or by the driver's name; None if it has none."""
     name = device_name.lower().removeprefix("nvidia ")
     for spec in gpu_table().values():
-        if name in (spec.device.lower(), spec.also_named.lower().removeprefix("nvidia ")):
+        if name and name in (spec.device.lower(), spec.also_named.lower().removeprefix("nvidia ")):
             return spec
     return None
 

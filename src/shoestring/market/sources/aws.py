@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from .source import Source
 
 REGION = "us-east-1"
 PREAMBLE_LINES = 5
+BY_ADVISOR = "; the price is the list price less Spot Advisor's average saving"
 ADVISOR = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
 WANTED = {
     "TermType": ("OnDemand",),
@@ -45,12 +47,13 @@ FAMILIES = {  # docs.aws.amazon.com/ec2/latest/instancetypes/ac.html
     "p6-b200": "B200",
     "p6-b300": "B300",
 }
+GPU_MACHINE = re.compile(rf'[",]({"|".join(FAMILIES)})\.')
 
 
 def quotes(web: Web, url: str) -> Iterator[Quote]:
     """Each GPU machine at its list price, and at the advisor's spot price where the advisor knows it."""
     spot = _advisor(web, ADVISOR if url == SOURCE.url else f"{url.rsplit('/', 1)[0]}/spot-advisor-data.json")
-    rows = csv.DictReader(itertools.islice(web.lines(url), PREAMBLE_LINES, None))
+    rows = csv.DictReader(_gpu_lines(itertools.islice(web.lines(url), PREAMBLE_LINES, None)))
     columns = (*WANTED, "Instance Type", "PricePerUnit", "GPU")
     missing = [name for name in columns if name not in (rows.fieldnames or ())]
     if missing:
@@ -60,6 +63,12 @@ def quotes(web: Web, url: str) -> Iterator[Quote]:
         if gpu is None or any(row[name] not in values for name, values in WANTED.items()):
             continue
         yield from _quotes_of(row, gpu, spot.get(row["Instance Type"]))
+
+
+def _gpu_lines(lines: Iterator[str]) -> Iterator[str]:
+    """The heads, and the lines of machines with GPUs: of a million lines, a few thousand need parsing."""
+    yield next(lines, "")
+    yield from filter(GPU_MACHINE.search, lines)
 
 
 def _quotes_of(row: dict[str, str], gpu: str, spot: tuple[float, str] | None) -> Iterator[Quote]:
@@ -72,12 +81,12 @@ def _quotes_of(row: dict[str, str], gpu: str, spot: tuple[float, str] | None) ->
 
 
 def _advisor(web: Web, url: str) -> dict[str, tuple[float, str]]:
-    """Machine -> (saving as a fraction, interruptions in words)."""
+    """Machine -> (saving as a fraction, interruptions and the price's origin in words)."""
     answer: Any = web.json(url)
     labels = {need(band, "index"): need(band, "label", str) for band in need(answer, "ranges", list)}
     machines = need(need(need(answer, "spot_advisor", dict), REGION, dict), "Linux", dict)
     return {
-        machine: (number(told, "s") / 100, f"{labels.get(need(told, 'r'), '?')} of machines a month (Spot Advisor)")
+        machine: (number(told, "s") / 100, f"{labels.get(need(told, 'r'), '?')} of machines a month{BY_ADVISOR}")
         for machine, told in machines.items()
     }
 

@@ -45,10 +45,10 @@ def quotes(web: Web, url: str) -> Iterator[Quote]:
         answer = web.json(page)
         for item in need(answer, "Items", list):
             yield from _quote(item)
-        page = answer.get("NextPageLink") or ""
+        page = str(answer.get("NextPageLink") or "").replace(" ", "%20")
         if not page:
             return
-        if urlsplit(page).netloc != urlsplit(url).netloc:
+        if urlsplit(page).hostname != urlsplit(url).hostname:  # it writes the port, :443
             raise SourceError(f"the next page is at another host: {page[:120]!r}")
     raise SourceError(f"more than {MAX_PAGES} pages; the filter no longer holds")
 
