@@ -30,7 +30,7 @@ from .difference import (
     is_typo,
     unify,
 )
-from .overlap import ROWS_PER_READ, blocks, joined, near_pairs, sums_by_row
+from .overlap import ROWS_PER_READ, Numbering, blocks, joined, near_pairs, sums_by_row
 
 NEIGHBOURS = 8  # rows with one sum that a row is compared with
 TYPO_LETTERS = range(3, 25)  # lengths of words in which typing errors are looked for
@@ -66,8 +66,7 @@ class Encoded:
 
 def encode_rows(texts: Sequence[str], progress: Progress) -> Encoded:
     """Word numbers of the texts. Words are folded once a distinct spelling, not once an occurrence."""
-    number: defaultdict[str, int] = defaultdict()
-    number.default_factory = number.__len__
+    number = Numbering()
     parts, sizes = [np.zeros(0, np.int32)], []
     for start in range(0, len(texts), ROWS_PER_READ):
         progress("reading words", start, len(texts))

@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import BadInput
 from ..records import Example, Progress, no_progress, to_json
 from .normalise import normalise
+from .overlap import Numbering
 
 # Shapes: N rows, T words of all prompts, V distinct words, D dimensions of a prompt's vector, K centres.
 NUM_DIMENSIONS = 128
@@ -117,8 +118,7 @@ class _Words:
 
 
 def _words_of(examples: Sequence[Example], *, is_classify: bool) -> _Words:
-    number: defaultdict[str, int] = defaultdict()
-    number.default_factory = number.__len__
+    number = Numbering()
     labels: dict[str, int] = {}
     ids, sizes, label_N = array("i"), array("q", [0]), array("q")
     for example in examples:

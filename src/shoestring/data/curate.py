@@ -27,7 +27,7 @@ from .clean import (
     resolve_repeats,
 )
 from .decisions import apply_decisions, review_rows
-from .engine import EngineName, Examples, Local, Ray, Table, engine_named
+from .engine import EngineName, Examples, Local, Ray, Table, engine_named, give_back
 from .language import language_mix
 from .load import scan
 from .near_repeats import resolve_near
@@ -160,6 +160,7 @@ def decide(
     reviewed = apply_decisions(review, kind, out) if review else {}
     resolve_repeats(kind, rules.drop_duplicates, rules.contradictions, out, progress)
     resolve_near(kind, rules.drop_duplicates, rules.contradictions, out, progress)
+    give_back()
     if data.eval:
         check_eval_repeats(kind, out)
         drop_leaks(out)
@@ -182,6 +183,7 @@ def decide(
         train = train.take(~_is_long(train, out))
     else:
         train, dev, held_out, apart = _split(train, held_out, config, out, progress)
+        give_back()
     if rules.max_train_tokens is not None and train:
         train, measures["choice"] = chosen(train, rules.max_train_tokens, kind, seed, limits, out, progress)
         if not may_be_few:

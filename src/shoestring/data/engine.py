@@ -6,6 +6,7 @@ Every engine gives the same records in the same order: a block is processed the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -34,6 +35,12 @@ CACHED_RECORDS = 100_000  # of a table that has no more, examples stay in memory
 EXAMPLES_AT_A_TIME = 1000
 YIELDING = ("exact_duplicate", "near_duplicate", "contradiction", "near_contradiction")  # to a person's decision
 RAY_TASKS_IN_FLIGHT = 4  # a CPU: enough to hide the transfer, few enough to bound memory
+
+
+def give_back() -> None:
+    """Return freed memory to the system between stages; glibc keeps it, in pieces the next stage may not fit in."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Table:

@@ -7,7 +7,6 @@ N rows, T words of all rows, P pairs. Source: Chaudhuri et al. 2006 (prefixes of
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
@@ -24,6 +23,14 @@ ONE_WORD_FROM, TWO_WORDS_TO = 48, 60
 ROWS_PER_READ, ROWS_PER_BLOCK, PAIRS_PER_BLOCK, ROWS_PER_PASS = 10_000, 50_000, 200_000, 250_000
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing (2^64 / golden ratio)
 WORD = re.compile(r"\w+")
+
+
+class Numbering(dict[str, int]):
+    """Words numbered as they come."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
 
 
 def near_pairs(texts: Sequence[str], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +96,7 @@ def sums_by_row(values_T: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
 
 def _word_sets(texts: Sequence[str], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     """Words of each text, each once, numbered and ordered from the rarest of all texts to the most frequent."""
-    number: defaultdict[str, int] = defaultdict()
-    number.default_factory = number.__len__
+    number = Numbering()
     parts, sizes = [np.zeros(0, np.int32)], np.zeros(len(texts) + 1, np.int64)
     for start in range(0, len(texts), ROWS_PER_READ):
         progress("looking for near-duplicates", start, len(texts))

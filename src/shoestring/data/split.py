@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -15,6 +15,7 @@ from ..records import Example, Progress
 from .clean import Items, grouped
 from .normalise import normalise, said_key
 from .overlap import NEAR_JACCARD as NEAR_JACCARD
+from .overlap import Numbering
 from .overlap import near_pairs as near_pairs
 
 MAX_CLUSTER_FRAC = 0.1  # text from a template would chain into one cluster; then only equal prompts go together
@@ -105,8 +106,7 @@ class Compared(Sequence[str]):
 
     def __init__(self, items: Items):
         self.items = items
-        number: defaultdict[str, int] = defaultdict()
-        number.default_factory = number.__len__
+        number = Numbering()
         ids, sizes = array("i"), array("q")
         for example in items:
             words = _said(example).split()
