@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,29 @@ QUANTISATIONS = ("none", "nf4", "nf4-dq", "int8", "gptq4", "fp8")
 ATTENTIONS = ("eager", "sdpa", "flash")
 PRECISIONS = ("bf16", "fp16", "fp32", "bf16-mixed", "fp16-mixed")
 PARALLELISMS = ("single", "ddp", "fsdp", "zero3")
+# The same under other names people use.
+SYNONYMS = {
+    "4bit": "nf4",
+    "bnb-nf4": "nf4",
+    "nf4+dq": "nf4-dq",
+    "llm.int8": "int8",
+    "8bit": "int8",
+    "gptq": "gptq4",
+    "gptq-int4": "gptq4",
+    "flash-attention-2": "flash",
+    "flash2": "flash",
+    "fa2": "flash",
+    "fa3": "flash",
+    "bfloat16": "bf16",
+    "bf16-true": "bf16",
+    "float16": "fp16",
+    "16-true": "fp16",
+    "float32": "fp32",
+    "32-true": "fp32",
+    "fsdp2": "fsdp",
+    "zero-3": "zero3",
+    "deepspeed-zero3": "zero3",
+}
 TARGETS = (*ATTENTION, *MLP, "head")
 ALL_LINEAR = frozenset((*ATTENTION, *MLP))
 TARGET_NAMES = {
@@ -44,6 +68,7 @@ class Optimizer:
 
     moment_bytes: float | None = None
     in_backward: bool = False
+    is_fused: bool | None = None  # None: as the stack does by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +113,12 @@ class Asked:
     def num_shards(self) -> int:
         """Over how many GPUs weights and states are spread."""
         return self.num_gpus if self.parallelism in ("fsdp", "zero3") else 1
+
+    @property
+    def is_step_fused(self) -> bool:
+        """Whether the optimizer updates in one kernel, without temporaries."""
+        given = self.optimizer.is_fused
+        return given if given is not None else self.stack is None or self.stack.fused_optimizer
 
     @property
     def num_adapter_params(self) -> int:
@@ -202,28 +233,36 @@ def read_targets(targets: str | Sequence[str]) -> frozenset[str]:
 
 
 def read_optimizer(name: str) -> Optimizer:
-    """State a parameter of an optimizer by its usual name. Raises: BadInput."""
+    """State a parameter of an optimizer by its usual name, among them adamw_torch (operation by operation) and
+    adamw_torch_fused. Raises: BadInput.
+    """
     text = name.lower().replace("_", " ").replace("-", " ")
     in_backward = "bwd" in text or "in backward" in text
+    is_fused = True if "fused" in text else False if "torch" in text or "foreach" in text else None
     if "paged" in text or "offload" in text:
-        return Optimizer(0.0, in_backward)  # the state lies in host memory
+        return Optimizer(0.0, in_backward, True)  # the state lies in host memory
     if "8bit" in text.replace(" ", "") and "adam" in text:
-        return Optimizer(2 + 2 * 4 / 256, in_backward)  # two bytes and an fp32 scale of each 256 values
+        return Optimizer(2 + 2 * 4 / 256, in_backward, True)  # two bytes and an fp32 scale of each 256 values
     if "adam" in text:
-        return Optimizer(None, in_backward)
+        return Optimizer(None, in_backward, is_fused)
     if text.strip() == "sgd":
-        return Optimizer(0.0, in_backward)
-    raise BadInput(f"optimizer = {name!r} is not known; known: adamw, adamw_8bit, paged_adamw, sgd")
+        return Optimizer(0.0, in_backward, True)
+    raise BadInput(f"optimizer = {name!r} is not known; known: adamw, adamw_torch, adamw_8bit, paged_adamw, sgd")
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> str:
-    text = str(value).strip().lower()
+    text = str(value).strip().lower().replace("_", "-")
+    text = SYNONYMS.get(text, text)
     if text not in known:
         raise BadInput(f"{key} = {value!r} is not one of {', '.join(known)}")
     return text
 
 
 def _positive(key: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
         raise BadInput(f"{key} = {value!r} is not a whole number of at least 1")
-    return value
+    return number
