@@ -119,10 +119,10 @@ def page_of(name: str) -> str:
 
 SPOILS = {
     "500": (lambda page: (500, b"internal error"), "HTTP 500 ('internal error'); try again later"),
-    "html": (lambda page: (200, b"<!DOCTYPE html><html>Sign in</html>"), "HTML|columns|lacks"),
-    "half a page": (lambda page: (200, page[: len(page) // 3]), "no JSON, or it breaks off|columns|lacks|none of its"),
-    "empty": (lambda page: (200, b""), "no JSON|columns|lacks"),
-    "other JSON": (lambda page: (200, b"[]"), "was expected|columns|lacks"),
+    "html": (lambda page: (200, b"<!DOCTYPE html><html>Sign in</html>"), "sent an HTML page, not (JSON|CSV)"),
+    "half a page": (lambda page: (200, page[: len(page) // 3]), "breaks off"),
+    "empty": (lambda page: (200, b""), "no JSON|lacks the columns"),
+    "other JSON": (lambda page: (200, b"[]"), "was expected|lacks the columns"),
     "404": (lambda page: (404, b"gone"), "the interface has moved"),
     "redirect": (lambda page: (302, b""), "it has moved to None"),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
+import itertools
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,6 +31,7 @@ NEXT_STEPS = {
     404: "the interface has moved; a newer Shoestring may know where",
     429: "wait a while",
 }
+Rows = Iterator[dict[str, str]]
 
 
 class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
@@ -58,8 +62,23 @@ class Web:
         except ValueError:
             start = data.lstrip()[:60].decode("utf-8", "replace")
             if start.startswith("<"):
-                raise SourceError(f"{url} sent an HTML page instead of JSON ({start!r})") from None
+                raise SourceError(f"{url} sent an HTML page, not JSON ({start!r})") from None
             raise SourceError(f"{url} sent no JSON, or it breaks off ({len(data):,} bytes, {start!r})") from None
+
+    def rows(self, url: str, columns: Sequence[str], *, skip: int = 0, wanted: re.Pattern[str] | None = None) -> Rows:
+        """The CSV rows at url as they arrive, after skip lines of preamble; only lines in which wanted is found."""
+        lines = itertools.islice(self.lines(url), skip, None)
+        head = next(lines, "")
+        if head.lstrip().startswith("<"):
+            raise SourceError(f"{url} sent an HTML page, not CSV ({head.strip()[:60]!r})")
+        heads = next(csv.reader([head]), [])
+        missing = [name for name in columns if name not in heads]
+        if missing:
+            raise SourceError(f"{url} lacks the columns {', '.join(missing)}; the interface has changed")
+        for row in csv.DictReader(filter(wanted.search, lines) if wanted else lines, heads):
+            if None in row.values():
+                raise SourceError(f"{url} breaks off in the middle of a row")
+            yield row
 
     def lines(self, url: str) -> Iterator[str]:
         """The lines at url, as they arrive."""

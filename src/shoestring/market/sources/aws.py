@@ -7,13 +7,10 @@ average saving of the advisor, a month's average.
 
 from __future__ import annotations
 
-import csv
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import SourceError
 from ..fetch import Web, need, number
 from ..offers import Quote
 from .source import Source
@@ -47,28 +44,19 @@ FAMILIES = {  # docs.aws.amazon.com/ec2/latest/instancetypes/ac.html
     "p6-b200": "B200",
     "p6-b300": "B300",
 }
+# Of the list's million lines, the few thousand that are worth parsing.
 GPU_MACHINE = re.compile(rf'[",]({"|".join(FAMILIES)})\.')
 
 
 def quotes(web: Web, url: str) -> Iterator[Quote]:
     """Each GPU machine at its list price, and at the advisor's spot price where the advisor knows it."""
     spot = _advisor(web, ADVISOR if url == SOURCE.url else f"{url.rsplit('/', 1)[0]}/spot-advisor-data.json")
-    rows = csv.DictReader(_gpu_lines(itertools.islice(web.lines(url), PREAMBLE_LINES, None)))
     columns = (*WANTED, "Instance Type", "PricePerUnit", "GPU")
-    missing = [name for name in columns if name not in (rows.fieldnames or ())]
-    if missing:
-        raise SourceError(f"the columns {', '.join(missing)} are missing; the interface has changed")
-    for row in rows:
-        gpu = FAMILIES.get((row["Instance Type"] or "").split(".")[0])
+    for row in web.rows(url, columns, skip=PREAMBLE_LINES, wanted=GPU_MACHINE):
+        gpu = FAMILIES.get(row["Instance Type"].split(".")[0])
         if gpu is None or any(row[name] not in values for name, values in WANTED.items()):
             continue
         yield from _quotes_of(row, gpu, spot.get(row["Instance Type"]))
-
-
-def _gpu_lines(lines: Iterator[str]) -> Iterator[str]:
-    """The heads, and the lines of machines with GPUs: of a million lines, a few thousand need parsing."""
-    yield next(lines, "")
-    yield from filter(GPU_MACHINE.search, lines)
 
 
 def _quotes_of(row: dict[str, str], gpu: str, spot: tuple[float, str] | None) -> Iterator[Quote]:

@@ -6,12 +6,10 @@ Shape: github.com/skypilot-org/skypilot-catalog, catalogs/v8. Price and SpotPric
 from __future__ import annotations
 
 import ast
-import csv
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import SourceError
 from ..fetch import Web, number
 from ..offers import Quote
 from .source import GIB, MIB, Source
@@ -29,11 +27,7 @@ GPU_HOSTS = re.compile(r"(a2|a3|a4|g2)-")  # Google's machines that always have 
 def quotes(web: Web, url: str) -> Iterator[Quote]:
     """List and spot price of each machine with GPUs, cloud by cloud."""
     for cloud, (seller, form_factor) in CLOUDS.items():
-        rows = csv.DictReader(web.lines(f"{url}/{cloud}/vms.csv"))
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise SourceError(f"{cloud}/vms.csv lacks {', '.join(missing)}; the catalog has changed")
-        for row in rows:
+        for row in web.rows(f"{url}/{cloud}/vms.csv", COLUMNS):
             yield from _quotes_of(row, seller, form_factor)
 
 
