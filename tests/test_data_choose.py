@@ -110,3 +110,12 @@ def test_a_budget_below_the_shortest_row_is_refused():
         choose(ROWS, TOKENS, 3, kind="generate", seed=0)
     with pytest.raises(BadInput, match="there are no rows"):
         choose([], [], 3, kind="generate", seed=0)
+
+
+def test_of_many_rows_left_out_some_are_measured(monkeypatch):
+    whole = choose(ROWS, TOKENS, 2000, kind="generate", seed=0)
+    monkeypatch.setattr("shoestring.data.choose.MEASURED_ROWS", 400)
+    some = choose(ROWS, TOKENS, 2000, kind="generate", seed=0)
+    for one, other in zip((whole.coverage, whole.random), (some.coverage, some.random), strict=True):
+        assert one.indices == other.indices
+        assert 0 < abs(one.nearest_similarity - other.nearest_similarity) < 0.02

@@ -28,6 +28,7 @@ COORDINATES_PER_WORD = 4  # a word's random vector has so many entries that are 
 MAX_WORDS = 256  # of a prompt that count
 MAX_CENTRES = 32  # of one k-means; more are found in two levels
 NUM_ROUNDS = 6  # of k-means: the spread hardly changes after
+MEASURED_ROWS = 100_000  # the time of measuring goes with these times the chosen rows
 ROWS_AT_A_TIME, DIMENSIONS_AT_A_TIME, CELLS_AT_A_TIME = 2048, 16, 1 << 22  # bound what is held at a time
 WORD = re.compile(r"\w+")
 
@@ -39,7 +40,9 @@ class Selection:
     name: str  # coverage, random, longest
     indices: tuple[int, ...]  # ascending
     num_tokens: int
-    nearest_similarity: float  # mean cosine of each row left out to the nearest chosen one; 1.0 if none is left out
+    # Mean cosine of the rows left out (of many, MEASURED_ROWS or fewer evenly apart) to the nearest chosen one; 1.0 if
+    # none is left out.
+    nearest_similarity: float
     vocabulary_frac: float  # of the word occurrences in all prompts, those whose word occurs in a chosen prompt
     label_entropy_frac: float | None  # 1: all labels have equally many chosen rows; None: not a classification
 
@@ -264,6 +267,7 @@ def _measured(name: str, indices: Any, tokens_N: Any, vectors_ND: Any, words: _W
     is_left = np.ones(len(tokens_N), bool)
     is_left[indices] = False
     left_out = np.flatnonzero(is_left)
+    left_out = left_out[:: math.ceil(len(left_out) / MEASURED_ROWS) or 1]
     chosen_D = vectors_ND[indices].T
     num_rows = max(1, min(ROWS_AT_A_TIME, CELLS_AT_A_TIME // max(len(indices), 1)))
     nearest = [(vectors_ND[left_out[part]] @ chosen_D).max(axis=1) for part in _parts(len(left_out), num_rows)]
