@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import BadInput
 from ..records import Example, Progress, no_progress, to_json
+from .engine import give_back
 from .normalise import normalise
 from .overlap import Numbering
 
@@ -87,6 +88,7 @@ def choose(
         shortest = f"the shortest row has {tokens_N.min():,}" if len(tokens_N) else "there are no rows"
         raise BadInput(f"a budget of {budget_tokens:,} tokens holds no row: {shortest}; raise it")
     words = _words_of(examples, is_classify=kind == "classify")
+    give_back()
     vectors_ND = _vectors(words)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(tokens_N))

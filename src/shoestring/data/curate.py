@@ -155,6 +155,7 @@ def decide(
     if not data.eval:
         for name in filter(lambda name: is_curated(base_dir / name), data.train):
             out.notes.append(f"{name}: its eval rows are not used; to score on them name it under data.eval too")
+    engine.stop()
     table.close()
 
     reviewed = apply_decisions(review, kind, out) if review else {}

@@ -213,10 +213,14 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def stop(self) -> None:
+        """End the worker processes."""
         for worker in self.workers:
             worker.stop()
         self.workers = []
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop()
 
 
 class _Worker:
@@ -322,9 +326,14 @@ class Ray:
     def __enter__(self) -> Ray:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Shut Ray down if it was started here."""
         if self.started_here:
             self.ray.shutdown()
+        self.started_here = False
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def engine_named(name: str, num_workers: int | None = None) -> Local | Ray:
