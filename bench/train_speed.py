@@ -168,8 +168,8 @@ def memory(arm: Arm, sizes: dict[str, int], toy: bool, place: Place) -> dict[str
     """Bytes above what was resident when training began, at equal micro-batches and for a large vocabulary."""
     found: dict[str, Any] = {"equal_micro_batch": {}}
     for name in ("plain", "no_sharing", "shared_prompt", "dpo"):
-        workload = workloads.build(name, min(sizes[name], 64), 0)
-        rows = min(16 if workload.objective == "dpo" else 32, len(workload.train))
+        rows = min(sizes[name], 16 if name == "dpo" else 32)
+        workload = workloads.build(name, rows, 0)
         at = replace(arm, objective=workload.objective, rows_per_step=rows, model_dtype="bfloat16")
         at = replace(at, micro_batch_tokens=LARGE_MICRO_BATCH, learning_rate=workload.learning_rate)
         runs = {
