@@ -46,6 +46,7 @@ BEST: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {"padded": PADDED, "padding-free": UNPADDED, "padding-free in 4": {**UNPADDED, "parts": 4}},
     "dpo": {"at once": QUICK, "in 4": {**QUICK, "parts": 4}},
 }
+MODES = ("default", "best")
 ROWS_PER_STEP = {"default": {"sft": 8, "dpo": 8}, "best": {"sft": 32, "dpo": 16}}
 GOALS = {  # example tokens a second, ours over TRL's
     "shared_prompt": {"default": 5.0, "best": 4.0},
@@ -60,6 +61,7 @@ NUM_ROWS = {
     "random-toy": {"shared_prompt": 8, "dpo": 4, "plain": 8, "no_sharing": 4},
 }
 NUM_HELD_OUT = {"shoestring-3m": 100, "random-100m": 40, "random-toy": 4}
+DENSE_MASK_TOKENS = 4096  # a step of more is not tried padding-free at once: attention takes its square
 LARGE_MICRO_BATCH = 1 << 20  # tokens; a step is one forward and backward pass
 
 
@@ -92,18 +94,20 @@ def peer_arm(arm: Arm, config: dict[str, Any]) -> Arm:
 # ---------------------------------------------------------------- speed
 
 
-def compare(workload: Workload, arm: Arm, seeds: Sequence[int], place: Place) -> dict[str, Any]:
-    """Both modes: every run, ratios of throughput (median over seeds) and the held-out losses beside each other."""
+def compare(workload: Workload, arm: Arm, seeds: Sequence[int], modes: Sequence[str], place: Place) -> dict[str, Any]:
+    """Each mode: every run, ratios of throughput (median over seeds) and the held-out losses beside each other."""
     from shoestring.train.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(arm.model)
     total = sum(num_tokens(tokenizer, row) for row in workload.train)
     found: dict[str, Any] = {"says": workload.says, "num_rows": len(workload.train), "num_example_tokens": total}
-    for mode in ("default", "best"):
+    for mode in modes:
         at = replace(arm, rows_per_step=ROWS_PER_STEP[mode][workload.objective])
         if mode == "best":
             at = replace(at, model_dtype="bfloat16")
         configs = BEST[workload.objective] if mode == "best" else {"as it comes": {}}
+        if at.rows_per_step * total > DENSE_MASK_TOKENS * len(workload.train):
+            configs = {name: config for name, config in configs.items() if name != "padding-free"}
         found[mode] = compare_mode(workload, at, configs, seeds, place)
         for who in ("trl", "ours"):
             for facts in found[mode][who]:
@@ -221,7 +225,7 @@ def report(result: dict[str, Any]) -> None:
         print(
             f"{'':22}{'tokens/s':>10}{'tokens/cpu s':>14}{'train s':>9}{'wall s':>8}{'peak MB':>9}{'held-out loss':>22}"
         )
-        for mode in ("default", "best"):
+        for mode in (mode for mode in MODES if mode in found):
             at = found[mode]
             for who in ("trl", "ours"):
                 runs, losses = at[who], at["held_out"]
@@ -262,7 +266,8 @@ def main() -> None:
     parser.add_argument("--base", choices=["bf16", "nf4"], default="bf16")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rows-frac", type=float, default=1.0, help="of the training rows")
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--rows-frac", type=float, default=1.0, help="of the training and held-out rows")
     parser.add_argument(
         "--forked", action="store_true", help="fork each training instead of starting it afresh; quicker"
     )
@@ -291,9 +296,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if name == "memory":
                 scenarios[name] = memory(arm, sizes, options.toy, place)
                 continue
-            workload = workloads.build(name, max(1, round(sizes[name] * options.rows_frac)), held_out)
+            counts = [max(1, round(count * options.rows_frac)) for count in (sizes[name], held_out)]
+            workload = workloads.build(name, *counts)
             at = replace(arm, objective=workload.objective, learning_rate=workload.learning_rate)
-            scenarios[name] = compare(workload, at, options.seeds, place)
+            scenarios[name] = compare(workload, at, options.seeds, options.mode, place)
     return {
         "date": datetime.date.today().isoformat(),
         "command": "python -m bench.train_speed " + " ".join(sys.argv[1:]),
