@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import workloads
 from bench.arms import encoded_rows, num_tokens
 from bench.train_speed import beside
-from shoestring.train.tokens import load_tokenizer
+from shoestring.train.base import detect_device, load_base, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "shoestring-3m"
@@ -41,6 +43,17 @@ def test_pairs_have_long_prompts_and_two_different_answers() -> None:
     lengths = [num_tokens(tokenizer, row) / 2 for row in rows]
     assert 300 <= sum(lengths) / len(lengths) <= 400
     assert rows == workloads.build("dpo", 40, 3).train
+
+
+def test_positions_alone_keep_flattened_rows_apart() -> None:
+    """Why TRL's padding-free batches are a fair candidate on a CPU: transformers' SDPA masks follow the positions."""
+    model = load_base(MODEL, device=replace(detect_device(1), dtype="float32"))
+    rows = [torch.arange(10, 27)[None], torch.arange(500, 523)[None]]
+    positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    with torch.no_grad():
+        flat = model(input_ids=torch.cat(rows, 1), position_ids=positions, use_cache=False).logits
+        apart = torch.cat([model(input_ids=row, use_cache=False).logits for row in rows], 1)
+    assert torch.allclose(flat, apart, atol=1e-3)
 
 
 def test_losses_agree_within_two_standard_errors() -> None:
