@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHES ?= $(filter-out __init__,$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py)))
+NOT_BENCHES := arms clock shapes workloads unsloth_arm gpu_train
+BENCHES ?= $(filter-out __init__ $(NOT_BENCHES),$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format schema bench clean
