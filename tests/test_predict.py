@@ -157,6 +157,9 @@ def test_words_are_read_as_people_write_them(tmp_path):
     assert stack_of("HF").name == "stock-hf" and stack_of("shoestring") is None
     for gpu in ("RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090"):
         assert predict(gpu=gpu).reason == predict(gpu="RTX4090").reason
+    assert predict(attention="flash_attention_2", quantisation="4bit", precision="bfloat16", method="qlora").parts == (
+        predict(attention="flash", method="qlora").parts
+    )
     config = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
               "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256,
               "max_position_embeddings": 131072, "tie_word_embeddings": True}  # fmt: skip

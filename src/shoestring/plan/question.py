@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,29 @@ QUANTISATIONS = ("none", "nf4", "nf4-dq", "int8", "gptq4", "fp8")
 ATTENTIONS = ("eager", "sdpa", "flash")
 PRECISIONS = ("bf16", "fp16", "fp32", "bf16-mixed", "fp16-mixed")
 PARALLELISMS = ("single", "ddp", "fsdp", "zero3")
+# The same under other names people use.
+SYNONYMS = {
+    "4bit": "nf4",
+    "bnb-nf4": "nf4",
+    "nf4+dq": "nf4-dq",
+    "llm.int8": "int8",
+    "8bit": "int8",
+    "gptq": "gptq4",
+    "gptq-int4": "gptq4",
+    "flash-attention-2": "flash",
+    "flash2": "flash",
+    "fa2": "flash",
+    "fa3": "flash",
+    "bfloat16": "bf16",
+    "bf16-true": "bf16",
+    "float16": "fp16",
+    "16-true": "fp16",
+    "float32": "fp32",
+    "32-true": "fp32",
+    "fsdp2": "fsdp",
+    "zero-3": "zero3",
+    "deepspeed-zero3": "zero3",
+}
 TARGETS = (*ATTENTION, *MLP, "head")
 ALL_LINEAR = frozenset((*ATTENTION, *MLP))
 TARGET_NAMES = {
@@ -217,13 +241,18 @@ def read_optimizer(name: str) -> Optimizer:
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> str:
-    text = str(value).strip().lower()
+    text = str(value).strip().lower().replace("_", "-")
+    text = SYNONYMS.get(text, text)
     if text not in known:
         raise BadInput(f"{key} = {value!r} is not one of {', '.join(known)}")
     return text
 
 
 def _positive(key: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
         raise BadInput(f"{key} = {value!r} is not a whole number of at least 1")
-    return value
+    return number

@@ -65,12 +65,14 @@ class Architecture:
 
     norms: int = 2
     qk_norm: str = ""
-    bias: str = ""  # "": by attention_bias; "qkv": always on q, k and v
+    bias: str = ""  # "": by attention_bias; "qkv": always on q, k and v; "all": on every layer, "head": and the head
     tied: bool = False
     head_dim: int | None = None  # None: hidden / heads
     num_mlp_matrices: int = 3
     is_layer_norm: bool = False  # LayerNorm instead of RMSNorm
     soft_capped: bool = False  # scores pass a tanh, which no fused attention kernel of torch knows
+    fused_qkv: bool = False  # one matrix, and so one adapter
+    fused_gate_up: bool = False
     renamed: tuple[tuple[str, str], ...] = ()  # usual key, its name in this family
 
 
@@ -80,36 +82,46 @@ _ARCHITECTURES = {
     "qwen": Architecture(bias="qkv", renamed=(("max_position_embeddings", "seq_length"),)),
     "qwen2": Architecture(bias="qkv"),
     "qwen3": Architecture(qk_norm="head", head_dim=128),
-    "phi3": Architecture(),
+    "phi": Architecture(norms=1, num_mlp_matrices=2, is_layer_norm=True, bias="head"),
+    "phi3": Architecture(fused_qkv=True, fused_gate_up=True),
     "gemma": Architecture(tied=True, head_dim=256),
     "gemma2": Architecture(norms=4, tied=True, head_dim=256, soft_capped=True),
     "gemma3_text": Architecture(norms=4, qk_norm="head", tied=True, head_dim=256),
     "granite": Architecture(),
     "olmo2": Architecture(qk_norm="all"),
+    "olmo3": Architecture(qk_norm="all"),
     "smollm3": Architecture(tied=True),
+    "seed_oss": Architecture(bias="qkv", head_dim=128),
+    "glm4": Architecture(norms=4, bias="qkv", head_dim=128, fused_gate_up=True),
+    "ernie4_5": Architecture(tied=True, head_dim=128),
+    "arcee": Architecture(num_mlp_matrices=2),
+    "gpt_neox": Architecture(num_mlp_matrices=2, is_layer_norm=True, bias="all", fused_qkv=True),
+    "falcon": Architecture(
+        norms=1,
+        num_mlp_matrices=2,
+        is_layer_norm=True,
+        tied=True,
+        fused_qkv=True,
+        renamed=(("intermediate_size", "ffn_hidden_size"),),
+    ),
 }
-# Known from the table's sizes only; a config.json of these is not counted.
-_TABLE_ONLY = {
-    "gemma3": _ARCHITECTURES["gemma3_text"],
-    "olmo3": _ARCHITECTURES["olmo2"],
-    "glm4": Architecture(norms=4),
-    "phi": Architecture(norms=1, num_mlp_matrices=2, is_layer_norm=True),
-    "falcon": Architecture(norms=1, num_mlp_matrices=2, is_layer_norm=True),
-    "gpt_neox": Architecture(num_mlp_matrices=2, is_layer_norm=True),
-}
+# Whole models whose text part is one of these.
+_TEXT_PARTS = {"gemma3": "gemma3_text"}
 
 
 def architecture_of(model_type: str) -> Architecture:
     """The family's layout; of an unknown one, Llama's."""
-    return _ARCHITECTURES.get(model_type) or _TABLE_ONLY.get(model_type) or Architecture()
+    return _ARCHITECTURES.get(_TEXT_PARTS.get(model_type, model_type)) or Architecture()
 
 
 def lora_params_per_rank(
-    hidden: int, num_layers: int, q_dim: int, kv_dim: int, intermediate: int, num_mlp_matrices: int
+    model_type: str, hidden: int, num_layers: int, q_dim: int, kv_dim: int, intermediate: int, num_mlp_matrices: int
 ) -> int:
     """Each adapted matrix (out, in) adds rank x (out + in). Source: LoRA, arXiv 2106.09685, section 4.1."""
-    attention = 2 * (hidden + q_dim) + 2 * (hidden + kv_dim)
-    return num_layers * (attention + num_mlp_matrices * (hidden + intermediate))
+    layout = architecture_of(model_type)
+    attention = 2 * (hidden + q_dim) + 2 * (hidden + kv_dim) - (2 * hidden if layout.fused_qkv else 0)
+    mlp = num_mlp_matrices * (hidden + intermediate) - (hidden if layout.fused_gate_up else 0)
+    return num_layers * (attention + mlp)
 
 
 def shape_of(model: str, path: Path | None = None) -> ModelShape:
@@ -198,7 +210,13 @@ def _shape_from_row(row: dict[str, str]) -> ModelShape:
     linear, per_rank = (
         counted,
         lora_params_per_rank(
-            ints["hidden"], ints["num_layers"], q_dim, kv_dim, ints["intermediate"], ints["num_mlp_matrices"]
+            row["model_type"],
+            ints["hidden"],
+            ints["num_layers"],
+            q_dim,
+            kv_dim,
+            ints["intermediate"],
+            ints["num_mlp_matrices"],
         ),
     )
     note = row["note"]
@@ -247,6 +265,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelShape:
     """Count a dense decoder from its configuration. Raises: ModelError."""
     model_type = str(config.get("model_type", ""))
+    if model_type in _TEXT_PARTS and isinstance(config.get("text_config"), dict):
+        model_type, config = _TEXT_PARTS[model_type], config["text_config"]
     architecture = _ARCHITECTURES.get(model_type)
     if architecture is None:
         experts = config.get("num_local_experts") or config.get("num_experts")
@@ -270,22 +290,29 @@ def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelSh
         return value
 
     hidden, layers, heads = size("hidden_size"), size("num_hidden_layers"), size("num_attention_heads")
-    kv_heads, intermediate, vocab = size("num_key_value_heads", heads), size("intermediate_size"), size("vocab_size")
-    if model_type == "qwen":  # its configuration counts gate and up together
-        intermediate //= 2
+    kv_heads, vocab = size("num_key_value_heads", heads), size("vocab_size")
+    if model_type == "gpt_neox":
+        kv_heads = heads
+    if model_type == "falcon":
+        kv_heads = (
+            kv_heads if config.get("new_decoder_architecture") else 1 if config.get("multi_query", True) else heads
+        )
+    # Qwen's first configuration counts gate and up together; Falcon's may leave the width out.
+    intermediate = size("intermediate_size", 4 * hidden if model_type == "falcon" else None)
+    intermediate //= 2 if model_type == "qwen" else 1
     head_dim = size("head_dim", architecture.head_dim or hidden // heads)
     tied = bool(config.get("tie_word_embeddings", architecture.tied))
-    q_dim, kv_dim = heads * head_dim, kv_heads * head_dim
-    linear = layers * hidden * (2 * q_dim + 2 * kv_dim + 3 * intermediate)
-    small = layers * architecture.norms * hidden + hidden
+    q_dim, kv_dim, num_mlp = heads * head_dim, kv_heads * head_dim, architecture.num_mlp_matrices
+    linear = layers * hidden * (2 * q_dim + 2 * kv_dim + num_mlp * intermediate)
+    small = (layers * architecture.norms + 1) * hidden * (2 if architecture.is_layer_norm else 1)
     if architecture.qk_norm:
         small += layers * (2 * head_dim if architecture.qk_norm == "head" else q_dim + kv_dim)
-    if architecture.bias == "qkv":
-        small += layers * (q_dim + 2 * kv_dim)
-    elif config.get("attention_bias"):
-        small += layers * (q_dim + 2 * kv_dim + hidden)
-    if config.get("mlp_bias"):
-        small += layers * (2 * intermediate + hidden)
+    has_all = architecture.bias in ("all", "head")
+    if architecture.bias or config.get("attention_bias"):
+        small += layers * (q_dim + 2 * kv_dim + (0 if architecture.bias == "qkv" else hidden))
+    if has_all or config.get("mlp_bias"):
+        small += layers * ((num_mlp - 1) * intermediate + hidden)
+    small += vocab if architecture.bias == "head" else 0
     embedding = vocab * hidden
     return ModelShape(
         name=name,
@@ -300,12 +327,12 @@ def shape_from_config(name: str, config: dict[str, Any], source: str) -> ModelSh
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate=intermediate,
-        num_mlp_matrices=3,
+        num_mlp_matrices=num_mlp,
         vocab=vocab,
-        context_tokens=size("max_position_embeddings"),
+        context_tokens=size("max_position_embeddings", 2048 if model_type == "falcon" else None),
         tied=tied,
         num_linear_params=linear,
-        num_lora_params_per_rank=lora_params_per_rank(hidden, layers, q_dim, kv_dim, intermediate, 3),
+        num_lora_params_per_rank=lora_params_per_rank(model_type, hidden, layers, q_dim, kv_dim, intermediate, num_mlp),
         licence="see the model's card",
         source=source,
         grade="A",
