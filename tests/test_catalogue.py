@@ -30,6 +30,14 @@ def test_names_lead_to_one_model():
             assert not name or table_name(name) == row["model"]
     assert table_name("llama-2-7b") == "meta-llama/Llama-2-7b-hf"
     assert table_name("Qwen3-8B") == "Qwen/Qwen3-8B" and table_name("Qwen9") is None
+    for name, model in (
+        ("unsloth/llama-3-8b-bnb-4bit", "meta-llama/Meta-Llama-3-8B"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Mistral-7B-v0.3"),
+        ("Phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
+    ):
+        assert table_name(name) == model
 
 
 def test_filters():
@@ -61,6 +69,6 @@ def test_command(capfd):
     assert run(["models", "--licence", "llama", "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["fits_gpu"] is None
-    assert all(m["gated"] == "yes" and not m["is_permissive"] for m in told["models"])
+    assert all(m["gated"] != "no" and not m["is_permissive"] for m in told["models"])
     assert run(["models", "--fits", "GTX 970"]) == 2
     assert "gpu = 'GTX 970' is not in the GPU table" in capfd.readouterr().err

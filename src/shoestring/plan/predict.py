@@ -249,5 +249,5 @@ def _prediction(asked: Asked, stack: Stack, phase: str, parts: dict[str, float])
         parts={name: round(size) for name, size in parts.items() if size},
         phase=phase,
         verdict=verdict,
-        reason=f"{reason}; the peak is in {phase.replace('_', ' ')}, as {stack.name} trains",
+        reason=f"{asked.shape.name}: {reason}; the peak is in {phase.replace('_', ' ')}, as {stack.name} trains",
     )

@@ -105,6 +105,7 @@ _ARCHITECTURES = {
         renamed=(("intermediate_size", "ffn_hidden_size"),),
     ),
 }
+_TUNES = {"instruct", "chat", "it", "hf", "base", "bnb", "4bit", "8bit", "unsloth", "gptq", "awq", "int4", "int8", "pt"}
 # Whole models whose text part is one of these.
 _TEXT_PARTS = {"gemma3": "gemma3_text"}
 
@@ -154,12 +155,27 @@ def _row(model: str) -> dict[str, str] | None:
 
 
 def table_name(name: str) -> str | None:
-    """The table's model of this name: whole, without its owner, or as also_named says; None if there is none."""
+    """The table's model of this name; None if there is none.
+
+    Whole, without its owner, as also_named says, or of a tune or packing of it (Instruct, chat, bnb-4bit): those have
+    its sizes.
+    """
     wanted = name.lower()
-    for model, row in table().items():
-        if wanted in (model.lower(), model.split("/")[-1].lower(), *row["also_named"].lower().split("|")):
-            return model
+    rows = {
+        model: (model.lower(), model.split("/")[-1].lower(), *row["also_named"].lower().split("|"))
+        for model, row in table().items()
+    }
+    for read in (str.lower, _bare):
+        for model, names in rows.items():
+            if read(wanted) in {read(n) for n in names if n}:
+                return model
     return None
+
+
+def _bare(name: str) -> str:
+    """A name without its owner, its maker, and the words for tunes and packings."""
+    words = name.lower().split("/")[-1].removeprefix("meta-").split("-")
+    return "-".join(word for word in words if word not in _TUNES)
 
 
 def near_rows(model: str) -> str:
