@@ -172,7 +172,8 @@ def _logits(asked: Asked, stack: Stack) -> tuple[float, float]:
     shape, tokens, width = asked.shape, asked.num_tokens, asked.width
     if stack.has_fused_loss:
         wanted = math.ceil(tokens / math.ceil(shape.vocab / shape.hidden))
-        chunk = 2 ** math.ceil(math.log2(wanted))  # Liger's rule: a chunk's logits weigh about what the input does
+        # Liger's rule: a chunk's logits weigh about what the input does.
+        chunk = min(2 ** math.ceil(math.log2(wanted)), tokens)
         return width * shape.hidden * tokens, chunk * shape.vocab * width
     entries = tokens * shape.vocab
     more = stack.logits_more
@@ -182,51 +183,74 @@ def _logits(asked: Asked, stack: Stack) -> tuple[float, float]:
     return stack.logits_kept * entries, more * entries + chunk * shape.vocab * stack.loss_chunk_bytes
 
 
-def _of_stack(asked: Asked, stack: Stack) -> MemoryPrediction:
-    shape, tokens, width, run = asked.shape, asked.num_tokens, asked.width, asked.layer_run()
-    states, is_full = _states(asked, stack), asked.method == "full"
-    stream = stream_width(stack, run)
-    kept, one_layer = shape.num_layers * layer_bytes(stack, run) * tokens, 0.0
-    if asked.gradient_checkpointing:
-        one_layer = kept / shape.num_layers
-        is_offloaded = stack.offloads_checkpoints or asked.offload_activations
-        kept = 0.0 if is_offloaded else shape.num_layers * stream * shape.hidden * tokens
-    in_flight = width * (3 * shape.intermediate + 2 * shape.hidden) * tokens
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """Bytes that grow with the tokens of a micro-batch."""
+
+    kept: float  # checkpoints, or everything backward needs of the layers
+    layer: float  # a recomputed layer, and gradients in flight
+    logits_kept: float
+    logits_more: float  # on top when backward begins
+
+
+def _micro_batch(asked: Asked, stack: Stack) -> _MicroBatch:
+    shape, tokens, run = asked.shape, asked.num_tokens, asked.layer_run()
+    stream, one_layer = stream_width(stack, run), layer_bytes(stack, run) * tokens
+    in_flight = asked.width * (3 * shape.intermediate + 2 * shape.hidden) * tokens
     if asked.attention == "eager":
         in_flight += EAGER_SCORES * stream * shape.num_heads * asked.seq_len * tokens
-    largest = max(shape.hidden * shape.intermediate, shape.num_embedding_params * stack.quantises_head) * width
-    dequantised: float = largest if asked.quantisation not in ("none", "fp8") else 0
-    if asked.quantisation == "gptq4":  # unpacked by torch, and kept for the product's backward
-        dequantised = shape.num_linear_params * width / (shape.num_layers if asked.gradient_checkpointing else 1)
     logits_kept, logits_more = _logits(asked, stack)
-    table = shape.num_embedding_params * (asked.weight_width if is_full else 0)
-    num_gathered = 1 if stack.shards_tables else _num_tables(asked, stack)
+    if not asked.gradient_checkpointing:
+        return _MicroBatch(shape.num_layers * one_layer, in_flight, logits_kept, logits_more)
+    is_offloaded = stack.offloads_checkpoints or asked.offload_activations
+    kept = 0.0 if is_offloaded else shape.num_layers * stream * shape.hidden * tokens
+    return _MicroBatch(kept, one_layer + in_flight, logits_kept, logits_more)
 
-    store = "checkpoints" if asked.gradient_checkpointing else "activations"
+
+def _of_stack(asked: Asked, stack: Stack) -> MemoryPrediction:
+    states, micro = _states(asked, stack), _micro_batch(asked, stack)
+    peaks = _peaks(asked, stack, states, micro)
+    phase = max(peaks, key=lambda name: sum(peaks[name].values()))
+    return _prediction(asked, stack, phase, {**peaks[phase], "workspace": WORKSPACE_BYTES})
+
+
+def _peaks(asked: Asked, stack: Stack, states: _States, micro: _MicroBatch) -> dict[str, dict[str, float]]:
+    """Parts of each candidate peak."""
+    shape, is_full, recomputes = asked.shape, asked.method == "full", asked.gradient_checkpointing
+    largest = max(shape.hidden * shape.intermediate, shape.num_embedding_params * stack.quantises_head) * asked.width
+    dequantised: float = largest if asked.quantisation not in ("none", "fp8") else 0
+    on_graph = 0.0
+    if asked.quantisation == "gptq4":  # unpacked by torch, and kept for the product's backward
+        dequantised = shape.num_linear_params * asked.width / (shape.num_layers if recomputes else 1)
+        on_graph = 0.0 if recomputes else dequantised
+    table = shape.num_embedding_params * (asked.weight_width if is_full else 0)
+    tables = states.tables_gathered
     lasting = {"weights": states.weights, "adapter": states.adapter, "optimizer": states.moments}
-    peaks = {
+    lasting["checkpoints" if recomputes else "activations"] = micro.kept
+    return {
         "load": {"weights": states.weights, "layer": largest},
         "loss": {
             **lasting,
-            "gathered": states.tables_gathered * num_gathered / _num_tables(asked, stack),
+            "gathered": tables / _num_tables(asked, stack) if stack.shards_tables else tables,
             "gradients": states.early_gradients + stack.num_head_gradients * table,
-            store: kept,
-            "logits": logits_kept + logits_more,
-            "dequantised": dequantised if asked.quantisation == "gptq4" and not asked.gradient_checkpointing else 0,
+            "logits": micro.logits_kept + micro.logits_more,
+            "dequantised": on_graph,
         },
         "backward": {
             **lasting,
-            "gathered": states.layers_gathered + (0 if stack.shards_tables else states.tables_gathered),
-            "gradients": states.early_gradients + (states.tables_gathered if is_full and asked.grad_accum > 1 else 0),
-            store: kept,
-            "layer": one_layer + in_flight,
-            "logits": logits_kept if stack.holds_logits else 0,
+            "gathered": states.layers_gathered + (0 if stack.shards_tables else tables),
+            "gradients": states.early_gradients + (tables if is_full and asked.grad_accum > 1 else 0),
+            "layer": micro.layer,
+            "logits": micro.logits_kept if stack.holds_logits else 0,
             "dequantised": dequantised,
         },
-        "optimizer_step": {**lasting, "gradients": states.gradients, "step": states.step},
+        "optimizer_step": {
+            "weights": states.weights,
+            "adapter": states.adapter,
+            "optimizer": states.moments + states.step,
+            "gradients": states.gradients,
+        },
     }
-    phase = max(peaks, key=lambda name: sum(peaks[name].values()))
-    return _prediction(asked, stack, phase, {**peaks[phase], "workspace": WORKSPACE_BYTES})
 
 
 def _prediction(asked: Asked, stack: Stack, phase: str, parts: dict[str, float]) -> MemoryPrediction:

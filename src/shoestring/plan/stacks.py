@@ -73,11 +73,12 @@ STACKS = (
     Stack(
         "trl-chunked",
         ("liger", "trl-liger", "chunked", "hf-liger", "axolotl"),
-        "stock-hf with Liger's fused linear cross entropy and SwiGLU, or TRL's chunked loss",
+        "stock-hf with Liger 0.8: fused linear cross entropy, RMSNorm and SwiGLU; TRL's chunked loss is near it",
         adapter_bytes=4,
         upcasts_rest=True,
         copies_inputs=True,
         repeats_kv="padded",
+        has_lean_norm=True,
         num_mlp_kept=2,
         num_head_gradients=1,
         has_fused_loss=True,
@@ -213,7 +214,7 @@ def _norm_bytes(stack: Stack, run: LayerRun) -> float:
     """RMSNorm keeps its input in fp32, LayerNorm and a compiled norm as it is."""
     layout = architecture_of(run.shape.model_type)
     plain = layout.is_layer_norm or stack.has_lean_norm
-    each = run.width if plain else 4
+    each = (run.width if layout.is_layer_norm else stream_width(stack, run)) if plain else 4
     if run.is_full and not plain:
         each += stack.norm_trained_bytes
     per_head = run.shape.num_heads + run.shape.num_kv_heads if layout.qk_norm else 0
