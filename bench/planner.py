@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def arguments(row: dict[str, str]) -> dict[str, Any]:
         "packing": row["packing"].startswith("y"),
         "gradient_checkpointing": row["gradient_checkpointing"].startswith(("y", "?")),
         "attention": "flash" if "FA2" in row["attention"] else "eager" if row["attention"] == "eager" else "sdpa",
-        "optimizer": row["optimizer"],
+        # A plain loop means torch's own AdamW.
+        "optimizer": "adamw_torch" if "plain loop" in row["framework"] else row["optimizer"],
         "stack": stack_name(row),
         "gpu": row["gpu"],
         "num_gpus": num_gpus,
@@ -132,7 +134,9 @@ def speed_row(row: dict[str, str]) -> dict[str, Any]:
     """One row's measured and predicted tokens a second and GPU; or why it is refused."""
     told = {k: row[k] for k in ("row_id", "source", "model", "method")} | {"tier": row["tier_speed"]}
     try:
-        predicted = ss.predict_throughput(**arguments(row))
+        asked = arguments(row)
+        stated = re.search(r"mean (\d+) tokens", row["notes"])
+        predicted = ss.predict_throughput(**asked | ({"seq_len": int(stated[1])} if stated else {}))
     except BadInput as error:
         return told | {"refused": str(error)}
     measured = float(row["tokens_per_s_per_gpu"])

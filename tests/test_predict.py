@@ -153,6 +153,8 @@ def test_words_are_read_as_people_write_them(tmp_path):
     assert read_targets("q;v;o;mlp") == {"q", "v", "o", "gate", "up", "down"}
     assert read_targets(["q_proj", "lm_head"]) == {"q", "head"}
     assert read_optimizer("PagedAdamW8bit + optimizer_in_bwd").in_backward
+    assert read_optimizer("adamw_torch").is_fused is False and read_optimizer("AdamW (fused)").is_fused
+    assert predict(method="full", gpu="80 GB", optimizer="adamw_torch").phase == "optimizer_step"
     assert read_optimizer("adamw_8bit").moment_bytes == pytest.approx(2.03, abs=0.01)
     assert stack_of("HF").name == "stock-hf" and stack_of("shoestring") is None
     for gpu in ("RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090"):
@@ -206,4 +208,4 @@ def test_published_runs():
     assert told["memory"]["oom"] == {"num_rows": 12, "false_fits": []}
     assert told["speed"]["torchtune"]["within_frac"] >= 0.85
     assert told["speed"]["qwen-readme"]["within_frac"] >= 0.8
-    assert told["speed"]["peft-metamath"]["within_frac"] >= 0.7
+    assert told["speed"]["peft-metamath"]["within_frac"] >= 0.85

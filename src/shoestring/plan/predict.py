@@ -152,7 +152,7 @@ def _states(asked: Asked, stack: Stack) -> _States:
         layers, tables = (min(shape.num_params, ZERO_LIVE) + min(shape.num_params, ZERO_BUCKET)) * asked.width, 0.0
     elif shards == 1:
         layers, tables = 0.0, 0.0
-    step = 0.0 if stack.fused_optimizer else trained * width / shards
+    step = 0.0 if asked.is_step_fused else trained * width / shards
     if is_deepspeed:  # master weights in fp32; gradients in fp32, a group at a time
         moment, step = moment + 4, step + min(trained / shards, ZERO_GROUP) * 4
     return _States(

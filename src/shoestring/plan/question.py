@@ -68,6 +68,7 @@ class Optimizer:
 
     moment_bytes: float | None = None
     in_backward: bool = False
+    is_fused: bool | None = None  # None: as the stack does by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,12 @@ class Asked:
     def num_shards(self) -> int:
         """Over how many GPUs weights and states are spread."""
         return self.num_gpus if self.parallelism in ("fsdp", "zero3") else 1
+
+    @property
+    def is_step_fused(self) -> bool:
+        """Whether the optimizer updates in one kernel, without temporaries."""
+        given = self.optimizer.is_fused
+        return given if given is not None else self.stack is None or self.stack.fused_optimizer
 
     @property
     def num_adapter_params(self) -> int:
@@ -226,18 +233,21 @@ def read_targets(targets: str | Sequence[str]) -> frozenset[str]:
 
 
 def read_optimizer(name: str) -> Optimizer:
-    """State a parameter of an optimizer by its usual name. Raises: BadInput."""
+    """State a parameter of an optimizer by its usual name, among them adamw_torch (operation by operation) and
+    adamw_torch_fused. Raises: BadInput.
+    """
     text = name.lower().replace("_", " ").replace("-", " ")
     in_backward = "bwd" in text or "in backward" in text
+    is_fused = True if "fused" in text else False if "torch" in text or "foreach" in text else None
     if "paged" in text or "offload" in text:
-        return Optimizer(0.0, in_backward)  # the state lies in host memory
+        return Optimizer(0.0, in_backward, True)  # the state lies in host memory
     if "8bit" in text.replace(" ", "") and "adam" in text:
-        return Optimizer(2 + 2 * 4 / 256, in_backward)  # two bytes and an fp32 scale of each 256 values
+        return Optimizer(2 + 2 * 4 / 256, in_backward, True)  # two bytes and an fp32 scale of each 256 values
     if "adam" in text:
-        return Optimizer(None, in_backward)
+        return Optimizer(None, in_backward, is_fused)
     if text.strip() == "sgd":
-        return Optimizer(0.0, in_backward)
-    raise BadInput(f"optimizer = {name!r} is not known; known: adamw, adamw_8bit, paged_adamw, sgd")
+        return Optimizer(0.0, in_backward, True)
+    raise BadInput(f"optimizer = {name!r} is not known; known: adamw, adamw_torch, adamw_8bit, paged_adamw, sgd")
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> str:

@@ -84,6 +84,7 @@ def predict_throughput(
 ) -> ThroughputPrediction:
     """Tokens a second of training steps, without evaluation, loading and saving; words as in predict_memory.
 
+    Of rows that are not packed give the mean length as seq_len: it decides what a step costs a token.
     Raises: BadInput, ModelError naming what it cannot predict.
     """
     asked = read(**locals())
@@ -212,7 +213,7 @@ def _exchange_bytes(asked: Asked, stack: Stack, uses: int) -> float:
 def _step_bytes(asked: Asked, stack: Stack) -> float:
     trained = asked.shape.num_params if asked.method == "full" else asked.num_adapter_params
     width = asked.weight_width if asked.method == "full" else stack.adapter_bytes
-    return trained * width * ADAM_BYTES[stack.fused_optimizer] / asked.num_shards
+    return trained * width * ADAM_BYTES[asked.is_step_fused] / asked.num_shards
 
 
 def _reason(asked: Asked, stack: Stack, spec: GpuSpec, parts: dict[str, float]) -> str:
