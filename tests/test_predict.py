@@ -64,6 +64,15 @@ def test_what_must_grow_grows():
     assert four.parts["optimizer"] * 4 == one.parts["optimizer"]
 
 
+def test_mixed_precision_holds_weights_in_both_widths():
+    asked = {"model": "Llama-2-7B", "method": "full", "gpu": "H100", "seq_len": 4096, "gradient_checkpointing": False}
+    plain, mixed = predict(**asked), predict(precision="bf16-mixed", **asked)
+    num_params, num_matrices = 6738415616, 6476005376 + 32000 * 4096
+    assert (plain.parts["weights"], plain.parts["optimizer"]) == (2 * num_params, 4 * num_params)
+    assert (mixed.parts["weights"], mixed.parts["optimizer"]) == (4 * num_params, 8 * num_params)
+    assert mixed.parts["activations"] - plain.parts["activations"] == 2 * num_matrices
+
+
 def test_shoestring_is_the_run_planners_own_formula():
     predicted = predict(stack="shoestring", gradient_checkpointing=False)
     assert predicted.verdict == "fits" and "dequantised" in predicted.parts

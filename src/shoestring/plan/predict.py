@@ -201,7 +201,10 @@ def _micro_batch(asked: Asked, stack: Stack) -> _MicroBatch:
         in_flight += EAGER_SCORES * stream * shape.num_heads * asked.seq_len * tokens
     logits_kept, logits_more = _logits(asked, stack)
     if not asked.gradient_checkpointing:
-        return _MicroBatch(shape.num_layers * one_layer, in_flight, logits_kept, logits_more)
+        kept = shape.num_layers * one_layer
+        if asked.method == "full" and asked.weight_width > asked.width:  # autocast's 16-bit copies are on the graph
+            kept += (shape.num_linear_params + shape.num_embedding_params) * asked.width
+        return _MicroBatch(kept, in_flight, logits_kept, logits_more)
     is_offloaded = stack.offloads_checkpoints or asked.offload_activations
     kept = 0.0 if is_offloaded else shape.num_layers * stream * shape.hidden * tokens
     return _MicroBatch(kept, one_layer + in_flight, logits_kept, logits_more)
