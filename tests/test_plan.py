@@ -257,6 +257,9 @@ def test_every_prior_row():
 def test_every_gpu_row():
     for name, spec in gpu_table().items():
         assert spec.source and 10e9 < spec.memory_bytes < 300e9, name
+        for best in (spec.measured_flops_per_s, spec.power_limited_flops_per_s):
+            assert best is None or 0.5 * spec.peak_flops_per_s < best < spec.peak_flops_per_s, name
+        assert 10e9 < spec.link_bytes_per_s < 1e12, name
         assert 200e9 < spec.mem_bw_bytes_per_s < 10e12 and 50e12 < spec.peak_flops_per_s < 3e15, name
     assert gpu_spec("H100 80GB HBM3") is gpu_spec("NVIDIA H100 80GB HBM3") is gpu_table()["H100-SXM"]
 

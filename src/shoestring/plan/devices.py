@@ -28,6 +28,7 @@ class GpuSpec:
     dtype: str  # bfloat16, or float16 where the card has no bf16 tensor cores
     peak_flops_per_s: float  # of 16-bit matmul with fp32 accumulation
     measured_flops_per_s: float | None  # best plain matmul measured, where somebody has
+    power_limited_flops_per_s: float | None  # what its power allows, at a sister card's FLOPs a watt
     link_bytes_per_s: float  # one way to the other GPUs of a machine: NVLink, or PCIe x16
     unverified: str
     source: str
@@ -46,9 +47,8 @@ def gpu_table() -> dict[str, GpuSpec]:
                 mem_bw_bytes_per_s=float(row["mem_bw_gb_s"]) * BYTES_PER_GB,
                 dtype="bfloat16" if row["bf16_tflops"] else "float16",
                 peak_flops_per_s=float(row["bf16_tflops"] or row["fp16_tflops"]) * TERA,
-                measured_flops_per_s=float(row["measured_matmul_tflops"]) * TERA
-                if row["measured_matmul_tflops"]
-                else None,
+                measured_flops_per_s=_tera(row["measured_matmul_tflops"]),
+                power_limited_flops_per_s=_tera(row["power_limited_tflops"]),
                 link_bytes_per_s=float(row["link_gb_s"]) * BYTES_PER_GB,
                 unverified=row["unverified"],
                 source=row["source"],
@@ -63,6 +63,10 @@ def gpu_spec(device_name: str) -> GpuSpec | None:
         if name and name in (spec.device.lower(), spec.also_named.lower().removeprefix("nvidia ")):
             return spec
     return None
+
+
+def _tera(cell: str) -> float | None:
+    return float(cell) * TERA if cell else None
 
 
 # Names in use for rows of the table; of a card with several forms, the one that is rented most.

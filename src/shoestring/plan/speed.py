@@ -140,6 +140,7 @@ def _parts_s(asked: Asked, stack: Stack, spec: GpuSpec, pick: str) -> dict[str, 
     shape, tokens = asked.shape, asked.num_tokens
     is_full = asked.method == "full"
     best = spec.measured_flops_per_s or spec.peak_flops_per_s * _rate("unmeasured_matmul_frac", pick)
+    best = min(best, spec.power_limited_flops_per_s or best)
     stream = spec.mem_bw_bytes_per_s * _rate("stream_frac", pick)
     forwards = 2 if asked.gradient_checkpointing else 1
 
