@@ -9,8 +9,10 @@ import pytest
 import shoestring as ss
 from bench import planner
 from shoestring.errors import BadInput, ModelError
+from shoestring.plan.devices import device_of
+from shoestring.plan.memory import predict_memory as own_memory
 from shoestring.plan.question import read_optimizer, read_targets
-from shoestring.plan.shapes import shape_from_config
+from shoestring.plan.shapes import shape_from_config, shape_of
 from shoestring.plan.stacks import ATTENTION, MLP, STACKS, LayerRun, layer_bytes, stack_of
 
 GIB = 2**30
@@ -84,10 +86,12 @@ def test_tables_trained_whole_by_hand():
 
 
 def test_shoestring_is_the_run_planners_own_formula():
-    predicted = predict(stack="shoestring", gradient_checkpointing=False)
-    assert predicted.verdict == "fits" and "dequantised" in predicted.parts
-    with pytest.raises(BadInput, match="gradient_checkpointing"):
-        predict(stack="shoestring")
+    whole, recomputed = (predict(stack="shoestring", gradient_checkpointing=g) for g in (False, True))
+    asked = {"method": "lora", "lora_rank": 16, "micro_batch_tokens": 512, "row_tokens": 512, "loss_frac": 1.0}
+    own = own_memory(shape_of("meta-llama/Llama-3.2-1B"), device=device_of("A10G"), **asked)
+    assert whole == own and recomputed.allocated_expected_bytes < whole.allocated_expected_bytes
+    with pytest.raises(BadInput, match="method = 'full'"):
+        predict(stack="shoestring", method="full")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -162,6 +166,7 @@ def test_speed_goes_where_it_must():
     full = {"seq_len": 512, "method": "full"}
     assert speed(grad_accum=8, **full).tokens_per_s_per_gpu > speed(**full).tokens_per_s_per_gpu
     own = speed(stack="shoestring", gradient_checkpointing=False)
+    assert speed(stack="shoestring").tokens_per_s_per_gpu < own.tokens_per_s_per_gpu
     assert own.tokens_per_s_per_gpu_low < own.tokens_per_s_per_gpu < own.tokens_per_s_per_gpu_high
     for changes, words in (({"gpu": "24 GB"}, "not a speed"), ({"precision": "fp32"}, "fp32 is not predicted")):
         with pytest.raises(BadInput, match=words):

@@ -75,7 +75,6 @@ def refuse_own(asked: Asked) -> None:
         f"method = {asked.method!r}": asked.method == "full",
         f"quantisation = {asked.quantisation!r}": asked.quantisation not in ("none", "nf4", "nf4-dq"),
         f"parallelism = {asked.parallelism!r}": asked.parallelism != "single",
-        "gradient_checkpointing = True": asked.gradient_checkpointing,
         "lora_targets other than all-linear": asked.targets != ALL_LINEAR,
         "modules_to_save": bool(asked.saved),
     }
@@ -95,6 +94,7 @@ def _own(asked: Asked) -> MemoryPrediction:
         device=asked.device,
         loss_frac=1.0,
         row_tokens=asked.seq_len,
+        num_recomputed=asked.shape.num_layers if asked.gradient_checkpointing else 0,
     )
 
 

@@ -111,7 +111,10 @@ def predict_throughput(
 def _own(asked: Asked) -> ThroughputPrediction:
     """Shoestring's own loop: plan.throughput."""
     refuse_own(asked)
-    seconds = micro_batch_s(asked.shape, asked.method, asked.lora_rank, asked.num_tokens, asked.seq_len, asked.device)
+    num_recomputed = asked.shape.num_layers if asked.gradient_checkpointing else 0
+    seconds = micro_batch_s(
+        asked.shape, asked.method, asked.lora_rank, asked.num_tokens, asked.seq_len, asked.device, num_recomputed
+    )
     step = prior(asked.device, "step_floor_s").value.scaled(1 / asked.grad_accum)
     return ThroughputPrediction(
         tokens_per_s_per_gpu=asked.num_tokens / (seconds.value + step.value),
