@@ -49,8 +49,6 @@ def unsayable(row: dict[str, str]) -> str | None:
     """What of a row's configuration the arguments cannot say, or the row does not."""
     if row["framework"].startswith("NeMo"):
         return "stack NeMo is not profiled"
-    if "full" in row["lora_targets"] or "trained" in row["lora_targets"]:
-        return "embedding and head trained whole beside the adapters"
     if "(" in row["lora_targets"]:
         return f"{row['lora_targets']} is not plain LoRA"
     if "2 nodes" in row["notes"]:
@@ -79,6 +77,7 @@ def arguments(row: dict[str, str]) -> dict[str, Any]:
         "quantisation": QUANTISATIONS[row["quantisation"]],
         "lora_rank": int(row["lora_rank"] or 16),
         "lora_targets": "all-linear" if is_all else row["lora_targets"],
+        "modules_to_save": "embed_tokens,lm_head" if "lm_head" in row["lora_targets"] else (),
         "seq_len": int(row["seq_len"]),
         "micro_batch": int(row["micro_batch"]),
         "packing": row["packing"].startswith("y"),
@@ -97,7 +96,7 @@ def arguments(row: dict[str, str]) -> dict[str, Any]:
 
 def stack_name(row: dict[str, str]) -> str:
     """The profile of a row; of torchtune's, by what the row says was switched on."""
-    name = STACKS.get(row["framework"], "stock-hf")
+    name = "trl-chunked" if "Liger=y" in row["notes"] else STACKS.get(row["framework"], "stock-hf")
     if name != "torchtune" or "FSDP2" in row["parallelism"]:
         return name
     if "compile" not in row["parallelism"]:

@@ -63,7 +63,6 @@ NUM_ROWS = {
 }
 NUM_HELD_OUT = {"shoestring-3m": 100, "random-100m": 40, "random-toy": 4}
 DENSE_MASK_TOKENS = 4096  # a step of more is not tried padding-free at once: attention takes its square
-LARGE_MICRO_BATCH = 1 << 20  # tokens; a step is one forward and backward pass
 
 
 @dataclass(frozen=True)

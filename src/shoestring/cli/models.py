@@ -31,7 +31,9 @@ def command(licence: str | None, max_params: str | None, gpu: str | None, is_jso
     say(table(heads, rows, right=right))
     say("? recalled or not found: read the model's card first. A licence that is not permissive limits use.")
     if gpu:
-        say(f"trains: what Shoestring trains, one row of {FIT_TOKENS} tokens at a time; needs: device memory expected.")
+        say(
+            f"trains: what Shoestring trains, one row of {FIT_TOKENS} tokens at a time, layers recomputed where needed."
+        )
     return 0
 
 

@@ -10,7 +10,7 @@ from ..errors import BadInput
 from ..records import Device
 from .devices import device_of
 from .memory import MemoryPrediction, predict_memory
-from .shapes import shape_of, table
+from .shapes import ModelShape, shape_of, table
 
 PERMISSIVE = ("apache-2.0", "mit")
 PLANNED_KINDS = ("dense", "mixed")  # what shapes.shape_of counts
@@ -127,15 +127,21 @@ def _fit(entry: Entry, device: Device) -> Fit:
     if entry.kind not in PLANNED_KINDS:
         return Fit(None, None, "a mixture of experts" if entry.kind == "moe" else "of a kind not planned yet")
     shape = shape_of(entry.model)
-    found = {
-        method: predict_memory(
+    return Fit(_best(shape, "lora", device), _best(shape, "qlora", device))
+
+
+def _best(shape: ModelShape, method: str, device: Device) -> MemoryPrediction:
+    """The prediction without recomputed layers where that fits, else with all of them."""
+    for num_recomputed in (0, shape.num_layers):
+        found = predict_memory(
             shape,
             method=method,
             lora_rank=FIT_RANK,
             micro_batch_tokens=FIT_TOKENS,
             device=device,
             row_tokens=FIT_TOKENS,
+            num_recomputed=num_recomputed,
         )
-        for method in ("lora", "qlora")
-    }
-    return Fit(found["lora"], found["qlora"])
+        if found.verdict == "fits":
+            break
+    return found

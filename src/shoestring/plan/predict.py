@@ -41,6 +41,7 @@ def predict_memory(
     quantisation: str | None = None,
     lora_rank: int = 16,
     lora_targets: str | Sequence[str] = "all-linear",
+    modules_to_save: str | Sequence[str] = (),
     seq_len: int,
     micro_batch: int = 1,
     packing: bool = False,
@@ -59,8 +60,9 @@ def predict_memory(
 
     model: a name of `shoestring models`, a config.json or its folder, or its content. quantisation: none, nf4,
     nf4-dq (double quantisation), int8, gptq4, fp8; by default nf4 for qlora. lora_targets: names such as q, v,
-    mlp, head, or "all-linear". A micro-batch holds seq_len x micro_batch tokens, padding included; unpacked, the
-    longest rows are taken to have seq_len. gpu: a row of the GPU table, or "24 GB".
+    mlp, head, or "all-linear"; modules_to_save: embed_tokens, lm_head, trained whole. A micro-batch holds
+    seq_len x micro_batch tokens, padding included; unpacked, the longest rows are taken to have seq_len. gpu: a row
+    of the GPU table, or "24 GB".
     Raises: BadInput, ModelError naming what it cannot predict.
     """
     asked = read(**locals())
@@ -73,8 +75,8 @@ def refuse_own(asked: Asked) -> None:
         f"method = {asked.method!r}": asked.method == "full",
         f"quantisation = {asked.quantisation!r}": asked.quantisation not in ("none", "nf4", "nf4-dq"),
         f"parallelism = {asked.parallelism!r}": asked.parallelism != "single",
-        "gradient_checkpointing = True": asked.gradient_checkpointing,
         "lora_targets other than all-linear": asked.targets != ALL_LINEAR,
+        "modules_to_save": bool(asked.saved),
     }
     for what, is_asked in refused.items():
         if is_asked:
@@ -92,6 +94,7 @@ def _own(asked: Asked) -> MemoryPrediction:
         device=asked.device,
         loss_frac=1.0,
         row_tokens=asked.seq_len,
+        num_recomputed=asked.shape.num_layers if asked.gradient_checkpointing else 0,
     )
 
 
@@ -122,8 +125,7 @@ def base_bytes(asked: Asked, stack: Stack) -> float:
     if asked.quantisation == "none":
         return num_params * asked.weight_width
     each = {"nf4": stack.nf4_bytes, "nf4-dq": NF4_BYTES_PER_PARAM, "int8": 1.0, "gptq4": GPTQ4_BYTES, "fp8": 1.0}
-    is_upcast = stack.upcasts_rest and asked.quantisation in ("nf4", "nf4-dq", "int8")
-    rest = (num_params - linear) * (4 if is_upcast else asked.width)
+    rest = (num_params - linear) * (4 if asked.is_upcast else asked.width)
     if stack.trains_embedding_copy:
         rest += 2 * shape.num_embedding_params * asked.width
     return linear * each[asked.quantisation] + rest
@@ -136,13 +138,13 @@ def _num_tables(asked: Asked, stack: Stack) -> int:
 def _states(asked: Asked, stack: Stack) -> _States:
     shape, shards = asked.shape, asked.num_shards
     is_full, is_deepspeed = asked.method == "full", asked.parallelism == "zero3" and asked.precision != "fp32"
-    trained = shape.num_params if is_full else asked.num_adapter_params
-    width = asked.weight_width if is_full else stack.adapter_bytes
+    num_trained, trained = asked.num_trained_params / shards, asked.trained_bytes(stack) / shards
     given = asked.optimizer.moment_bytes
-    moment = float(2 * (4 if is_deepspeed else width)) if given is None else given
-    gradients = trained * width / shards
+    moments = num_trained * given if given is not None else num_trained * 8 if is_deepspeed else 2 * trained
+    gradients = trained
     if asked.optimizer.in_backward:
-        gradients = max(shape.num_linear_params / shape.num_layers, shape.num_embedding_params) * width * is_full
+        largest = max(shape.num_linear_params / shape.num_layers, shape.num_embedding_params)
+        gradients = largest * asked.weight_width if is_full else 0.0
     # While steps accumulate, gradients stay, and stay whole where the exchange waits for the last step.
     early = gradients if not is_full else gradients * shards if asked.grad_accum > 1 else 0.0
     weights = base_bytes(asked, stack)
@@ -152,17 +154,17 @@ def _states(asked: Asked, stack: Stack) -> _States:
         layers, tables = (min(shape.num_params, ZERO_LIVE) + min(shape.num_params, ZERO_BUCKET)) * asked.width, 0.0
     elif shards == 1:
         layers, tables = 0.0, 0.0
-    step = 0.0 if asked.is_step_fused else trained * width / shards
+    step = 0.0 if asked.is_step_fused else trained
     if is_deepspeed:  # master weights in fp32; gradients in fp32, a group at a time
-        moment, step = moment + 4, step + min(trained / shards, ZERO_GROUP) * 4
+        moments, step = moments + num_trained * 4, step + min(num_trained, ZERO_GROUP) * 4
     return _States(
         weights=weights / shards,
         layers_gathered=layers,
         tables_gathered=tables,
-        adapter=0.0 if is_full else trained * width,
+        adapter=0.0 if is_full else asked.trained_bytes(stack),
         gradients=gradients,
         early_gradients=early,
-        moments=trained * moment / shards,
+        moments=moments,
         step=step,
     )
 

@@ -62,6 +62,15 @@ TARGET_NAMES = {
 }
 
 
+SAVED_NAMES = {
+    "embed_tokens": "embedding",
+    "wte": "embedding",
+    "embedding": "embedding",
+    "lm_head": "head",
+    "head": "head",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Optimizer:
     """Bytes of state a parameter, in multiples of the parameter's own or as given; None: two moments."""
@@ -80,6 +89,7 @@ class Asked:
     quantisation: str
     lora_rank: int
     targets: frozenset[str]
+    saved: frozenset[str]  # tables trained whole beside the adapters: embedding, head
     seq_len: int
     micro_batch: int
     packing: bool
@@ -131,6 +141,28 @@ class Asked:
         per_rank = shape.num_layers * sum(wide.get(t, 0) for t in targets) + (h + shape.vocab) * ("head" in targets)
         return self.lora_rank * per_rank
 
+    @property
+    def num_saved_params(self) -> int:
+        """Parameters of the tables trained whole."""
+        return len(self.saved) * self.shape.num_embedding_params
+
+    @property
+    def is_upcast(self) -> bool:
+        """Whether what is not quantised is held in fp32."""
+        return self.stack is not None and self.stack.upcasts_rest and self.quantisation in ("nf4", "nf4-dq", "int8")
+
+    @property
+    def num_trained_params(self) -> int:
+        """All parameters that learn."""
+        return self.shape.num_params if self.method == "full" else self.num_adapter_params + self.num_saved_params
+
+    def trained_bytes(self, stack: Stack) -> int:
+        """Bytes of what learns: whole models at their width, adapters and copies of tables at theirs."""
+        if self.method == "full":
+            return self.shape.num_params * self.weight_width
+        tables = self.num_saved_params * (4 if self.is_upcast else self.width)
+        return self.num_adapter_params * stack.adapter_bytes + tables
+
     def layer_run(self) -> LayerRun:
         """What the stack's coefficients depend on."""
         return LayerRun(
@@ -155,6 +187,7 @@ def read(
     quantisation: str | None,
     lora_rank: int,
     lora_targets: str | Sequence[str],
+    modules_to_save: str | Sequence[str],
     seq_len: int,
     micro_batch: int,
     packing: bool,
@@ -182,6 +215,7 @@ def read(
         quantisation=quantisation,
         lora_rank=_positive("lora_rank", lora_rank) if method != "full" else 0,
         targets=frozenset() if method == "full" else read_targets(lora_targets),
+        saved=read_saved(modules_to_save),
         seq_len=_positive("seq_len", seq_len),
         micro_batch=_positive("micro_batch", micro_batch),
         packing=bool(packing),
@@ -196,6 +230,8 @@ def read(
         grad_accum=_positive("grad_accum", grad_accum),
         offload_activations=bool(offload_activations),
     )
+    if asked.saved and method == "full":
+        raise BadInput("method = 'full' trains every table already; leave modules_to_save out")
     if asked.parallelism == "single" and asked.num_gpus > 1:
         raise BadInput(f"num_gpus = {asked.num_gpus} needs parallelism = ddp, fsdp or zero3")
     if asked.shape.num_linear_attention_layers and asked.stack is not None:
@@ -230,6 +266,15 @@ def read_targets(targets: str | Sequence[str]) -> frozenset[str]:
     if not found:
         raise BadInput("lora_targets is empty: nothing would be trained; give 'all-linear' or 'q,v'")
     return frozenset(found)
+
+
+def read_saved(modules: str | Sequence[str]) -> frozenset[str]:
+    """Tables trained whole, embedding and head, under their usual names. Raises: BadInput."""
+    names = modules.replace(";", ",").split(",") if isinstance(modules, str) else list(modules)
+    found = {str(n).strip().lower() for n in names if str(n).strip()}
+    if not found <= set(SAVED_NAMES):
+        raise BadInput(f"modules_to_save = {modules!r} is not known; give some of {', '.join(SAVED_NAMES)}")
+    return frozenset(SAVED_NAMES[n] for n in found)
 
 
 def read_optimizer(name: str) -> Optimizer:

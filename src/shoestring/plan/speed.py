@@ -68,6 +68,7 @@ def predict_throughput(
     quantisation: str | None = None,
     lora_rank: int = 16,
     lora_targets: str | Sequence[str] = "all-linear",
+    modules_to_save: str | Sequence[str] = (),
     seq_len: int,
     micro_batch: int = 1,
     packing: bool = False,
@@ -110,7 +111,10 @@ def predict_throughput(
 def _own(asked: Asked) -> ThroughputPrediction:
     """Shoestring's own loop: plan.throughput."""
     refuse_own(asked)
-    seconds = micro_batch_s(asked.shape, asked.method, asked.lora_rank, asked.num_tokens, asked.seq_len, asked.device)
+    num_recomputed = asked.shape.num_layers if asked.gradient_checkpointing else 0
+    seconds = micro_batch_s(
+        asked.shape, asked.method, asked.lora_rank, asked.num_tokens, asked.seq_len, asked.device, num_recomputed
+    )
     step = prior(asked.device, "step_floor_s").value.scaled(1 / asked.grad_accum)
     return ThroughputPrediction(
         tokens_per_s_per_gpu=asked.num_tokens / (seconds.value + step.value),
@@ -146,7 +150,7 @@ def _parts_s(asked: Asked, stack: Stack, spec: GpuSpec, pick: str) -> dict[str, 
 
     passes = forwards + (2 if is_full else 1)
     linear = 2 * shape.num_linear_params * passes + 2 * asked.num_adapter_params * (forwards + 2)
-    head = 2 * shape.vocab * shape.hidden * (3 if is_full else 2)
+    head = 2 * shape.vocab * shape.hidden * (3 if is_full or "head" in asked.saved else 2)
     # Causal scores and their product: half of 4 x seq_len x q_dim, 2.5 times as much backward.
     scores = 2 * asked.seq_len * shape.num_heads * shape.head_dim * shape.num_layers * (forwards + 2.5)
     loss = "fused" if stack.has_fused_loss else "chunked" if stack.num_head_gradients else "whole"
@@ -206,15 +210,12 @@ def _exchange_bytes(asked: Asked, stack: Stack, uses: int) -> float:
     if asked.num_gpus == 1:
         return 0.0
     share = (asked.num_gpus - 1) / asked.num_gpus
-    trained = asked.shape.num_params if asked.method == "full" else asked.num_adapter_params
-    gradients = 2 * trained * asked.width * share / asked.grad_accum
+    gradients = 2 * asked.num_trained_params * asked.width * share / asked.grad_accum
     return gradients + (uses * base_bytes(asked, stack) * share if asked.num_shards > 1 else 0.0)
 
 
 def _step_bytes(asked: Asked, stack: Stack) -> float:
-    trained = asked.shape.num_params if asked.method == "full" else asked.num_adapter_params
-    width = asked.weight_width if asked.method == "full" else stack.adapter_bytes
-    return trained * width * ADAM_BYTES[asked.is_step_fused] / asked.num_shards
+    return asked.trained_bytes(stack) * ADAM_BYTES[asked.is_step_fused] / asked.num_shards
 
 
 def _reason(asked: Asked, stack: Stack, spec: GpuSpec, parts: dict[str, float]) -> str:

@@ -106,6 +106,11 @@ def train_flops_per_token(shape: ModelShape, lora_rank: int, row_tokens: float, 
     return 4 * shape.num_linear_params + 6 * shape.num_adapter_params(lora_rank) + attention + head
 
 
+def _recompute_flops_per_token(shape: ModelShape, num_recomputed: int) -> float:
+    """FLOPs of running some layers forward a second time."""
+    return 2 * shape.num_linear_params * min(num_recomputed, shape.num_layers) / shape.num_layers
+
+
 def _sum(*terms: Estimate) -> Estimate:
     return Estimate(*(sum(getattr(t, k) for t in terms) for k in ("value", "low", "high")))
 
@@ -119,10 +124,17 @@ def _dequantise_s(shape: ModelShape, num_micro: int, device: Device) -> Estimate
 
 
 def micro_batch_s(
-    shape: ModelShape, method: str, lora_rank: int, num_tokens: int, row_tokens: int, device: Device
+    shape: ModelShape,
+    method: str,
+    lora_rank: int,
+    num_tokens: int,
+    row_tokens: int,
+    device: Device,
+    num_recomputed: int = 0,
 ) -> Estimate:
     """Seconds of one micro-batch of full rows on a GPU, every token bearing loss, without the optimizer step."""
     flops = num_tokens * train_flops_per_token(shape, lora_rank, row_tokens, 1.0)
+    flops += num_tokens * _recompute_flops_per_token(shape, num_recomputed)
     rate = achieved_flops_per_s(device, device.num_threads)
     compute = Estimate(flops / rate.value, flops / rate.high, flops / rate.low)
     floor = prior(device, "layer_floor_s").value.scaled(shape.num_layers)
@@ -220,8 +232,7 @@ def predict_time(
 
     rate = achieved_flops_per_s(device, settings.num_threads)
     flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac)
-    again = min(settings.recompute or 0, shape.num_layers) / shape.num_layers
-    flops += computed * again * 2 * shape.num_linear_params
+    flops += computed * _recompute_flops_per_token(shape, settings.recompute or 0)
     slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
     compute = Estimate(
         flops * PADDING_EXPECTED / rate.value * slow.value,
