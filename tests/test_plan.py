@@ -5,7 +5,6 @@ import pytest
 from shoestring.config import RunConfig
 from shoestring.errors import BadInput, ModelError
 from shoestring.market.prices import Price
-from shoestring.plan import throughput
 from shoestring.plan.devices import gpu_spec, gpu_table, planned_device
 from shoestring.plan.ladder_plan import busy_note, plan_ladder
 from shoestring.plan.memory import NF4_BYTES_PER_PARAM, activation_bytes_per_token, predict_memory, weight_bytes
@@ -13,8 +12,9 @@ from shoestring.plan.settings import GIVEN, answer_limit, resolve_settings
 from shoestring.plan.shapes import shape_from_config, shape_of
 from shoestring.plan.throughput import num_steps_of, predict_time, priors, quantile, train_flops_per_token
 from shoestring.records import Device, TokenCounts, plan_from_json, to_json
+from shoestring.train.forest import as_array
 from shoestring.train.loss import ROUND_WIDTH
-from shoestring.train.schedule import STEPS_PER_CHUNK, build_schedule
+from shoestring.train.schedule import PADDED, build_schedule
 
 GIB = 2**30
 CPU = Device("cpu", "cpu", 16 * GIB, 2, "float32", "")
@@ -307,11 +307,11 @@ def test_planned_steps_are_those_of_the_schedule(batch, micro, epochs):
     counts = TokenCounts(tuple(n - 10 for n in lengths), (10,) * 200, (90,) * 50, (10,) * 50)
     given = {"batch_tokens": batch, "micro_batch_tokens": micro, "num_epochs": epochs}
     settings = resolve_settings(config(train=given), TINY, counts, CPU)
-    schedule = build_schedule(lengths, epochs, batch, micro, 0, ROUND_WIDTH)
+    rows = [[as_array([1] * n)] for n in lengths]
+    schedule = build_schedule(rows, epochs, batch, micro, 0, packing=PADDED, round_to=ROUND_WIDTH)
     num_steps, num_micro = num_steps_of(lengths, settings)
     assert num_steps == pytest.approx(len(schedule.steps), rel=0.05)
-    assert num_micro == pytest.approx(sum(map(len, schedule.steps)), rel=0.05)
-    assert (throughput.ROUND_WIDTH, throughput.STEPS_PER_CHUNK) == (ROUND_WIDTH, STEPS_PER_CHUNK)
+    assert num_micro <= sum(map(len, schedule.steps)) <= 2.5 * num_micro  # lengths part where that pads less
 
 
 def test_recomputed_layers_are_planned_where_nothing_else_fits():

@@ -16,7 +16,7 @@ from shoestring.train.attention import NAME, block_mask, use_attention
 from shoestring.train.base import load_tokenizer
 from shoestring.train.forest import as_array, packed_tokens, plant
 from shoestring.train.objective import Objective, Preference, objective
-from shoestring.train.schedule import build_forest_schedule, conversations
+from shoestring.train.schedule import build_schedule, conversations
 from shoestring.train.tokens import Encoded
 from shoestring.train.trainer import train_rung
 from shoestring.train.tree_attention import cut
@@ -222,7 +222,7 @@ def test_steps_are_an_ordinary_shuffle_and_micro_batches_hold_the_budget():
     system = list(range(1, 101))
     rows = [[as_array([*system, *(rng.randrange(200) for _ in range(rng.randint(5, 40)))])] for _ in range(200)]
     lengths = [len(row[0]) for row in rows]
-    schedule = build_forest_schedule(rows, 2, batch_tokens=4000, micro_batch_tokens=600, seed=0)
+    schedule = build_schedule(rows, 2, batch_tokens=4000, micro_batch_tokens=600, seed=0, packing=packing.FOREST)
     assert sorted(row for step in schedule.steps for batch in step for row in batch) == sorted([*range(200)] * 2)
     for step, computed in zip(schedule.steps, schedule.computed_tokens, strict=True):
         assert schedule.tokens_in(step) <= 4000
@@ -238,7 +238,7 @@ def test_answers_of_one_conversation_are_drawn_together():
     units = conversations([("a", 1), ("b", 1), ("a", 1), ("a", 2)])
     assert units == [[0, 2], [1], [3]]
     rows = [[as_array(range(1, 60 + i))] for i in range(4)]
-    steps = build_forest_schedule(rows, 1, 130, 130, 0, units).steps
+    steps = build_schedule(rows, 1, 130, 130, 0, packing=packing.FOREST, units=units).steps
     assert any({0, 2} <= {row for batch in step for row in batch} for step in steps)
 
 

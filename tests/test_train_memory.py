@@ -10,7 +10,6 @@ from shoestring.train.base import load_base, load_tokenizer
 from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.memory_policy import Candidate, Measured, choose, counting_kept, measure, offloading, recompute
 from shoestring.train.objective import objective
-from shoestring.train.schedule import halves
 from tests.test_train_fused import tuned_and_loss
 from tests.test_train_trainer import EXACT, HALF, adapter_bytes, additions, recorded, rung, settings, tiny  # noqa: F401
 
@@ -137,7 +136,6 @@ def test_out_of_memory_is_told_from_other_faults():
         torch.empty(2**60, dtype=torch.uint8)
     assert memory_policy.is_out_of_memory(raised.value)
     assert not memory_policy.is_out_of_memory(RuntimeError("size mismatch"))
-    assert halves([(1, 2, 3, 4, 5), (6,)], lambda batch: len(batch) < 3) == [(1, 2), (3,), (4, 5), (6,)]
 
 
 # ---------------------------------------------------------------- whole runs

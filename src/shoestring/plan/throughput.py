@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..records import Device, Estimate, TokenCounts, TrainSettings
-from ..units import round_up
 from .devices import gpu_spec
 from .shapes import ModelShape
 
@@ -24,7 +24,6 @@ PRIORS_CSV = Path(__file__).with_name("priors.csv")
 # A batch made of rows of near length pads little; of mixed length, more.
 PADDING_LOW, PADDING_EXPECTED, PADDING_HIGH = 1.0, 1.06, 1.25
 ROUND_WIDTH = 8  # training rounds the width of a micro-batch up to this (train.loss)
-STEPS_PER_CHUNK = 16  # train.schedule
 MIN_GAIN = 1.25  # train.packing shares beginnings of rows where that computes so many times fewer tokens
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.
@@ -173,42 +172,28 @@ def generate_s(
 def num_steps_of(lengths: Sequence[int], settings: TrainSettings) -> tuple[int, int]:
     """Optimizer steps and micro-batches of a training on rows of these lengths in tokens.
 
-    As train.schedule arranges them, which sorts rows by length inside chunks of some steps: one chunk of typical
-    rows is filled, and counted as often as there are chunks.
+    As train.schedule draws them: rows of an ordinary shuffle while they fit batch_tokens. Every pass over the rows
+    is counted as this one.
     """
-    widths = sorted(round_up(n, ROUND_WIDTH) for n in lengths)
+    shuffled = random.Random(settings.seed).sample(list(lengths), len(lengths))
     whole, rest = divmod(settings.num_epochs, 1)
     num_steps = num_micro = 0
     for frac, times in ((1.0, int(whole)), (rest, 1)):
-        if not frac * times:
-            continue
-        num_rows = math.ceil(frac * len(widths) - 1e-9)
-        num_chunks = max(1, round(sum(widths) * frac / (STEPS_PER_CHUNK * settings.batch_tokens)))
-        per_chunk = max(1, round(num_rows / num_chunks))
-        chunk = [widths[int((i + 0.5) * len(widths) / per_chunk)] for i in range(per_chunk)]
-        steps, micro = _fill(chunk, settings.batch_tokens, min(settings.micro_batch_tokens, settings.batch_tokens))
-        num_steps += times * math.ceil(steps * num_rows / per_chunk)
-        num_micro += times * math.ceil(micro * num_rows / per_chunk)
+        if frac * times:
+            steps, micro = _fill(shuffled[: math.ceil(frac * len(shuffled) - 1e-9)], settings)
+            num_steps, num_micro = num_steps + times * steps, num_micro + times * micro
     return num_steps, num_micro
 
 
-def _fill(widths: Sequence[int], batch_tokens: int, micro_batch_tokens: int) -> tuple[int, int]:
-    """Steps and micro-batches that rows of these widths, shortest first, fill one after the other."""
+def _fill(lengths: Sequence[int], settings: TrainSettings) -> tuple[int, int]:
+    """Steps that rows fill one after the other, and the micro-batches in them."""
     sizes: list[int] = []
-    num_rows = 0
-    for width in widths:
-        if sizes and (num_rows + 1) * width <= micro_batch_tokens:
-            num_rows += 1
-            sizes[-1] = num_rows * width
+    for length in lengths:
+        if sizes and sizes[-1] + length <= settings.batch_tokens:
+            sizes[-1] += length
         else:
-            sizes.append(width)
-            num_rows = 1
-    num_steps, left = 0, 0
-    for size in sizes:
-        if size > left:
-            num_steps, left = num_steps + 1, batch_tokens
-        left -= size
-    return num_steps, len(sizes)
+            sizes.append(length)
+    return len(sizes), sum(max(1, math.ceil(size / settings.micro_batch_tokens)) for size in sizes)
 
 
 def predict_time(

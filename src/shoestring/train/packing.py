@@ -10,18 +10,27 @@ from typing import Any
 
 from ..plan.throughput import MIN_GAIN
 from ..records import Device, Example, TrainSettings
-from ..units import round_up
 from . import loss
 from .attention import NAME, forest_route
 from .forest import as_array, packed_tokens
 from .objective import Collate, Item, Objective, padded
-from .schedule import MicroBatch, Schedule, build_forest_schedule, build_schedule, conversations, halves, padded_tokens
+from .schedule import (
+    FOREST,
+    PADDED,
+    Cut,
+    MicroBatch,
+    Schedule,
+    build_schedule,
+    conversations,
+    padded_tokens,
+    row_widths,
+    step_cut,
+)
 
 # MIN_GAIN: a forest's smaller blocks of attention cost more a token than padded rows do, up to 1.3 times for rows of 50
 # tokens (shoestring-3m, bfloat16, one AMD EPYC core, 2026-11-28); from about 300 tokens on it is the other way round.
 # Largest mean difference of an answer token's log-probability between the two, from rounding alone.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
-FOREST, PADDED = "prefix forest", "padded rows"
 REFUSED = "were possible, but"
 
 
@@ -34,25 +43,18 @@ class Packing:
     schedule: Schedule
     collate: Collate
     size: Callable[[MicroBatch], int]  # tokens that a micro-batch computes
+    cut: Callable[[int], Cut]  # by tokens of a pass
+    micro_batch_tokens: int  # that the schedule is cut by
 
     def within(self, micro_batch_tokens: int) -> Packing:
-        """This, or recut where a pass is larger than that, or passes of one step would go together."""
-        sizes = [[self.size(batch) for batch in step] for step in self.schedule.steps]
-        fits = max(map(max, sizes)) <= micro_batch_tokens
-        parted = any(len(step) > 1 and sum(step) <= micro_batch_tokens for step in sizes)
-        return self if fits and not parted else self.recut(micro_batch_tokens)
-
-    def recut(self, micro_batch_tokens: int) -> Packing:
         """The same steps in passes of at most so many computed tokens; a row that is larger alone in its own."""
-        steps = []
-        for step in self.schedule.steps:
-            rows = [row for batch in step for row in batch]
-            if self.kind == PADDED:
-                rows.sort(key=lambda row: (self.size((row,)), row))
-            steps.append(halves([tuple(rows)], lambda batch: self.size(batch) <= micro_batch_tokens))
-        computed = tuple(sum(map(self.size, step)) for step in steps)
-        schedule = Schedule(tuple(map(tuple, steps)), self.schedule.lengths, computed)
-        return dataclasses.replace(self, schedule=schedule)
+        if micro_batch_tokens == self.micro_batch_tokens:
+            return self
+        cut = self.cut(micro_batch_tokens)
+        made = [cut([row for batch in step for row in batch]) for step in self.schedule.steps]
+        steps, computed = (tuple(part) for part in zip(*made, strict=True))
+        schedule = Schedule(steps, self.schedule.lengths, computed)
+        return dataclasses.replace(self, schedule=schedule, micro_batch_tokens=micro_batch_tokens)
 
     @property
     def sharing_factor(self) -> float:
@@ -62,7 +64,7 @@ class Packing:
     @property
     def line(self) -> str:
         """What a person should hear of it, "" where there was nothing to share."""
-        if self.kind == FOREST:
+        if self.kind == FOREST and self.sharing_factor >= MIN_GAIN:
             return (
                 f"rows share beginnings: each computed token stands for {self.sharing_factor:.1f} of the rows' tokens"
             )
@@ -77,22 +79,27 @@ def schedules(
     items: Sequence[Item], sources: Sequence[tuple[str, int]], settings: TrainSettings
 ) -> dict[str, Schedule]:
     """The run under each packing. sources: file and line of each item."""
-    budgets = (settings.num_epochs, settings.batch_tokens, settings.micro_batch_tokens, settings.seed)
-    sides = max(len(item) for item in items) if items else 1
-    widths = [sides * max(len(path.ids) for path in item) for item in items]
     rows = [[as_array(path.ids) for path in item] for item in items]
-    lengths = [sum(len(path.ids) for path in item) for item in items]
-    return {
-        PADDED: build_schedule(lengths, *budgets, round_to=sides * loss.ROUND_WIDTH, widths=widths),
-        FOREST: build_forest_schedule(rows, *budgets, units=conversations(sources)),
-    }
+
+    def made(packing: str) -> Schedule:
+        return build_schedule(
+            rows,
+            settings.num_epochs,
+            settings.batch_tokens,
+            settings.micro_batch_tokens,
+            settings.seed,
+            packing=packing,
+            round_to=loss.ROUND_WIDTH,
+            units=conversations(sources),
+        )
+
+    return {packing: made(packing) for packing in (PADDED, FOREST)}
 
 
 def sizes(items: Sequence[Item]) -> dict[str, Callable[[MicroBatch], int]]:
     """Tokens that a micro-batch of items computes, under each packing."""
-    sides = max((len(item) for item in items), default=1)
     rows = [[as_array(path.ids) for path in item] for item in items]
-    widths = [round_up(sides * max(map(len, row)), sides * loss.ROUND_WIDTH) for row in rows]
+    widths = row_widths(rows, loss.ROUND_WIDTH)
     return {
         PADDED: lambda batch: padded_tokens([widths[row] for row in batch]),
         FOREST: lambda batch: packed_tokens([path for row in batch for path in rows[row]]),
@@ -112,18 +119,29 @@ def choose_packing(
     path: the loss path. The model is asked in evaluation mode, on the first step's rows.
     """
     made = schedules(objective.items, [(e.source, e.line) for e in examples], settings)
-    size = sizes(objective.items)
-    collate = functools.partial(loss.collate_forest, as_blocks=device.kind != "cuda")
+    forests = functools.partial(loss.collate_forest, as_blocks=device.kind != "cuda")
     gain = _computed(made[PADDED]) / max(1, _computed(made[FOREST]))
+    kind = PADDED
     if gain < MIN_GAIN:
         reason = f"a prefix forest would compute {gain:.2f}x fewer tokens, from {MIN_GAIN}x on it is worth it"
-    else:
-        refusal = cannot_take(model, objective, made[FOREST].steps[0][0], collate, path, device)
-        if not refusal:
-            reason = f"{gain:.2f}x fewer computed tokens than padded rows"
-            return Packing(FOREST, reason, made[FOREST], collate, size[FOREST])
+    elif refusal := cannot_take(model, objective, made[FOREST].steps[0][0], forests, path, device):
         reason = f"{gain:.2f}x fewer tokens {REFUSED} {refusal}"
-    return Packing(PADDED, reason, made[PADDED], padded, size[PADDED])
+    else:
+        kind, reason = FOREST, f"{gain:.2f}x fewer computed tokens than padded rows"
+    return Packing(
+        kind=kind,
+        reason=reason,
+        schedule=made[kind],
+        collate=forests if kind == FOREST else padded,
+        size=sizes(objective.items)[kind],
+        cut=_cuts(objective.items, kind),
+        micro_batch_tokens=settings.micro_batch_tokens,
+    )
+
+
+def _cuts(items: Sequence[Item], kind: str) -> Callable[[int], Cut]:
+    rows = [[as_array(path.ids) for path in item] for item in items]
+    return lambda micro_batch_tokens: step_cut(rows, micro_batch_tokens, packing=kind, round_to=loss.ROUND_WIDTH)
 
 
 def computed_frac(items: Sequence[Item], rows_per_step: int = 32) -> float:

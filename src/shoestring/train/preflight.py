@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from ..records import Device
-from .loss import answer_logits, collate, on_device, precision
+from .loss import answer_logits, collate, few_targets, on_device, precision
 from .tokens import Encoded
 
 
@@ -44,7 +44,7 @@ def adapter_effect(model: Any, rows: Sequence[Encoded], pad_id: int, device: Dev
     """
     import torch
 
-    batch = on_device(collate(rows, pad_id), model.device)
+    batch = on_device(few_targets(collate(rows, pad_id)), model.device)
     with torch.no_grad(), precision(device):
         tuned = answer_logits(model, batch)
         with model.disable_adapter():

@@ -170,7 +170,8 @@ def _models_own(probe: Probe) -> tuple[str, str]:
     import torch
 
     ready = probe.ready
-    paths = [ready.learned.items[index][0] for index in probe.indices]
+    # The shortest row: every logit of it is computed.
+    paths = [min((ready.learned.items[index][0] for index in probe.indices), key=lambda path: len(path.ids))]
     batch = loss.on_device(loss.collate(paths, ready.tokenizer.pad_token_id), ready.tuned.device)
     labels = torch.full_like(batch["ids"], -100)
     for row, path in enumerate(paths):

@@ -74,7 +74,8 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
 def _load(model: str, settings: TrainSettings, device: Device, probe: Sequence[Encoded], pad_id: int) -> Routes:
     tuned = build_adapter(model, settings, device)
     attention = use_attention(tuned.get_base_model())
-    batch = loss.on_device(loss.collate(probe, pad_id), tuned.device)
+    shortest = min(probe, key=lambda path: len(path.ids))  # every logit of it is computed
+    batch = loss.on_device(loss.collate([shortest], pad_id), tuned.device)
     with preflight.evaluation_mode(tuned), adapter_in_16_bit(tuned, device), loss.precision(device):
         path = loss.choose_path(tuned, batch)
     return Routes(tuned, path, attention, {})
@@ -145,7 +146,7 @@ def _timed(routes: Routes, learned: Objective, packing: Packing, candidate: Cand
     """Tokens of the rows a second in the largest pass that the candidate makes; 0 where it does not fit after all."""
     import torch
 
-    batches = [batch for step in packing.recut(candidate.micro_batch_tokens).schedule.steps for batch in step]
+    batches = [batch for step in packing.within(candidate.micro_batch_tokens).schedule.steps for batch in step]
     batch = max(batches, key=packing.size)
     tokens = sum(len(path.ids) for row in batch for path in learned.items[row])
     memory_policy.recompute(routes.tuned, candidate.num_recomputed)
