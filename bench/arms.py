@@ -24,6 +24,7 @@ from shoestring.records import Example, TrainSettings, example_from_json, exampl
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA_RANK, LORA_ALPHA, WARMUP_FRAC, DPO_BETA = 16, 32, 0.05, 0.1
+LEFT_OUT = ("versions", "preflight", "supervised_first_row", "adapter_sha256")  # of the record of ours
 HELD_OUT_BATCH_ROWS = 8
 
 
@@ -165,14 +166,13 @@ def train_ours(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dic
     from shoestring.train import trainer
     from shoestring.train.base import detect_device
 
-    if arm.base == "fp8":
-        raise SystemExit("train_rung has no setting for an FP8 base")
     settings = TrainSettings(
-        method={"bf16": "lora", "nf4": "qlora"}[arm.base],
+        method="qlora" if arm.base == "nf4" else "lora",
         lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, learning_rate=arm.learning_rate, num_epochs=arm.num_epochs,
         micro_batch_tokens=arm.micro_batch_tokens, seq_len=arm.seq_len, warmup_frac=WARMUP_FRAC, weight_decay=0.0,
         max_grad_norm=1.0, num_evals=1, patience=1, num_threads=arm.threads, seed=arm.seed, max_new_tokens=16,
-        objective=arm.objective, dpo_beta=DPO_BETA, batch_tokens=1, reasons={},
+        objective=arm.objective, dpo_beta=DPO_BETA, batch_tokens=1, fp8=arm.base == "fp8",
+        reasons={},
     )  # fmt: skip
     settings = replace(
         settings, batch_tokens=matched_batch_tokens(arm.model, settings, rows, num_steps(arm, len(rows)))
@@ -182,8 +182,10 @@ def train_ours(arm: Arm, rows: list[Example], folder: Path, clock: Clock) -> dic
             model=arm.model, train=rows, dev=[], out_dir=folder, settings=settings,
             device=detect_device(arm.threads), dev_metric=lambda model, tok: 0.0,
         )  # fmt: skip
-    told = ("packing", "packing_reason", "sharing_factor", "loss_path", "attention", "base_format", "dtype")
-    return {"settings": {key: result.settings[key] for key in told if key in result.settings}}
+    used = result.settings
+    if arm.base == "fp8" and "fp8" not in used["base_format"]:
+        raise SystemExit(f"the base is {used['base_format']}: {used['base_reason']}")
+    return {"settings": {key: value for key, value in used.items() if key not in LEFT_OUT}}
 
 
 def matched_batch_tokens(model: str, settings: TrainSettings, rows: list[Example], wanted: int) -> int:

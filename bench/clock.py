@@ -29,7 +29,16 @@ class Clock:
         self.wall_s: list[float] = []
         self.cpu_s: list[float] = []
         self.rss_bytes: int | None = None  # when training began
+        self.before_bytes: int | None = None  # most that was resident before
         self.more_wall_s = self.more_cpu_s = 0.0  # of work that belongs to training but comes before it
+
+    def begin(self) -> None:
+        """Note what is resident, and begin the high-water mark anew where Linux lets us (proc(5), clear_refs)."""
+        if self.rss_bytes is not None:
+            return
+        self.rss_bytes, self.before_bytes = memory_bytes("VmRSS"), memory_bytes("VmHWM")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
     def tick(self) -> None:
         import torch
@@ -50,7 +59,7 @@ class Clock:
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 import torch
 
-                clock.rss_bytes = clock.rss_bytes or memory_bytes("VmRSS")
+                clock.begin()
                 if torch.cuda.is_available():
                     torch.cuda.reset_peak_memory_stats()
                 clock.tick()
@@ -66,7 +75,7 @@ class Clock:
         function = getattr(module, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self.rss_bytes = self.rss_bytes or memory_bytes("VmRSS")
+            self.begin()
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             made = function(*args, **kwargs)
             self.more_wall_s += time.perf_counter() - wall_s
@@ -80,17 +89,22 @@ class Clock:
             setattr(module, name, function)
 
     def facts(self) -> dict[str, Any]:
-        """train_s and train_cpu_s over all steps; step_s of each; peak memory of the process or the accelerator."""
+        """train_s and train_cpu_s over all steps; step_s of each; peak memory of the process or the accelerator.
+
+        train_peak_bytes: from the first step on; training_bytes: that above what was resident when it began.
+        """
         import torch
 
         on_gpu = torch.cuda.is_available()
         peak = memory_bytes("VmHWM")
+        before = self.before_bytes or 0
         return {
             "num_steps": len(self.wall_s) - 1,
             "train_s": self.wall_s[-1] - self.wall_s[0] + self.more_wall_s,
             "train_cpu_s": self.cpu_s[-1] - self.cpu_s[0] + self.more_cpu_s,
             "step_s": [round(b - a, 4) for a, b in zip(self.wall_s, self.wall_s[1:], strict=False)],
-            "peak_bytes": peak,
+            "peak_bytes": None if peak is None else max(peak, before),
+            "train_peak_bytes": peak,
             "training_bytes": peak - self.rss_bytes if peak is not None and self.rss_bytes is not None else None,
             "gpu_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
             "gpu_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,

@@ -37,6 +37,7 @@ from typing import Any
 from bench import machine, shapes, versions, workloads
 from bench.arms import Arm, import_everything, num_tokens, run_arm, say
 from bench.workloads import Workload
+from shoestring.units import round_up
 
 QUICK = {"gradient_checkpointing": False}
 PADDED = {**QUICK, "train_sampling_strategy": "group_by_length"}
@@ -62,7 +63,6 @@ NUM_ROWS = {
 }
 NUM_HELD_OUT = {"shoestring-3m": 100, "random-100m": 40, "random-toy": 4}
 DENSE_MASK_TOKENS = 4096  # a step of more is not tried padding-free at once: attention takes its square
-LARGE_MICRO_BATCH = 1 << 20  # tokens; a step is one forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,13 @@ def beside(trl: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
 
 def memory(arm: Arm, sizes: dict[str, int], toy: bool, place: Place) -> dict[str, Any]:
     """Bytes above what was resident when training began, at equal micro-batches and for a large vocabulary."""
-    found: dict[str, Any] = {"equal_micro_batch": {}}
+    found: dict[str, Any] = {"loss": loss_memory(replace(arm, base="bf16"), 1 if toy else 4, place)}
+    found["equal_micro_batch"] = {}
     for name in ("plain", "no_sharing", "shared_prompt", "dpo"):
         rows = min(sizes[name], 16 if name == "dpo" else 32)
         workload = workloads.build(name, rows, 0)
         at = replace(arm, objective=workload.objective, rows_per_step=rows, model_dtype="bfloat16")
-        at = replace(at, micro_batch_tokens=LARGE_MICRO_BATCH, learning_rate=workload.learning_rate)
+        at = replace(at, micro_batch_tokens=whole_step_tokens(at.model, workload), learning_rate=workload.learning_rate)
         runs = {
             "trl padded": run(peer_arm(at, QUICK), workload, place, held_out=False),
             "ours": run(at, workload, place, held_out=False),
@@ -183,30 +184,50 @@ def memory(arm: Arm, sizes: dict[str, int], toy: bool, place: Place) -> dict[str
         if name == "plain":  # of longer rows the dense mask alone would take gigabytes
             runs["trl padding-free"] = run(peer_arm(at, UNPADDED), workload, place, held_out=False)
         found["equal_micro_batch"][name] = {who: peaks(facts) for who, facts in runs.items()}
-    found["loss"] = loss_memory(replace(arm, base="bf16"), 1 if toy else 4, place)
     return found
 
 
 def peaks(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: facts[key] for key in ("peak_bytes", "training_bytes", "train_s", "settings")}
+    return {key: facts[key] for key in ("peak_bytes", "train_peak_bytes", "training_bytes", "train_s", "settings")}
+
+
+def whole_step_tokens(model: str, workload: Workload) -> int:
+    """A micro-batch budget in which all the rows find room, padded."""
+    from shoestring.train.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    return len(workload.train) * round_up(max(num_tokens(tokenizer, row) for row in workload.train) + 16, 16)
 
 
 def loss_memory(arm: Arm, rows: int, place: Place) -> dict[str, Any]:
     """Training memory with a vocabulary of 152k less that of the same body with 4k: what the loss takes.
 
-    Answers of about 500 tokens, so that skipping the prompt is not what saves.
+    Answers of about 500 tokens, so that skipping the prompt is not what saves. The larger head's weights are taken off.
     """
     workload = workloads.build("no_sharing", 2 * rows, 0)
-    found: dict[str, Any] = {"micro_batch_rows": rows}
+    wide, narrow = "random-wide-vocabulary", "random-narrow-vocabulary"
+    weights = (
+        2
+        * shapes.SHAPES[wide]["hidden_size"]
+        * (shapes.SHAPES[wide]["vocab_size"] - shapes.SHAPES[narrow]["vocab_size"])
+    )
+    found: dict[str, Any] = {"micro_batch_rows": rows, "weights_bytes": weights}
     for trainer in ("stock", "trl", "ours"):
         used = []
-        for model in ("random-wide-vocabulary", "random-narrow-vocabulary"):
+        for name in (wide, narrow):
+            model = shapes.model_folder(name)
             at = replace(
-                arm, trainer=trainer, model=shapes.model_folder(model), objective="sft", rows_per_step=rows,
-                model_dtype="bfloat16", micro_batch_tokens=LARGE_MICRO_BATCH, config={} if trainer == "ours" else QUICK,
+                arm, trainer=trainer, model=model, objective="sft", rows_per_step=rows, learning_rate=1e-3,
+                model_dtype="bfloat16", micro_batch_tokens=whole_step_tokens(model, workload),
+                config={} if trainer == "ours" else QUICK,
             )  # fmt: skip
-            used.append(run(at, workload, place, held_out=False)["training_bytes"])
-        found[trainer] = {"wide_bytes": used[0], "narrow_bytes": used[1], "loss_bytes": used[0] - used[1]}
+            used.append(run(at, workload, place, held_out=False))
+        found[trainer] = {
+            "loss_bytes": used[0]["train_peak_bytes"] - used[1]["train_peak_bytes"] - weights,
+            "loss_bytes_before_training_too": used[0]["peak_bytes"] - used[1]["peak_bytes"] - weights,
+            "wide": peaks(used[0]),
+            "narrow": peaks(used[1]),
+        }
     for peer in ("stock", "trl"):
         found[f"ours_over_{peer}"] = found["ours"]["loss_bytes"] / found[peer]["loss_bytes"]
     return found
