@@ -30,6 +30,7 @@ class Clock:
         self.cpu_s: list[float] = []
         self.rss_bytes: int | None = None  # when training began
         self.before_bytes: int | None = None  # most that was resident before
+        self.steps_bytes: int | None = None  # most that was resident by the end of the last step
         self.more_wall_s = self.more_cpu_s = 0.0  # of work that belongs to training but comes before it
 
     def begin(self) -> None:
@@ -66,6 +67,7 @@ class Clock:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 clock.tick()
+                clock.steps_bytes = memory_bytes("VmHWM")
 
         DEFAULT_CALLBACKS.append(Ticks)
 
@@ -91,21 +93,21 @@ class Clock:
     def facts(self) -> dict[str, Any]:
         """train_s and train_cpu_s over all steps; step_s of each; peak memory of the process or the accelerator.
 
-        train_peak_bytes: from the first step on; training_bytes: that above what was resident when it began.
+        train_peak_bytes: from the first step to the last; training_bytes: that above what was resident when it began.
         """
         import torch
 
         on_gpu = torch.cuda.is_available()
         peak = memory_bytes("VmHWM")
-        before = self.before_bytes or 0
+        before, steps = self.before_bytes or 0, self.steps_bytes
         return {
             "num_steps": len(self.wall_s) - 1,
             "train_s": self.wall_s[-1] - self.wall_s[0] + self.more_wall_s,
             "train_cpu_s": self.cpu_s[-1] - self.cpu_s[0] + self.more_cpu_s,
             "step_s": [round(b - a, 4) for a, b in zip(self.wall_s, self.wall_s[1:], strict=False)],
             "peak_bytes": None if peak is None else max(peak, before),
-            "train_peak_bytes": peak,
-            "training_bytes": peak - self.rss_bytes if peak is not None and self.rss_bytes is not None else None,
+            "train_peak_bytes": steps,
+            "training_bytes": None if steps is None or self.rss_bytes is None else steps - self.rss_bytes,
             "gpu_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
             "gpu_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
         }
