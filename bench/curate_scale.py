@@ -2,10 +2,11 @@
 
     python -m bench.curate_scale [--rows 1000000 5000000] [--workers 2] [--whole] [--alone] [--json]
 
-Rows are generated: 8 to 18 words and a label that goes with the first, JSON lines; a tenth repeat an earlier row in other case, one in 200 has a
-fault (broken JSON, empty answer, repeated key, Latin-1, missing field), one in 200 contradicts another. Measured in a
-process of its own, imports included: read, every check of a row, exact repeats and contradictions, and the files
-written (train, dropped, faults, receipt). peak_bytes is the high-water mark of that process plus that of its workers.
+Rows are generated: 8 to 18 words and a label that goes with the first, JSON lines; a tenth repeat an earlier row in
+other case, one in 200 has a fault (broken JSON, empty answer, repeated key, Latin-1, missing field), one in 200
+contradicts another. Measured in a process of its own, imports included: read, every check of a row, exact repeats and
+contradictions, and the files written (train, dropped, faults, receipt). peak_bytes is the high-water mark of that
+process plus that of its workers, although those have ended when the later stages begin.
 --whole measures all of `shoestring curate` as well: near-duplicates and near-contradictions, suspect rows, the split,
 and the choice of BUDGET_TOKENS.
 
