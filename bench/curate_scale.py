@@ -2,10 +2,11 @@
 
     python -m bench.curate_scale [--rows 1000000 5000000] [--workers 2] [--whole] [--alone] [--json]
 
-Rows are generated: 8 to 18 words and a label, JSON lines; a tenth repeat an earlier row in other case, one in 200 has a
-fault (broken JSON, empty answer, repeated key, Latin-1, missing field), one in 200 contradicts another. Measured in a
-process of its own, imports included: read, every check of a row, exact repeats and contradictions, and the files
-written (train, dropped, faults, receipt). peak_bytes is the high-water mark of that process plus that of its workers.
+Rows are generated: 8 to 18 words and a label that goes with the first, JSON lines; a tenth repeat an earlier row in
+other case, one in 200 has a fault (broken JSON, empty answer, repeated key, Latin-1, missing field), one in 200
+contradicts another. Measured in a process of its own, imports included: read, every check of a row, exact repeats and
+contradictions, and the files written (train, dropped, faults, receipt). peak_bytes is the high-water mark of that
+process plus that of its workers, although those have ended when the later stages begin.
 --whole measures all of `shoestring curate` as well: near-duplicates and near-contradictions, suspect rows, the split,
 and the choice of BUDGET_TOKENS.
 
@@ -42,14 +43,14 @@ def generate(path: Path, num_rows: int) -> None:
     with path.open("wb") as file:
         for number in range(num_rows):
             row = {"prompt": " ".join(rng.choices(WORDS, k=rng.randint(8, 18))) + f" {number}?", "completion": ""}
-            row["completion"] = f"label_{rng.randrange(77)}"
+            row["completion"] = f"label_{WORDS.index(row['prompt'].split()[0]) % 77}"
             chance = rng.random()
             line = ""
             if chance < 0.1 and earlier:
                 old = rng.choice(earlier)
                 row = {"prompt": old["prompt"].upper(), "completion": old["completion"]}
             elif chance < 0.105 and earlier:
-                row["prompt"] = rng.choice(earlier)["prompt"]
+                row = {"prompt": rng.choice(earlier)["prompt"], "completion": f"label_{rng.randrange(77)}"}
             elif chance < 0.106:
                 row["completion"] = " "
             elif chance < 0.107:
