@@ -34,6 +34,11 @@ class Routes:
     rows_attention: str
     facts: dict[str, Any]
 
+    @property
+    def holds_fp8(self) -> bool:
+        """Whether the frozen base is in FP8."""
+        return bool(self.facts["base_format"] == FP8)
+
     def clear(self) -> None:
         """Let go of what a pass that broke off left in memory."""
         import torch
