@@ -20,6 +20,7 @@ Shapes: N tokens, I input size, O output size.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ..records import Device
@@ -34,13 +35,24 @@ CAPABILITY, ROW_WISE_MAJORS = (8, 9), (9, 10)
 MIN_WIDTH = 2048
 
 
-def quantised_rows(matrix: Any) -> tuple[Any, Any]:
-    """A matrix as float8_e4m3fn and its scales (rows, 1), float32; matrix ~ quantised * scales."""
+def quantised_rows(matrix: Any, columns: Any = None) -> tuple[Any, Any]:
+    """A matrix as float8_e4m3fn and its scales (rows, 1), float32; matrix ~ quantised * scales.
+
+    columns: (1, columns) factors that the matrix is multiplied by first.
+    """
     import torch
 
-    largest = matrix.abs().amax(1, keepdim=True).float()
-    scales = (largest / LARGEST).clamp(min=1e-12)
-    return (matrix.float() / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales
+    numbers = matrix.float() if columns is None else matrix.float() * columns
+    scales = (numbers.abs().amax(1, keepdim=True) / LARGEST).clamp(min=1e-12)
+    return (numbers / scales).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales
+
+
+@functools.cache
+def _rounding(device_kind: str) -> Any:
+    """quantised_rows; on CUDA compiled into one kernel, for its five passes cost as much as a small product."""
+    import torch
+
+    return torch.compile(quantised_rows, dynamic=True) if device_kind == "cuda" else quantised_rows
 
 
 def product(a: Any, b: Any, a_scales: Any, b_scales: Any, dtype: Any, *, fast: bool) -> Any:
@@ -64,7 +76,7 @@ class Fp8:
         self.layer = layer
 
     def prepare(self, x_NI: Any) -> Any:
-        return (*quantised_rows(x_NI), x_NI.dtype)
+        return (*_rounding(x_NI.device.type)(x_NI), x_NI.dtype)
 
     def product(self, prepared: Any) -> Any:
         x, scales, dtype = prepared
@@ -76,7 +88,7 @@ class Fp8:
         import torch
 
         layer = self.layer
-        grad, scales = quantised_rows(grad_NO * layer.scales.t().to(grad_NO.dtype))
+        grad, scales = _rounding(grad_NO.device.type)(grad_NO, layer.scales.t())
         turned = layer.quantised.t().contiguous().t()  # by columns
         ones = torch.ones((1, turned.shape[1]), dtype=torch.float32, device=grad.device)
         into_NI.add_(product(grad, turned, scales, ones, into_NI.dtype, fast=False))

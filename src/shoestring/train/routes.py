@@ -60,6 +60,7 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
         with preflight.evaluation_mode(routes.tuned), adapter_in_16_bit(routes.tuned, device):
             refusal = fp8.convert_checked(routes.tuned, _loss_of(routes, device, probe, pad_id))
         if refusal:  # the 16-bit weights are gone
+            del routes
             routes = _load(model, settings, device, probe, pad_id)
     with preflight.evaluation_mode(routes.tuned), adapter_in_16_bit(routes.tuned, device):
         adapters, why = fused.choose_adapters(
@@ -71,7 +72,7 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
         adapters=adapters,
         adapters_reason=why,
         loss_path=routes.loss_path,
-        compile="off",
+        compile="off" if refusal or device.kind != "cuda" else "rounding to fp8",
     )
     return routes
 
@@ -131,7 +132,15 @@ def choose_policy(
     training = tuned.training
     tuned.train()
     try:
-        measured = memory_policy.measure(tuned, lambda: loss_of((longest,)), longest_tokens)
+        try:
+            measured = memory_policy.measure(tuned, lambda: loss_of((longest,)), longest_tokens)
+        except RuntimeError as error:
+            if not memory_policy.is_out_of_memory(error):
+                raise
+            tokens = settings.micro_batch_tokens if given else longest_tokens
+            least = Candidate(tokens, len(memory_policy.recomputable(tuned)), device.kind == "cuda")
+            reason = "memory ran out over the longest row alone"
+            return memory_policy.as_given(tuned, device, least, longest_tokens, reason)
         most = max(packing.schedule.computed_tokens)
         return memory_policy.choose(
             tuned,
@@ -145,6 +154,7 @@ def choose_policy(
         )
     finally:
         tuned.train(training)
+        routes.clear()
 
 
 def _timed(routes: Routes, learned: Objective, packing: Packing, candidate: Candidate, loss_of: Any) -> float:

@@ -99,7 +99,8 @@ def train_rung(
 
             def attempt(policy: MemoryPolicy) -> tuple[Schedule, Watch]:
                 cut = packing.within(policy.chosen.micro_batch_tokens)
-                budget["batch_tokens"] = min(settings.micro_batch_tokens, policy.chosen.micro_batch_tokens)
+                if policy.num_shrunk:
+                    budget["batch_tokens"] = policy.chosen.micro_batch_tokens
                 state.passes = policy.chosen.kept()
                 recompute(tuned, policy.chosen.num_recomputed)
                 watch = Watch(
