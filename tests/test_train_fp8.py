@@ -94,5 +94,5 @@ def test_the_gate_refuses_what_is_not_the_same(tiny, monkeypatch):  # noqa: F811
 def test_machines_without_fp8_are_told_why():
     assert fp8.cannot_run(HALF) == "cpu has no FP8 tensor cores"
     assert "no FP8" in fp8.cannot_run(Device("mps", "Apple M9", 2**34, 1, "float32", ""))
-    assert fp8.refusal(HALF, False, "lora") == "train.fp8 says so"
-    assert "NF4" in fp8.refusal(HALF, None, "qlora")
+    assert fp8.refusal(HALF, False, "lora") == "train.fp8 is false"
+    assert "NF4" in fp8.refusal(HALF, True, "qlora")

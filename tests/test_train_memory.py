@@ -244,7 +244,7 @@ def test_the_record_says_what_was_on(rung, monkeypatch, route):  # noqa: F811
     assert reasons.get(route, "") in said
     assert used["memory_policy"]["reason"] and used["micro_batch_tokens"] == 256
     if route == "fused":
-        assert used["base_reason"] == "fp8 is off: cpu has no FP8 tensor cores"
+        assert used["base_reason"] == "fp8 is off: train.fp8 is false"
         assert used["memory_policy"]["measured"]["num_layers"] == 2
 
 

@@ -182,8 +182,8 @@ class TrainConfig(_Section):
     """Tokens of one forward and backward pass: padding included, shared beginnings once."""
     recompute: int | None = Field(default=None, ge=0)
     """Layers that run again in backward instead of keeping what they computed; default: as few as memory allows."""
-    fp8: bool | None = None
-    """Hold the frozen base in FP8 on cards that multiply it; default: where that pays and the loss stays the same."""
+    fp8: bool = False
+    """Hold the frozen base in FP8 on cards that multiply it, if the loss stays the same; not yet measured on a card."""
     seq_len: int | None = Field(default=None, ge=16)
     """Longest training row in tokens; longer ones are dropped and counted, held-out rows keep to the context alone."""
     patience: int = Field(default=2, ge=1)

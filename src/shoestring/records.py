@@ -226,7 +226,7 @@ class TrainSettings:
     reasons: dict[str, str]
     objective: str = "sft"  # sft: the answer; dpo: the answer over the rejected one
     dpo_beta: float = 0.1
-    fp8: bool | None = None  # frozen base in FP8; None where it is faster and gives the same loss
+    fp8: bool = False  # frozen base in FP8, where the card can and the loss stays the same
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
 
 

@@ -98,7 +98,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         value["micro_batch_tokens"] = batch
         reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
     put("recompute", *_recompute(shape, method, rank, value["micro_batch_tokens"], seq_len, device, loss_frac))
-    put("fp8", None, "on a card that multiplies FP8, where matrices are wide and the loss stays the same")
+    put("fp8", given.fp8, "default: off, as it was not yet measured on a card")
     put("num_threads", device.num_threads, "threads of the device")
     for key in ("patience", "num_evals"):
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")

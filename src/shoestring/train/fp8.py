@@ -30,9 +30,6 @@ from .locate import first_line
 LARGEST = 448.0  # of float8_e4m3fn
 MULTIPLE = 16
 CAPABILITY, ROW_WISE_MAJORS = (8, 9), (9, 10)
-# Below this width the passes that round activations cost more than the products save: a rule from torchao's tables
-# of float8 training, not measured here.
-MIN_WIDTH = 2048
 
 
 def quantised_rows(matrix: Any, columns: Any = None) -> tuple[Any, Any]:
@@ -149,21 +146,11 @@ def _classes() -> tuple[Any, Any]:
     return _made
 
 
-def refusal(device: Device, asked: bool | None, method: str) -> str:
+def refusal(device: Device, asked: bool, method: str) -> str:
     """Why this run does not get an FP8 base, "" if it may: asked is train.fp8, method lora or qlora."""
-    if asked is False:
-        return "train.fp8 says so"
+    if not asked:
+        return "train.fp8 is false"
     return "method: qlora holds the base in NF4" if method == "qlora" else cannot_run(device)
-
-
-def too_small(tuned: Any) -> str:
-    """Why an FP8 base would not pay for this model, "" if it may."""
-    from .fused import lora_layers
-
-    widest = max((min(layer.in_features, layer.out_features) for layer in lora_layers(tuned)), default=0)
-    if widest >= MIN_WIDTH:
-        return ""
-    return f"its matrices are {widest} wide, from {MIN_WIDTH} on rounding activations is worth it"
 
 
 def cannot_run(device: Device) -> str:

@@ -55,8 +55,6 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
     refusal = fp8.refusal(device, settings.fp8, settings.method)
     routes = _load(model, settings, device, probe, pad_id)
     if not refusal:
-        refusal = fp8.too_small(routes.tuned) if settings.fp8 is None else ""
-    if not refusal:
         with preflight.evaluation_mode(routes.tuned), adapter_in_16_bit(routes.tuned, device):
             refusal = fp8.convert_checked(routes.tuned, _loss_of(routes, device, probe, pad_id))
         if refusal:  # the 16-bit weights are gone
