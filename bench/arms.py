@@ -192,18 +192,17 @@ def matched_batch_tokens(model: str, settings: TrainSettings, rows: list[Example
     """The step budget with which the schedule has as many steps as wanted, or as near as it gets."""
     from shoestring.train.base import load_tokenizer
     from shoestring.train.objective import encode_item
-    from shoestring.train.packing import MIN_GAIN, schedules
+    from shoestring.train.packing import PADDED, as_rows, schedules
 
     tokenizer = load_tokenizer(model)
-    items = [encode_item(tokenizer, row, settings.objective) for row in rows]
+    encoded = as_rows([encode_item(tokenizer, row, settings.objective) for row in rows])
     places = [(row.source, row.line) for row in rows]
 
     def steps_at(budget: int) -> int:
-        padded, forest = schedules(items, places, replace(settings, batch_tokens=budget)).values()
-        computed = [made.num_computed_tokens(len(made.steps)) for made in (padded, forest)]
-        return len((forest if computed[0] >= MIN_GAIN * computed[1] else padded).steps)
+        # Either packing draws the same steps.
+        return len(schedules(encoded, places, replace(settings, batch_tokens=budget))[PADDED].steps)
 
-    middle = sum(len(path.ids) for item in items for path in item) * settings.num_epochs / wanted
+    middle = sum(len(path) for row in encoded for path in row) * settings.num_epochs / wanted
     nearest: tuple[int, int] | None = None
     for percent in sorted(range(85, 160), key=lambda percent: abs(percent - 100)):
         budget = max(1, int(middle * percent / 100))

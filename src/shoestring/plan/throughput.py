@@ -23,7 +23,6 @@ from .shapes import ModelShape
 PRIORS_CSV = Path(__file__).with_name("priors.csv")
 # A batch made of rows of near length pads little; of mixed length, more.
 PADDING_LOW, PADDING_EXPECTED, PADDING_HIGH = 1.0, 1.06, 1.25
-ROUND_WIDTH = 8  # training rounds the width of a micro-batch up to this (train.loss)
 MIN_GAIN = 1.25  # train.packing shares beginnings of rows where that computes so many times fewer tokens
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.

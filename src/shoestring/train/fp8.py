@@ -91,14 +91,9 @@ class Fp8:
         into_NI.add_(product(grad, turned, scales, ones, into_NI.dtype, fast=False))
 
 
-_made: tuple[Any, Any] | None = None
-
-
+@functools.cache
 def _classes() -> tuple[Any, Any]:
     """The layer's class and its autograd function, made once: torch is imported only where it is used."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
 
     class Fp8Product(torch.autograd.Function):
@@ -142,8 +137,7 @@ def _classes() -> tuple[Any, Any]:
             with torch.autocast(device, enabled=False):
                 return Fp8Product.apply(x, self.frozen_matrix())
 
-    _made = (Fp8Linear, Fp8Product)
-    return _made
+    return Fp8Linear, Fp8Product
 
 
 def refusal(device: Device, asked: bool, method: str) -> str:

@@ -13,6 +13,7 @@ Shapes: N tokens of the micro-batch, I input size, O output size, R rank (of all
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -91,14 +92,9 @@ def frozen_matrix(layer: Any) -> Frozen | None:
     return None
 
 
-_made: Any = None
-
-
+@functools.cache
 def _function() -> Any:
     """The autograd function, made once: torch is imported only where it is used."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
 
     class GroupProduct(torch.autograd.Function):
@@ -144,8 +140,7 @@ def _function() -> Any:
                 dx = dx_NI.view(ctx.shape)
             return dx, None, None, *grad_as, *grad_bs
 
-    _made = GroupProduct
-    return _made
+    return GroupProduct
 
 
 class Group:

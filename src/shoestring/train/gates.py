@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages import with_tools
 from ..records import Example
 from .setup import SetUp
 from .tokens import Encoded, encode_prompt, end_token_id, end_token_ids
@@ -158,8 +159,6 @@ def _start_missing(ready: SetUp) -> tuple[str, str]:
 
 def _prompt_as_served(ready: SetUp) -> tuple[str, str]:
     def wrong(example: Example, path: Encoded) -> str:
-        from ..messages import with_tools
-
         served = encode_prompt(ready.tokenizer, with_tools(example.prompt, example.tools))
         own = path.ids[: path.num_prompt_tokens]
         if served == own:

@@ -9,6 +9,7 @@ Shapes: N loss tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 # Float32 logits of one chunk.
@@ -34,14 +35,9 @@ def chunked_losses(hidden_ND: Any, head: Any, targets_N: Any, ignored: int) -> A
         return _function().apply(hidden_ND, weight, head.bias, targets_N, ignored)
 
 
-_made: Any = None
-
-
+@functools.cache
 def _function() -> Any:
     """The autograd function, made once: torch is imported only where it is used."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
 
     class ChunkedLosses(torch.autograd.Function):
@@ -72,5 +68,4 @@ def _function() -> Any:
             (grad,) = ctx.saved_tensors
             return grad * upstream.unsqueeze(-1).to(grad.dtype), None, None, None, None
 
-    _made = ChunkedLosses
-    return _made
+    return ChunkedLosses

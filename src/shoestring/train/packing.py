@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..plan.throughput import MIN_GAIN
 from ..records import Device, Example, TrainSettings
 from . import loss
@@ -31,6 +33,7 @@ from .schedule import (
 # tokens (shoestring-3m, bfloat16, one AMD EPYC core, 2026-11-28); from about 300 tokens on it is the other way round.
 # Largest mean difference of an answer token's log-probability between the two, from rounding alone.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+Row = Sequence[np.ndarray]  # token ids of an item's paths
 REFUSED = "were possible, but"
 
 
@@ -75,11 +78,13 @@ class Packing:
         return forest_route(device.kind) if self.kind == FOREST else otherwise
 
 
-def schedules(
-    items: Sequence[Item], sources: Sequence[tuple[str, int]], settings: TrainSettings
-) -> dict[str, Schedule]:
-    """The run under each packing. sources: file and line of each item."""
-    rows = [[as_array(path.ids) for path in item] for item in items]
+def as_rows(items: Sequence[Item]) -> list[Row]:
+    """The items' token ids, as schedules take them."""
+    return [[as_array(path.ids) for path in item] for item in items]
+
+
+def schedules(rows: Sequence[Row], sources: Sequence[tuple[str, int]], settings: TrainSettings) -> dict[str, Schedule]:
+    """The run under each packing. sources: file and line of each row."""
 
     def made(packing: str) -> Schedule:
         return build_schedule(
@@ -96,9 +101,8 @@ def schedules(
     return {packing: made(packing) for packing in (PADDED, FOREST)}
 
 
-def sizes(items: Sequence[Item]) -> dict[str, Callable[[MicroBatch], int]]:
-    """Tokens that a micro-batch of items computes, under each packing."""
-    rows = [[as_array(path.ids) for path in item] for item in items]
+def sizes(rows: Sequence[Row]) -> dict[str, Callable[[MicroBatch], int]]:
+    """Tokens that a micro-batch of rows computes, under each packing."""
     widths = row_widths(rows, loss.ROUND_WIDTH)
     return {
         PADDED: lambda batch: padded_tokens([widths[row] for row in batch]),
@@ -118,7 +122,8 @@ def choose_packing(
 
     path: the loss path. The model is asked in evaluation mode, on the first step's rows.
     """
-    made = schedules(objective.items, [(e.source, e.line) for e in examples], settings)
+    rows = as_rows(objective.items)
+    made = schedules(rows, [(e.source, e.line) for e in examples], settings)
     forests = functools.partial(loss.collate_forest, as_blocks=device.kind != "cuda")
     gain = _computed(made[PADDED]) / max(1, _computed(made[FOREST]))
     kind = PADDED
@@ -133,15 +138,10 @@ def choose_packing(
         reason=reason,
         schedule=made[kind],
         collate=forests if kind == FOREST else padded,
-        size=sizes(objective.items)[kind],
-        cut=_cuts(objective.items, kind),
+        size=sizes(rows)[kind],
+        cut=functools.partial(step_cut, rows, packing=kind, round_to=loss.ROUND_WIDTH),
         micro_batch_tokens=settings.micro_batch_tokens,
     )
-
-
-def _cuts(items: Sequence[Item], kind: str) -> Callable[[int], Cut]:
-    rows = [[as_array(path.ids) for path in item] for item in items]
-    return lambda micro_batch_tokens: step_cut(rows, micro_batch_tokens, packing=kind, round_to=loss.ROUND_WIDTH)
 
 
 def computed_frac(items: Sequence[Item], rows_per_step: int = 32) -> float:

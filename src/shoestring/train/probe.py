@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
-from . import gates, loss, preflight
-from .adapter import load_adapter
+from . import gates, loss, parity, preflight
+from .adapter import fresh_copy, load_adapter
 from .gates import REFUSE, WARN, Finding, judged
 from .loop import StepItems, save_adapter, step_loss
 from .objective import Collate, Preference, padded
@@ -24,7 +24,6 @@ PROBE_ITEMS, PROBE_TOKENS = 4, 2048
 # Largest difference of gradients by rounding alone, relative to their norm. Over an FP8 base a last bit turned in 16
 # bits is up to 1/8 in FP8.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.03, "fp8": 0.4}
-NOISE = 0.02  # standard deviation given to B, which starts at zero and would hide half of all gradients
 
 
 def probe_items(ready: SetUp) -> list[int]:
@@ -85,23 +84,17 @@ def probing(ready: SetUp) -> Iterator[Probe]:
     import torch
 
     tuned = ready.tuned
-    probe, training = Probe(ready), tuned.training
-    kept = {name: p.detach().clone() for name, p in probe.trainable().items()}
+    training, restore_adapter = tuned.training, fresh_copy(tuned)
     reference = getattr(ready.learned, "reference", None)
-    generator = torch.Generator().manual_seed(0)
     try:
-        with torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []):
+        with (
+            torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []),
+            parity.stirred(tuned),
+        ):
             tuned.train()
-            for name, parameter in probe.trainable().items():
-                if "lora_B" in name:
-                    noise = torch.randn(parameter.shape, generator=generator) * NOISE
-                    parameter.data.copy_(noise.to(parameter.device, parameter.dtype))
-            yield probe
+            yield Probe(ready)
     finally:
-        for name, parameter in probe.trainable().items():
-            if name in kept:
-                parameter.data.copy_(kept[name])
-        tuned.zero_grad(set_to_none=True)
+        restore_adapter()
         tuned.train(training)
         if isinstance(ready.learned, Preference):
             ready.learned.reference = reference

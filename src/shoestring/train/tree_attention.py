@@ -9,6 +9,7 @@ Shapes: N tokens, H heads, K key/value heads, G = H / K, D head size, M squares 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,14 +114,9 @@ def tree_attention(query_BHND: Any, key_BKND: Any, value_BKND: Any, blocks: Bloc
     return out.view(1, heads, tokens, size).transpose(1, 2)
 
 
-_made: Any = None
-
-
+@functools.cache
 def _function() -> Any:
     """The autograd function, made once: torch is imported only where it is used."""
-    global _made
-    if _made is not None:
-        return _made
     import torch
 
     class TreeAttention(torch.autograd.Function):
@@ -137,8 +133,7 @@ def _function() -> Any:
             query, key, value, out, log_sum = ctx.saved_tensors
             return (*_backward(query, key, value, out, log_sum, grad, ctx.blocks), None)
 
-    _made = TreeAttention
-    return _made
+    return TreeAttention
 
 
 def _forward(query: Any, key: Any, value: Any, blocks: Blocks) -> tuple[Any, Any]:
