@@ -24,7 +24,7 @@ PACKAGE = ROOT / "src" / "shoestring"
 LAYERS: list[set[str]] = [
     {"errors", "units", "messages", "versions"},
     {"records"},
-    {"files"},
+    {"files", "yaml_lines"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
     {"train", "serve", "evaluate.generation"},

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import ConfigError
+from .yaml_lines import key_fault, line_of
 
 TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
 
@@ -303,7 +304,7 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
     """Check the text of a run file. Raises: ConfigError."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        fault = _key_fault(node, (), set())
+        fault = key_fault(node, (), set())
         raw = yaml.safe_load(text)
     except RecursionError:
         raise ConfigError(f"{name}: lists or mappings are nested too deep; a run file needs four levels") from None
@@ -327,43 +328,6 @@ def parse_run_file(text: str, name: str = "run file") -> RunConfig:
         raise ConfigError("\n".join(lines)) from None
 
 
-def _key_fault(node: Any, above: tuple[Any, ...], checked: set[int]) -> str | None:
-    """Line and fault of a key given twice, or of an alias that stands inside what it means."""
-    if not isinstance(node, yaml.CollectionNode):
-        return None
-    line = node.start_mark.line + 1
-    if any(node is outer for outer in above):
-        return f"{line}: what begins here contains itself through an alias (*); write it out"
-    if id(node) in checked:  # aliases of aliases: each thing once
-        return None
-    checked.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                return f"{key.start_mark.line + 1}: key {key.value!r} is given twice; keep one"
-            seen.add(key.value)
-    inner = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-    return next((fault for part in inner if (fault := _key_fault(part, (*above, node), checked))), None)
-
-
-def _line_of(node: Any, location: tuple[Any, ...]) -> int:
-    """Line (from 1) of the deepest part of location that the YAML holds."""
-    line = 1
-    for step in location:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((k, v) for k, v in node.value if k.value == step), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
 def _section_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys allowed where the unknown key at location stands."""
     model: Any = RunConfig
@@ -378,7 +342,7 @@ def _section_keys(location: tuple[Any, ...]) -> list[str]:
 
 def _explain(fault: Any, node: Any, name: str) -> str:
     location = tuple(fault["loc"])
-    where = f"{name}:{_line_of(node, location)}"
+    where = f"{name}:{line_of(node, location)}"
     dotted = ".".join(str(step) for step in location)
     value = fault.get("input")
     if fault["type"] == "extra_forbidden":
