@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -171,8 +171,10 @@ class TrainConfig(_Section):
     """How closely dpo keeps to the base model; larger is closer."""
     num_epochs: float | None = Field(default=None, gt=0, le=100)
     """Passes over the training rows."""
-    learning_rate: float | None = Field(default=None, gt=0, lt=1)
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["search"] | None = None
+    """Peak learning rate; `search` tries several around the derived one on few tokens and trains with the best."""
+    search_tokens: int | None = Field(default=None, ge=64)
+    """Tokens that learning_rate: search may spend (default: a quarter of training's)."""
     lora_rank: int | None = Field(default=None, ge=1, le=1024)
     """Rank of the adapter matrices."""
     lora_alpha: float | None = Field(default=None, gt=0)
@@ -193,6 +195,24 @@ class TrainConfig(_Section):
     """Evaluations on the dev rows over the whole schedule."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads."""
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate_or_search(cls, value: Any) -> Any:
+        """One message, where a union would give one for each of its types."""
+        try:
+            is_rate = value is None or value == "search" or (not isinstance(value, bool) and 0 < float(value) < 1)
+        except (TypeError, ValueError):
+            is_rate = False
+        if not is_rate:
+            raise ValueError("give a number above 0 and below 1, or search")
+        return value
+
+    @model_validator(mode="after")
+    def _budget_is_of_a_search(self) -> TrainConfig:
+        if self.search_tokens is not None and self.learning_rate != "search":
+            raise ValueError("search_tokens is what learning_rate: search may spend; set that, or leave it out")
+        return self
 
 
 class MarketConfig(_Section):

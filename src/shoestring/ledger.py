@@ -99,13 +99,19 @@ class Ledger:
         return self._read()[1]
 
     def live_s(self) -> dict[str, float]:
-        """Seconds of trainings that were begun and are not entered yet, by rung folder, from their step records."""
-        prints = [entry.get("fingerprint") for entry in self.entries()]
+        """Seconds of trainings, and of the learning-rate searches before them, that were begun and are not entered
+        yet, by rung folder: from their step records, and from the search's state."""
+        entries = self.entries()
         live = {}
         for marker in self.path.parent.glob("rungs/*/inputs.json"):
-            steps, begun = marker.with_name("steps.jsonl"), read_json(marker)
-            if steps.is_file() and begun["fingerprint"] not in prints[begun["num_entries"] :]:
-                live[marker.parent.name] = max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0)
+            name, begun = marker.parent.name, read_json(marker)
+            since = entries[begun["num_entries"] :]
+            steps, search = marker.with_name("steps.jsonl"), marker.parent / "search" / "state.json"
+            if search.is_file() and all(e["item"] != f"rungs/{name}/search" for e in since):
+                live[name] = float(read_json(search)["wall_s"])
+            if steps.is_file() and begun["fingerprint"] not in [e.get("fingerprint") for e in since]:
+                trained_s = max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0)
+                live[name] = live.get(name, 0.0) + trained_s
         return live
 
     def spent_usd(self, *, live_usd_per_hour: float = 0.0, but: str = "") -> float:

@@ -228,6 +228,7 @@ class TrainSettings:
     dpo_beta: float = 0.1
     fp8: bool = False  # frozen base in FP8, where the card can and the loss stays the same
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
+    search_tokens: int = 0  # of the search for learning_rate, which is then where it begins; 0: no search
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +253,7 @@ class RungPlan:
     cost_usd: Estimate
     parts_bytes: dict[str, int]
     reason: str  # of the verdict
+    search_s: Estimate | None = None  # of a learning-rate search before training; its cost is in cost_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,7 @@ def plan_from_json(row: dict[str, Any]) -> Plan:
     rungs = []
     for rung in row["rungs"]:
         parts: dict[str, Any] = {k: _estimate(rung[k]) for k in estimates}
+        parts["search_s"] = _estimate(rung["search_s"]) if rung.get("search_s") else None
         parts["device"] = Device(**rung["device"])
         parts["settings"] = TrainSettings(**rung["settings"])
         rungs.append(RungPlan(**{**rung, **parts}))

@@ -10,7 +10,7 @@ from ..records import Verdict, to_json
 from ..units import count, duration, gib, usd
 from .output import emit, say, warn
 from .progress import Screen
-from .tables import arms_table, far_table, score_text, table, time_span, usd_span
+from .tables import arms_table, far_table, score_text, search_table, table, time_span, usd_span
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -188,6 +188,8 @@ def show_plan(run: Run) -> None:
         device = rung["device"]
         say(f"{rung['model']} on {device['name']} ({gib(rung['device_bytes'])}), {rung['price_source']}")
         say(f"  memory: {rung['reason']}")
+        if rung.get("search_s"):
+            say(f"  learning-rate search before training: {time_span(rung['search_s'])}, in the cost")
         show_settings(rung["settings"])
     for note in plan["notes"]:
         say(f"note: {note}")
@@ -221,6 +223,8 @@ def show_trained(run: Run) -> None:
             f"{run.config.task.metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
         )
         say(f"  adapter: {folder / 'adapter'}")
+        if searched := result_of(run, f"rungs/{folder.name}/search.json"):
+            say(search_table(searched))
 
 
 # ---- export and report ----------------------------------------------------------------------

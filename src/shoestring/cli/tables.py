@@ -128,3 +128,18 @@ def time_span(estimate: dict[str, float]) -> str:
 def usd_span(estimate: dict[str, float]) -> str:
     """An estimate in dollars."""
     return span(estimate, usd)
+
+
+def search_table(searched: dict[str, Any]) -> str:
+    """Rates tried, and what stopped each: of a search's record."""
+    rows = [
+        (
+            f"{trial['learning_rate']:.3g}",
+            f"{trial['num_tokens']:,}",
+            "-" if trial["dev_loss"] is None else f"{trial['dev_loss']:.4f}",
+            trial["stopped"],
+        )
+        for trial in searched["trials"]
+    ]
+    shown = table(("learning rate", "tokens", "dev loss", "stopped"), rows, right=(0, 1, 2))
+    return f"{shown}\nnote: {searched['note']}" if searched["note"] else shown

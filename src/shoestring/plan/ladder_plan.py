@@ -113,7 +113,8 @@ def plan_rung(
     if num_dev_rows is None:
         num_dev_rows = min(MAX_DEV_ROWS, max(1, round(len(counts.prompt) * DEV_FRAC)))
     time = predict_time(shape, settings, counts, device, num_dev_rows=num_dev_rows)
-    seconds = Estimate(*(getattr(time.train_s, k) + getattr(time.eval_s, k) for k in ("value", "low", "high")))
+    parts = [part for part in (time.search_s, time.train_s, time.eval_s) if part is not None]
+    seconds = Estimate(*(sum(getattr(part, k) for part in parts) for k in ("value", "low", "high")))
     return RungPlan(
         model=model,
         method=settings.method,
@@ -134,4 +135,5 @@ def plan_rung(
         cost_usd=seconds.scaled(price.usd_per_hour / SECONDS_PER_HOUR),
         parts_bytes=memory.parts,
         reason=f"{memory.reason}; {time.reason}",
+        search_s=time.search_s,
     )

@@ -15,6 +15,7 @@ from ..config import RunConfig, TaskConfig
 from ..errors import ModelError
 from ..records import Device, TokenCounts, TrainSettings
 from ..units import count, round_up
+from . import search
 from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
 from .shapes import ModelShape
 
@@ -42,6 +43,7 @@ ANSWER_MARGIN_FRAC, ANSWER_MARGIN_TOKENS, MAX_NEW_TOKENS_CAP = 0.15, 4, 1024
 
 REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
 GIVEN = "given in the run file"
+SEARCH = "search"  # train.learning_rate
 
 
 def median(lengths: Sequence[int]) -> int:
@@ -63,6 +65,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
 
     def put(key: str, derived: Any, reason: str) -> Any:
         turned = getattr(given, key, None) if key in given.model_fields_set else None
+        turned = None if turned == SEARCH else turned
         value[key], reasons[key] = (derived, reason) if turned is None else (turned, GIVEN)
         return value[key]
 
@@ -75,7 +78,9 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     )
     put("lora_alpha", ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for")
     preference = given.objective == "dpo"
-    put("learning_rate", *_learning_rate(shape, preference))
+    rate, rate_reason = _learning_rate(shape, preference)
+    searches = given.learning_rate == SEARCH
+    put("learning_rate", rate, f"{rate_reason}; the search begins around it" if searches else rate_reason)
 
     rows_per_step = ROWS_PER_STEP_MANY if len(lengths) >= MANY_ROWS else ROWS_PER_STEP_FEW
     put("num_epochs", *_epochs(shape, len(lengths), rows_per_step, preference))
@@ -90,6 +95,11 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         max(MIN_BATCH_TOKENS, seq_len, round_up(rows_per_step * median(lengths), ROUND_TOKENS)),
         f"about {rows_per_step} rows of the median {median(lengths)} tokens; LoRA tolerates large batches worse than "
         f"full fine-tuning; {REGRET}",
+    )
+    training_tokens = round(sum(min(n, seq_len * (2 if preference else 1)) for n in lengths) * value["num_epochs"])
+    tokens, search_reason = search.default_tokens(training_tokens, batch)
+    put(
+        "search_tokens", tokens if searches else 0, search_reason if searches else "train.learning_rate is not searched"
     )
     method, method_reason = choose_method(config.method, shape, rank, min(seq_len, batch), device, loss_frac)
     reasons["method"] = method_reason

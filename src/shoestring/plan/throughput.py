@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..records import Device, Estimate, TokenCounts, TrainSettings
 from .devices import gpu_spec
+from .search import MAX_ADDED, alive, num_units
 from .shapes import ModelShape
 
 PRIORS_CSV = Path(__file__).with_name("priors.csv")
@@ -55,6 +56,7 @@ class TimePrediction:
     num_train_tokens: int  # unpadded, over all epochs
     tokens_per_s: Estimate  # unpadded training tokens, load and evaluation excluded
     reason: str
+    search_s: Estimate | None = None  # of a learning-rate search, its own load included
 
 
 @functools.cache
@@ -238,6 +240,14 @@ def predict_time(
     train = Estimate(*(run[k] + getattr(load, k) + getattr(dev, k) for k in ("value", "low", "high")))
     evaluation = generate_s(shape, counts.eval_prompt, counts.eval_answer, device, settings.num_threads)
     eval_s = Estimate(*(getattr(evaluation, k) + getattr(load, k) for k in ("value", "low", "high")))
+    search = None
+    if settings.search_tokens:
+        # Each trial is scored by the loss on the dev rows after each of its rounds: forward only, half the FLOPs.
+        share = settings.search_tokens / max(1, num_tokens) * num_units() / (num_units() + MAX_ADDED)
+        scored = sum(alive()) * (sum(dev_prompts) + sum(dev_answers)) / 2 / max(1, num_tokens)
+        most = share * (num_units() + MAX_ADDED) / num_units()
+        shares = {"value": share + scored, "low": share, "high": most + 2 * scored}
+        search = Estimate(*(run[k] * shares[k] + getattr(load, k) for k in ("value", "low", "high")))
     row = prior(device, "layer_floor_s")
     speed = Estimate(num_tokens / run["value"], num_tokens / run["high"], num_tokens / run["low"])
     return TimePrediction(
@@ -247,4 +257,5 @@ def predict_time(
         num_train_tokens=num_tokens,
         tokens_per_s=speed,
         reason=f"{num_steps} steps at the {device.kind} rates of {row.as_of} ({row.basis})",
+        search_s=search,
     )

@@ -32,6 +32,7 @@ def render_report(run_folder: Path) -> str:
         _problems(run),
         _scores(run),
         _curves(run),
+        parts.searches(run),
         data(run),
         parts.predicted(run),
         parts.failures(run),

@@ -96,6 +96,29 @@ def _predicted_row(item: str, key: str, estimate: Estimate, actual: float | None
     ]
 
 
+def searches(run: RunFiles) -> Markup:
+    """Learning rates that were tried before training, rung by rung."""
+    shown = []
+    for rung in run.rungs:
+        found = rung.searched
+        if not found:
+            continue
+        rows = [
+            [
+                esc(f"{trial['learning_rate']:.3g}"),
+                esc(f"{trial['num_tokens']:,}"),
+                esc("—" if trial["dev_loss"] is None else f"{trial['dev_loss']:.4f}"),
+                esc(trial["stopped"]),
+            ]
+            for trial in found["trials"]
+        ]
+        said = f"{found['tokens_frac']:.0%} of training's tokens, {duration(found['wall_s'])}; {found['compared']}"
+        shown.append(f'<h3>{esc(rung.model)}</h3><p class="note">{esc(said)}.</p>')
+        shown.append(table(["learning rate", "tokens", "dev loss", "stopped"], rows, numeric=(0, 1, 2)))
+        shown.append(f'<p class="note">{esc(found["note"])}.</p>' if found["note"] else "")
+    return section("Learning-rate search", *shown) if shown else Markup("")
+
+
 def failures(run: RunFiles) -> Markup:
     """A handful of held-out rows each arm got wrong."""
     chosen = (run.verdict or {}).get("arm")

@@ -23,6 +23,7 @@ from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_fro
 from ..runfolder import fingerprint
 from ..serve.card import write_model_card
 from ..serve.merge import merge_adapter
+from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
 from .common import device, price, rung_file, sample_rows
@@ -180,7 +181,7 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
         return
     usd_per_hour = price(run).usd_per_hour
     actual: dict[str, float] = {"s": wall_s}
-    if isinstance(value, TrainResult):
+    if isinstance(value, (TrainResult, SearchResult)):
         actual = {"s": value.wall_s, "bytes": value.peak_bytes}
     actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR
     run.ledger.record(
@@ -219,6 +220,7 @@ def summary(run: Run) -> dict[str, Any]:
         if scored:
             arms.append(scored["result"]["arm"])
             reached.append(f"eval {model}")
+    searched = [run.run_folder.record(rung_file(model, "search.json")) for model in planned_models(run)]
     concluded = run.run_folder.record("ladder.json")
     prices = [rung["price_usd_per_hour"] for rung in planned["result"]["rungs"]] if planned else []
     return {
@@ -228,6 +230,7 @@ def summary(run: Run) -> dict[str, Any]:
         "metric": run.config.task.metric,
         "bar": run.config.task.bar,
         "arms": [_arm_summary(arm) for arm in arms],
+        "searches": [record["result"] for record in searched if record],
         "verdict": concluded["result"] if concluded else None,
         "spent_usd": run.ledger.spent_usd(live_usd_per_hour=max(prices, default=0.0)),
         "budget_usd": run.config.budget_usd,

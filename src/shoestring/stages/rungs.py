@@ -24,7 +24,7 @@ from ..records import (
 from ..train.adapter import is_whole, restore
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
-from . import inputs
+from . import inputs, searching
 from .common import dev_rows, device, named, rung_file, with_far_score
 from .recorder import print_of
 
@@ -63,11 +63,17 @@ def begin(run: Run, rung: RungPlan) -> None:
             "run it there, or take market.device out of the run file"
         )
     set_aside_stale(run, rung)
-    check_budget(run, rung, "training", rung.cost_usd.value)
+    searched_s = rung.search_s.value if rung.search_s and is_searched(run, rung) else 0.0  # and paid for
+    check_budget(run, rung, "training", rung.cost_usd.value - searched_s * rung.price_usd_per_hour / SECONDS_PER_HOUR)
     marker = run.run_folder.rung(rung.model) / "inputs.json"
     if not marker.exists():
         num_entries = len(run.ledger.entries())  # a line of this training can only come after these
         write_json(marker, {"fingerprint": train_print(run, rung), "num_entries": num_entries})
+
+
+def is_searched(run: Run, rung: RungPlan) -> bool:
+    """Whether the rung's learning rate was searched for, and the search has its ledger line."""
+    return run.run_folder.record(rung_file(rung.model, "search.json")) is not None
 
 
 def check_budget(run: Run, rung: RungPlan, doing: str, predicted_usd: float) -> None:
@@ -159,8 +165,6 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         generate = make_generate(model, tokenizer, max_new_tokens=rung.settings.max_new_tokens)
         return metric_value(task, dev, generate([e.request for e in dev], no_progress), curated.labels)
 
-    before_usd = spent_before_usd(run, rung)
-
     def should_stop(wall_s: float) -> Exception | None:
         spent_usd = before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR
         if spent_usd <= run.config.budget_usd:
@@ -170,12 +174,15 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
             "a checkpoint is saved: raise budget_usd and run the same command again to continue"
         )
 
+    before_usd = spent_before_usd(run, rung)
+    settings = searching.settled(run, rung, curated, should_stop)
+    before_usd = spent_before_usd(run, rung)  # the search's cost included
     trained = train_rung(
         model=rung.model,
         train=curated.train,
         dev=dev,
         out_dir=run.run_folder.rung(rung.model),
-        settings=rung.settings,
+        settings=settings,
         device=device(run),
         dev_metric=dev_metric,
         should_stop=should_stop,
