@@ -215,6 +215,13 @@ class TrainConfig(_Section):
         return self
 
 
+class EvaluateConfig(_Section):
+    """What is measured of a trained rung besides the task."""
+
+    regression: bool = True
+    """Also read general texts and answer general questions before and after, and say what was forgotten."""
+
+
 class MarketConfig(_Section):
     """What a machine hour costs."""
 
@@ -277,6 +284,7 @@ class RunConfig(_Section):
     curate: CurateConfig = CurateConfig()
     decide: DecideConfig = DecideConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     market: MarketConfig = MarketConfig()
     synth: SynthConfig = SynthConfig()
 

@@ -17,7 +17,7 @@ from .ledger import Ledger
 from .records import ArmScore, Curated, Device, Log, Plan, Progress, RungPlan, TrainResult, Verdict, no_log, no_progress
 from .report.html import render_report
 from .runfolder import RunFolder
-from .stages import closing, deciding, inputs, preparing, rungs
+from .stages import closing, deciding, forgetting, inputs, preparing, rungs
 from .stages.common import rung_file
 from .stages.recorder import once
 from .train.locate import with_model_folders
@@ -36,6 +36,7 @@ class Run:
         self.log: Log = no_log
         self.device: Device | None = None  # detected on first use
         self.counts: dict[str, records.TokenCounts] = {}  # by model, counted once a session
+        self.loaded: tuple[str, Any] | None = None  # a trained rung's model and its generator
         self.prints: dict[str, str] = {}  # record name -> fingerprint of the stage's inputs
 
     @classmethod
@@ -115,11 +116,13 @@ class Run:
 
     def measure(self, rung: RungPlan, curated: Curated) -> ArmScore:
         """Train and evaluate one rung. Raises: BudgetStopped."""
-        work = partial(rungs.evaluate, self, rung, self.train(rung, curated), curated)
+        trained = self.train(rung, curated)
+        work = partial(rungs.evaluate, self, rung, trained, curated)
         name, after = rung_file(rung.model, "eval.json"), rung_file(rung.model, "train.json")
         depends_on, predicted = inputs.evaluate(self, rung), {"s": rung.eval_s}
         arm = once(self, name, work, rungs.from_json, after=after, depends_on=depends_on, predicted=predicted)
         self.log(f"Rung {rung.model}: {arm.metric} {arm.score.value:.3f} [{arm.score.low:.3f}, {arm.score.high:.3f}]")
+        forgetting.measure(self, rung, trained)
         return arm
 
     def export(self, chosen: ArmScore, curated: Curated) -> dict[str, Any]:

@@ -161,6 +161,9 @@ def show_verdict(run: Run) -> None:
         say(f"Chosen: {verdict['arm']}, {summary['metric']} {score_text(verdict['score'])}, bar {verdict['bar']:g}")
     else:
         say(f"No arm met the bar of {verdict['bar']:g} on {summary['metric']}.")
+    for found in summary["regressions"]:
+        if found["warning"]:
+            say(f"Note on {found['model']}: {found['warning']}")
     if verdict["next_step"]:
         say(f"Next: {verdict['next_step']}")
     say(f"Spent {usd(summary['spent_usd'])} of {usd(summary['budget_usd'])}. Report: {summary['report']}")

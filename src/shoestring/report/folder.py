@@ -40,6 +40,7 @@ class RungFiles:
     arm: ArmScore | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     searched: dict[str, Any] | None = None  # of the learning-rate search
+    regression: dict[str, Any] | None = None  # of general texts and questions, before and after
 
 
 @dataclass
@@ -164,6 +165,7 @@ def _rungs(run: RunFiles) -> list[RungFiles]:
         rung = RungFiles(train.model if train else models[name] or name, train)
         if (base / name / "eval.json").exists():
             rung.arm = _result(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
+        rung.regression = _result(run, f"rungs/{name}/regression.json", dict)
         rung.searched = _result(run, f"rungs/{name}/search.json", dict)
         rung.history = list(train.history) if train else _steps(base / name / "steps.jsonl")
         rungs.append(rung)

@@ -35,6 +35,7 @@ def render_report(run_folder: Path) -> str:
         parts.searches(run),
         data(run),
         parts.predicted(run),
+        parts.forgotten(run),
         parts.failures(run),
         parts.settings(run),
         parts.environment(run),

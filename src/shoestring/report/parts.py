@@ -119,6 +119,35 @@ def searches(run: RunFiles) -> Markup:
     return section("Learning-rate search", *shown) if shown else Markup("")
 
 
+def forgotten(run: RunFiles) -> Markup:
+    """General texts and questions before and after training, a row a rung; then what is to be told of them."""
+    rows, notes = [], []
+    for rung in run.rungs:
+        found = rung.regression
+        if not found:
+            continue
+        ratio, lost = found["perplexity_ratio"], found["lost"]
+        checks = f"{len(lost)} of {found['num_passed_before']}" if found["num_passed_before"] else "base answers none"
+        rows.append(
+            [
+                esc(rung.model),
+                esc(f"{found['perplexity_before']:,.1f}"),
+                esc(f"{found['perplexity_after']:,.1f}"),
+                esc(f"{ratio['value']:,.2f}× ({ratio['low']:,.2f}–{ratio['high']:,.2f})"),
+                esc(checks),
+            ]
+        )
+        if lost:
+            notes.append(details(esc(f"{rung.model}: questions lost"), *(f"<p>{esc(prompt)}</p>" for prompt in lost)))
+        if found["warning"]:
+            notes.append(join(f'<p class="note"><b>{esc(rung.model)}:</b> {esc(found["warning"])}.</p>'))
+    if not rows:
+        return Markup("")
+    head = ["rung", "perplexity, base", "with adapter", "ratio (95\u00a0% interval)", "questions lost"]
+    lead = "A fixed pack of general texts and short questions, read by the base and by the base with the adapter."
+    return section("What was forgotten", table(head, rows, numeric=(1, 2, 3, 4)), *notes, lead=lead)
+
+
 def failures(run: RunFiles) -> Markup:
     """A handful of held-out rows each arm got wrong."""
     chosen = (run.verdict or {}).get("arm")

@@ -220,7 +220,10 @@ def summary(run: Run) -> dict[str, Any]:
         if scored:
             arms.append(scored["result"]["arm"])
             reached.append(f"eval {model}")
-    searched = [run.run_folder.record(rung_file(model, "search.json")) for model in planned_models(run)]
+    searched, forgotten = (
+        [run.run_folder.record(rung_file(model, name)) for model in planned_models(run)]
+        for name in ("search.json", "regression.json")
+    )
     concluded = run.run_folder.record("ladder.json")
     prices = [rung["price_usd_per_hour"] for rung in planned["result"]["rungs"]] if planned else []
     return {
@@ -231,6 +234,7 @@ def summary(run: Run) -> dict[str, Any]:
         "bar": run.config.task.bar,
         "arms": [_arm_summary(arm) for arm in arms],
         "searches": [record["result"] for record in searched if record],
+        "regressions": [record["result"] for record in forgotten if record],
         "verdict": concluded["result"] if concluded else None,
         "spent_usd": run.ledger.spent_usd(live_usd_per_hour=max(prices, default=0.0)),
         "budget_usd": run.config.budget_usd,

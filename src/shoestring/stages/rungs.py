@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, BudgetStopped, DoesNotFit
-from ..evaluate.generation import load_generator, make_generate
+from ..evaluate.generation import make_generate
 from ..evaluate.score import metric_value, score_arm
 from ..files import read_json, write_json
 from ..records import (
@@ -24,7 +24,7 @@ from ..records import (
 from ..train.adapter import is_whole, restore
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
-from . import inputs, searching
+from . import forgetting, inputs, searching
 from .common import dev_rows, device, named, rung_file, with_far_score
 from .recorder import print_of
 
@@ -199,16 +199,9 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
     """
     check_budget(run, rung, "evaluating", rung.eval_s.value * rung.price_usd_per_hour / SECONDS_PER_HOUR)
     started = time.monotonic()
-    generator = load_generator(
-        rung.model,
-        run.run_folder.rung(rung.model) / "adapter",
-        method=trained.method,
-        device=device(run),
-        max_new_tokens=rung.settings.max_new_tokens,
-    )
     progress = named(run.progress, f"evaluate {rung.model}")
+    generator = forgetting.tuned_generator(run, rung, trained)
     completions = generator.generate([e.request for e in curated.eval], progress)
-    generator.close()
     eval_s = time.monotonic() - started
     arm = score_arm(
         arm=f"{trained.method} {rung.model}",

@@ -1,0 +1,67 @@
+"""The regression pack on a trained rung: base against base + adapter, a record and a ledger line of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..evaluate import regression
+from ..evaluate.generation import LocalGenerator, load_generator, make_generate
+from ..evaluate.regression import Regression
+from ..files import sha256_file
+from ..records import Message, Prompt, RungPlan, TrainResult, no_progress, to_json
+from ..train.reading import text_losses
+from .common import device, rung_file
+from .recorder import once
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+
+def tuned_generator(run: Run, rung: RungPlan, trained: TrainResult) -> LocalGenerator:
+    """Base and adapter of a trained rung, loaded once for evaluation and for this."""
+    if run.loaded is None or run.loaded[0] != rung.model:
+        folder = run.run_folder.rung(rung.model) / "adapter"
+        limit = rung.settings.max_new_tokens
+        made = load_generator(rung.model, folder, method=trained.method, device=device(run), max_new_tokens=limit)
+        run.loaded = (rung.model, made)
+    return run.loaded[1]
+
+
+def let_go(run: Run) -> None:
+    """Give the memory of a loaded rung back."""
+    if run.loaded is not None:
+        run.loaded[1].close()
+        run.loaded = None
+
+
+def measure(run: Run, rung: RungPlan, trained: TrainResult) -> None:
+    """Score the pack, unless the run file says not to; a warning is logged each time the run comes by."""
+    if run.config.evaluate.regression:
+        after = rung_file(rung.model, "train.json")
+        name, depends_on = rung_file(rung.model, "regression.json"), sha256_file(regression.PACK)
+        found = once(
+            run, name, lambda: _measured(run, rung, trained), regression.from_json, after=after, depends_on=depends_on
+        )
+        if found.warning:
+            run.log(f"Rung {rung.model}: {found.warning}")
+    let_go(run)
+
+
+def _measured(run: Run, rung: RungPlan, trained: TrainResult) -> tuple[Any, Regression]:
+    generator, pack, here = tuned_generator(run, rung, trained), regression.pack(), device(run)
+    model, tokenizer = generator.model, generator.tokenizer
+    run.progress(f"general text {rung.model}", 0, None)
+    after = text_losses(model, tokenizer, pack.texts, here)
+    answer = make_generate(model, tokenizer, max_new_tokens=regression.MAX_NEW_TOKENS)
+
+    def passed(which: list[int]) -> list[bool]:
+        prompts: list[Prompt] = [(Message("user", pack.checks[i].prompt),) for i in which]
+        answers = {i: c.text for i, c in zip(which, answer(prompts, no_progress), strict=True)} if which else {}
+        return [i in answers and regression.passes(check, answers[i]) for i, check in enumerate(pack.checks)]
+
+    with model.disable_adapter():
+        before = text_losses(model, tokenizer, pack.texts, here)
+        by_base = passed(list(range(len(pack.checks))))
+    by_tuned = passed([i for i, was in enumerate(by_base) if was])
+    found = regression.compare(pack, before, after, by_base, by_tuned)
+    return {"model": rung.model, **to_json(found)}, found
