@@ -30,7 +30,7 @@ METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
 }
 
 # Keys of the contract that a later version will use; refused rather than silently ignored.
-PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving", "traffic": "total cost over months of traffic"}
+PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving"}
 
 
 class _Section(BaseModel):
@@ -231,6 +231,19 @@ class MarketConfig(_Section):
     """Row of the price table to plan for, such as H100-SXM; default: the present device."""
 
 
+class TrafficConfig(_Section):
+    """What the model will serve: `shoestring plan` then says the total cost, and from which volume training pays."""
+
+    requests_per_month: float = Field(gt=0)
+    """Requests in a month."""
+    prompt_tokens: int = Field(ge=1)
+    """Tokens of a usual request, instruction included."""
+    completion_tokens: int = Field(ge=1)
+    """Tokens of a usual answer."""
+    months: float = Field(default=12, gt=0, le=120)
+    """How long it serves."""
+
+
 class SynthConfig(_Section):
     """Making rows with a teacher (`shoestring synth`), within budget_usd."""
 
@@ -286,6 +299,7 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     market: MarketConfig = MarketConfig()
+    traffic: TrafficConfig | None = None
     synth: SynthConfig = SynthConfig()
 
     @model_validator(mode="before")

@@ -6,6 +6,7 @@ A stage is a function from records to records. It neither prints nor writes the 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,14 +189,16 @@ class TokenCounts:
     @property
     def paths(self) -> list[int]:
         """Longest sequence of each training row."""
-        sides = [answers for answers in (self.answer, self.rejected) if answers]
-        return [prompt + max(answers) for prompt, *answers in zip(self.prompt, *sides, strict=True)]
+        answers = self.answer if not self.rejected else map(max, self.answer, self.rejected)
+        return list(map(operator.add, self.prompt, answers))
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each training row: of both sides of a pair."""
-        sides = [answers for answers in (self.answer, self.rejected) if answers]
-        return [sum(prompt + a for a in answers) for prompt, *answers in zip(self.prompt, *sides, strict=True)]
+        chosen = list(map(operator.add, self.prompt, self.answer))
+        if not self.rejected:
+            return chosen
+        return [c + p + r for c, p, r in zip(chosen, self.prompt, self.rejected, strict=True)]
 
     @property
     def loss_frac(self) -> float:

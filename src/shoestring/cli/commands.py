@@ -133,15 +133,27 @@ def decide(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> i
 
 
 @app.command()
-def plan(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
-    """Predict memory, time and dollars of each rung.
+def plan(
+    target: Target,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="List every option, and what is out with its reason.")
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
+    """Predict memory, time and dollars, and choose.
 
-    Nothing is spent. Prints every derived training value with its reason.
+    Nothing is spent. Of every model, method, machine, seller and service: what fits, how long, how
+    much; the few worth choosing among, and the one to take. With traffic in the run file also the bill
+    over the months against prompting a larger model. Needs neither the network nor the models; where
+    they are at hand, each rung on this machine too, every training value with its reason.
 
     \b
     Example: shoestring plan run.yaml
     """
-    return _stages(target, runs_dir, is_json, "plan")
+    from .planning import command
+
+    return command(target, runs_dir, show_all, is_json)
 
 
 @app.command()

@@ -33,6 +33,7 @@ from .load import scan
 from .near_repeats import resolve_near
 from .review import ReviewRow, write_review
 from .rows import NAMES, NUMBER_OF, Settings
+from .sizes import MIN_ROWS, dev_size, eval_size
 from .sources import is_curated, resolve_sources
 from .split import NEAR_JACCARD, Apart, clusters_of, draw, near_items
 from .store import REVIEW, Writer, dropped_line, fault_line, refuse_changed, summary_of
@@ -41,9 +42,6 @@ from .wrong import wrong_rows
 if TYPE_CHECKING:
     from ..config import RunConfig
 
-MIN_ROWS = 20  # below this neither training nor a score means anything
-EVAL_FRAC, EVAL_MIN, EVAL_MAX, EVAL_MAX_FRAC = 0.1, 100, 1000, 0.3
-DEV_FRAC, DEV_MIN, DEV_MAX, DEV_MAX_FRAC = 0.05, 32, 256, 0.2
 MAX_JUDGED_ROWS = 200_000  # minutes on one core
 TRAIN, DEV, EVAL, DROPPED = range(4)
 SIDES = ("train", "dev", "eval")
@@ -254,7 +252,7 @@ def _split(
         return is_taken
 
     if not config.data.eval:
-        is_taken = drawn(_eval_size(len(train), config.curate.eval_rows), "eval")
+        is_taken = drawn(eval_size(len(train), config.curate.eval_rows), "eval")
         held_out = train.take(is_taken)
         train, cluster_N = without(is_taken)
         num_rows = len(held_out) + len(train)
@@ -266,7 +264,7 @@ def _split(
             )
     train, cluster_N = without(_is_long(train, out))
     _refuse_too_few(train, None, config, out)
-    is_taken = drawn(_dev_size(len(train)), "dev")
+    is_taken = drawn(dev_size(len(train)), "dev")
     return train.take(~is_taken), train.take(is_taken), held_out, apart
 
 
@@ -341,21 +339,6 @@ def write_decided(decided: Decided, writer: Writer, progress: Progress) -> None:
         )
     for fault in decided.faults:
         writer.line("faults.jsonl", fault_line(fault))
-
-
-def _eval_size(num_rows: int, asked: int | None) -> int:
-    if asked is not None:
-        if num_rows - asked < MIN_ROWS:
-            raise DataError(
-                f"curate.eval_rows = {asked} leaves {num_rows - asked} of {num_rows} rows for training, "
-                f"at least {MIN_ROWS} are needed; ask for fewer or add rows"
-            )
-        return asked
-    return int(min(max(EVAL_FRAC * num_rows, EVAL_MIN), EVAL_MAX, EVAL_MAX_FRAC * num_rows))
-
-
-def _dev_size(num_rows: int) -> int:
-    return int(min(max(DEV_FRAC * num_rows, DEV_MIN), DEV_MAX, DEV_MAX_FRAC * num_rows))
 
 
 def _refuse_too_few(train: Items, held_out: Items | None, config: RunConfig, out: Outcome) -> None:

@@ -82,7 +82,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     searches = given.learning_rate == SEARCH
     put("learning_rate", rate, f"{rate_reason}; the search begins around it" if searches else rate_reason)
 
-    rows_per_step = ROWS_PER_STEP_MANY if len(lengths) >= MANY_ROWS else ROWS_PER_STEP_FEW
+    rows_per_step = _rows_per_step(len(lengths))
     put("num_epochs", *_epochs(shape, len(lengths), rows_per_step, preference))
     seq_len = put("seq_len", *_seq_len(shape, counts.paths))
     if seq_len > shape.context_tokens:
@@ -147,6 +147,15 @@ def _learning_rate(shape: ModelShape, preference: bool) -> tuple[float, str]:
     if preference:
         reason += f"; x {LR_PREFERENCE_FRAC:g} for preferences, as between TRL's two LoRA examples (2e-4, 5e-6)"
     return float(f"{rate:.3g}"), reason
+
+
+def num_epochs_of(shape: ModelShape, num_rows: int, preference: bool) -> float:
+    """Passes over so many rows where the run file leaves it open."""
+    return _epochs(shape, num_rows, _rows_per_step(num_rows), preference)[0]
+
+
+def _rows_per_step(num_rows: int) -> int:
+    return ROWS_PER_STEP_MANY if num_rows >= MANY_ROWS else ROWS_PER_STEP_FEW
 
 
 def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int, preference: bool) -> tuple[float, str]:

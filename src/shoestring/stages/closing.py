@@ -38,20 +38,7 @@ MERGE_CHECK_ROWS = 64
 def opened(run: Run) -> Iterator[None]:
     """Hold the folder: run.yaml as resolved and meta.json at the start, the report at the end however it ends."""
     with run.run_folder.locked():
-        head = f"# Resolved by shoestring; data paths are relative to {run.base_dir}\n"
-        resolved = run.config.model_dump(mode="json")
-        write_whole(run.folder / "run.yaml", head + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        meta = {
-            "folder": str(run.folder.resolve()),
-            "run_file": str(run.run_file) if run.run_file else meta_of(run.folder).get("run_file"),
-            "base_dir": str(run.base_dir),
-            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": package_versions(),
-            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-            "device": asdict(device(run)),
-            "command": sys.argv,
-        }
-        write_json(run.folder / "meta.json", meta)
+        write_run_file(run, {"versions": package_versions(), "device": asdict(device(run))})
         try:
             yield
         except BaseException:
@@ -59,6 +46,23 @@ def opened(run: Run) -> Iterator[None]:
                 run.write_report()
             raise
         run.write_report()
+
+
+def write_run_file(run: Run, more: Mapping[str, Any] | None = None) -> None:
+    """run.yaml as resolved, and meta.json with more of the environment."""
+    head = f"# Resolved by shoestring; data paths are relative to {run.base_dir}\n"
+    resolved = run.config.model_dump(mode="json")
+    write_whole(run.folder / "run.yaml", head + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    meta = {
+        "folder": str(run.folder.resolve()),
+        "run_file": str(run.run_file) if run.run_file else meta_of(run.folder).get("run_file"),
+        "base_dir": str(run.base_dir),
+        "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        "command": sys.argv,
+        **(more or {}),
+    }
+    write_json(run.folder / "meta.json", meta)
 
 
 def meta_of(folder: Path) -> dict[str, Any]:

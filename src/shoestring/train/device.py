@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -88,6 +89,20 @@ def detect_device(num_threads: int | None = None) -> Device:
         memory = int(limit()) if limit else _host_memory_bytes()
         return Device("mps", name, memory, threads, "float32", "MPS kernels are complete in float32 only")
     fast, reason = _cpu_bfloat16()
+    return Device("cpu", _cpu_name(), _host_memory_bytes(), threads, "bfloat16" if fast else "float32", reason)
+
+
+def present_device(num_threads: int | None = None) -> Device:
+    """detect_device without PyTorch's seconds of import where no driver of an accelerator is installed."""
+    if sys.platform != "linux" or Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists():
+        return detect_device(num_threads)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return detect_device(num_threads)
+    fast = re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
+    reason = "by the flags of /proc/cpuinfo"
+    threads = num_threads or len(os.sched_getaffinity(0))
     return Device("cpu", _cpu_name(), _host_memory_bytes(), threads, "bfloat16" if fast else "float32", reason)
 
 

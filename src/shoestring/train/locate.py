@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,21 @@ def resolve_model(name: str) -> str:
         f"unknown model {name!r}: {guess}It is no embedded model ({', '.join(names)}), no folder, "
         "and no hub name of the shape OWNER/NAME such as Qwen/Qwen3-0.6B"
     )
+
+
+def folder_at_hand(name: str) -> Path | None:
+    """Where a model's configuration and tokenizer lie on this machine, the hub's cache included; None if nowhere.
+
+    Looks at files alone: nothing is imported and nothing asked of the network.
+    """
+    path = Path(resolve_model(name))
+    if path.is_dir():
+        return path
+    home = os.environ.get("HF_HOME", "").strip() or "~/.cache/huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE", "").strip() or f"{home}/hub").expanduser()
+    found = sorted(cache.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"))
+    folders = [file.parent for file in found if (file.parent / "tokenizer_config.json").is_file()]
+    return folders[-1] if folders else None
 
 
 def with_model_folders(config: RunConfig, base_dir: Path) -> RunConfig:

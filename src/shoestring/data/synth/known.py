@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ...errors import BadInput
 from ...records import Example, Progress
 from ..answers import answer_problem
-from ..curate import MIN_ROWS, curate
+from ..curate import curate
 from ..load import load
+from ..sizes import MIN_ROWS
 
 if TYPE_CHECKING:
     from ...config import RunConfig

@@ -1,0 +1,245 @@
+"""`shoestring plan`: what training takes here and elsewhere, which of it to take, and the bill over the months."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, ModelError, RunFolderError
+from ..units import gib, usd
+from .output import emit, say, warn
+from .running import execute, open_run, result_of, show_plan
+from .tables import table
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+    from ..stages.choosing import Weighed
+
+MOST_ROWS = 8  # of a table that is not asked for whole
+
+
+def command(target: str, runs_dir: Path, show_all: bool, is_json: bool) -> int:
+    """Plan the ladder where its models are at hand; weigh every machine and service; print, and write choice.json."""
+    from ..stages.choosing import at_hand, keep, weigh
+    from ..stages.told import rung_told, told
+
+    run = open_run(target, runs_dir)
+    is_here = at_hand(run)
+    if is_here:
+        execute(run, "plan")
+    weighed: Weighed | None = None
+    try:
+        weighed = weigh(run)
+    except (DataError, ModelError) as error:
+        if not is_here:
+            raise
+        warn(f"note: machines elsewhere are not weighed: {error}")
+    answer: dict[str, Any] = told(weighed, run.config.name) if weighed else {"name": run.config.name}
+    ladder = result_of(run, "plan.json") if is_here else None
+    if ladder is not None and weighed is not None:
+        rungs = [rung_told(rung, weighed.today) for rung in ladder["rungs"]]
+        answer |= {"rungs": rungs, "rung_notes": ladder["notes"]}
+    if weighed is not None:
+        try:
+            answer["report"] = str(keep(run, answer))
+        except RunFolderError as error:
+            warn(f"note: the plan is not kept: {error}")
+    if is_json:
+        emit(answer)
+        return 0
+    if ladder is not None:
+        show_plan(run)
+        say()
+    if weighed is not None:
+        show(answer, run, show_all)
+    return 0
+
+
+def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
+    """The tables a person decides from."""
+    _show_data(answer)
+    options = answer["options"]
+    listed = options if show_all else worth_listing(options)
+    if listed:
+        say()
+        say(_options_table(listed))
+    say()
+    say(f"Take {answer['why']}." if answer["pick"] else f"{answer['why'][:1].upper()}{answer['why'][1:]}.")
+    _show_discarded(answer, run, show_all)
+    if answer["total"]:
+        _show_total(answer["total"], show_all)
+    for note in answer["notes"]:
+        say(f"note: {note}")
+    if "report" in answer:
+        say(f"With the plot: {answer['report']}")
+
+
+def worth_listing(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The Pareto list, the pick, and the cheapest of each kind: on demand, spot, managed, at hand."""
+    first: dict[tuple[str, bool], dict[str, Any]] = {}
+    for option in options:
+        first.setdefault((option["kind"], option["is_spot"]), option)
+    cheapest = [id(option) for option in first.values()]
+    return [o for o in options if o["is_pareto"] or o["is_pick"] or id(o) in cheapest]
+
+
+def _show_data(answer: dict[str, Any]) -> None:
+    for model in answer["data"]["models"]:
+        tokens, longest = model["tokens_per_row"], model["longest_row_tokens"]
+        say(
+            f"{model['model']}: {model['rows_train']['value']:,} training rows of {_plain(tokens)} tokens, the longest "
+            f"{longest['value']:,.0f} ({tokens['source'].removeprefix('the data files; ')}); "
+            f"{model['rows_eval']['value']:,} held out"
+        )
+
+
+def _plain(figure: dict[str, Any]) -> str:
+    text = f"{figure['value']:,.0f}"
+    return f"{text} ({figure['low']:,.0f} to {figure['high']:,.0f})" if "low" in figure else text
+
+
+def _hours(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "not stated"
+    value = about(figure["value"])
+    return f"{value} ({about(figure['low'])} to {about(figure['high'])})" if "low" in figure else value
+
+
+def about(hours: float) -> str:
+    """Hours as a plan knows them: '32 min', '2.9 h', '3.1 d'."""
+    if hours < 2:
+        return f"{max(1, round(hours * 60))} min"
+    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} d" if hours < 24 * 99 else f"{hours / 24:.0f} d"
+
+
+def _usd(figure: dict[str, Any]) -> str:
+    if "low" not in figure:
+        return usd(figure["value"])
+    high = "no bound" if figure["high"] is None else usd(figure["high"])
+    return f"{usd(figure['value'])} ({usd(figure['low'])} to {high})"
+
+
+def _age(figure: dict[str, Any]) -> str:
+    if figure["age_days"] is None:
+        return "undated"
+    return "today" if figure["age_days"] == 0 else f"{figure['age_days']} d"
+
+
+def _options_table(options: list[dict[str, Any]]) -> str:
+    several = len({o["model"] for o in options}) > 1
+    is_late = any("late" in o["risk"]["unit"] for o in options if o["risk"]["value"] is not None)
+    heads = [
+        "dollars",
+        "hours",
+        "late" if is_late else "interrupted",
+        "machine or service",
+        "trains",
+        "memory",
+        "price",
+        "seen",
+    ]
+    rows, marked = [], None
+    for number, option in enumerate(options):
+        marked = number if option["is_pick"] else marked
+        risk = option["risk"]["value"]
+        peak = option.get("peak_bytes")
+        trains = f"{option['method']}, {option['precision']}"
+        rows.append(
+            [
+                _usd(option["usd"]),
+                _hours(option["hours"]),
+                "?" if risk is None else f"{risk:.0%}",
+                _where(option) + (" <- take" if option["is_pick"] else ""),
+                f"{option['model']}: {trains}" if several else trains,
+                f"{gib(peak['high'])} of {gib(option['device_bytes']['value'])}" if peak else "",
+                _price(option["price"]),
+                _age(option["price"]),
+            ]
+        )
+    return table(heads, rows, right=(2, 5, 7), marked=marked, flexible=3)
+
+
+def _where(option: dict[str, Any]) -> str:
+    if option["kind"] == "here":
+        return f"this machine, {option['gpu']}"
+    if option["kind"] == "managed":
+        return f"{option['seller']} (managed)"
+    count = f"{option['num_gpus']['value']}x " if option["num_gpus"]["value"] > 1 else ""
+    return f"{count}{option['gpu']}{' spot' if option['is_spot'] else ''}, {option['seller']}"
+
+
+def _price(figure: dict[str, Any]) -> str:
+    unit = figure["unit"].removeprefix("USD per ").replace("million tokens", "M tokens")
+    return f"{figure['value']:g}/{unit}"
+
+
+def _show_discarded(answer: dict[str, Any], run: Run, show_all: bool) -> None:
+    out = answer["discarded"]
+    if not out["rows"]:
+        return
+    say()
+    counts = ", ".join(f"{f['value']} {code.replace('_', ' ')}" for code, f in out["by_reason"].items())
+    more = len(answer["options"]) - len(worth_listing(answer["options"]))
+    if not show_all:
+        say(
+            f"Not shown: {more} options that cost more and take longer; {out['num']['value']} that are out ({counts}). "
+            f"All, with reasons: shoestring plan {run.run_file or run.folder} --all"
+        )
+        return
+    rows = [
+        (
+            one["code"].replace("_", " "),
+            " ".join(p for p in (one.get("gpu", ""), "spot" if one["is_spot"] else "", one.get("seller", "")) if p),
+            f"{one['model']}{' by ' + one['method'] if one.get('method') else ''}",
+            one["reason"],
+        )
+        for one in out["rows"]
+    ]
+    say(table(("out because", "where", "what", "reason"), rows, flexible=3))
+
+
+def _show_total(total: dict[str, Any], show_all: bool) -> None:
+    traffic = total["traffic"]
+    asked, months = traffic["requests_per_month"]["value"], traffic["months"]["value"]
+    say()
+    say(
+        f"Over {months:g} months at {asked:,.0f} requests a month of {traffic['prompt_tokens']['value']:,} + "
+        f"{traffic['completion_tokens']['value']:,} tokens:"
+    )
+    once = "; ".join(f"{p['part']} {usd(p['usd']['value'])}" for p in total["once"] if p["usd"]["value"])
+    say(f"paid once: {_usd(total['once_usd'])} ({once})")
+    served = total["serve"] if show_all else _best_of_kinds(total["serve"])
+    evens = {e["against"]: e for e in total["break_even"]}
+    rows = [("fine-tuned", r["name"], _usd(r["usd"]), _usd(r["usd_per_month"]), "", _age(r["price"])) for r in served]
+    apis = total["apis"] if show_all else total["apis"][:: max(1, len(total["apis"]) // (MOST_ROWS - 3))]
+    rows += [
+        ("prompted", r["name"], _usd(r["usd"]), _usd(r["usd_per_month"]), _volume(evens[r["name"]]), _age(r["price"]))
+        for r in apis
+    ]
+    rows.sort(key=lambda row: 0 if row[0] == "fine-tuned" else 1)
+    say(
+        table(
+            ("model", "served by", "total", "a month", "training pays from, a month", "seen"),
+            rows,
+            right=(5,),
+            flexible=1,
+        )
+    )
+
+
+def _best_of_kinds(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: set[str] = set()
+    kept = []
+    for route in routes:
+        if route["kind"] not in seen:
+            seen.add(route["kind"])
+            kept.append(route)
+    return kept
+
+
+def _volume(even: dict[str, Any]) -> str:
+    figure = even["requests_per_month"]
+    if figure["value"] is None:
+        return "never"
+    high = "never" if figure.get("high", 0) is None else f"{figure.get('high', figure['value']):,.0f}"
+    return f"{figure['value']:,.0f} ({figure.get('low', figure['value']):,.0f} to {high})"

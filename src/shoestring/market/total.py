@@ -1,0 +1,171 @@
+"""The whole bill over the months: curate, judge, train, evaluate, serve; against prompting a larger model.
+
+Below the break-even volume the larger model costs less, above it the fine-tuned one. Nothing here says which answers
+better: that is measured (`shoestring decide`, `shoestring run`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..config import RunConfig, TrafficConfig
+from ..records import Estimate
+from ..units import SECONDS_PER_HOUR
+from .options import PICKS, Option
+from .serving import PER_MILLION, Route
+from .terms import value
+from .work import Rows
+
+ZERO = Estimate(0.0, 0.0, 0.0)
+GRID = tuple(10 ** (i / 4) for i in range(41))  # requests a month where a break-even is looked for, 1 to 1e10
+CURVE_DECADES = (-2, 2)  # the plot goes from a hundredth to a hundred times the traffic
+POINTS_PER_DECADE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of what is paid once."""
+
+    name: str  # curate, baselines, judge, train, evaluate
+    usd: Estimate
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """Requests a month from which the fine-tuned model costs less than an API; None: at no volume looked at."""
+
+    api: str
+    requests_per_month: Estimate | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The bill. once: parts paid once; route: the cheapest way to serve the fine-tuned model for this traffic."""
+
+    traffic: TrafficConfig
+    once: tuple[Part, ...]
+    routes: tuple[Route, ...]  # of the fine-tuned model, cheapest first
+    apis: tuple[Route, ...]  # cheapest first
+    break_evens: tuple[BreakEven, ...]
+    volumes: tuple[float, ...]  # requests a month of the plot
+
+    @property
+    def once_usd(self) -> Estimate:
+        """Dollars paid once."""
+        return Estimate(*(sum(getattr(part.usd, k) for part in self.once) for k in PICKS))
+
+    def usd(self, route: Route, requests: float) -> Estimate:
+        """Dollars over the months at so many requests each; a fine-tuned model was trained first."""
+        monthly = route.usd_per_month(requests).scaled(self.traffic.months)
+        return monthly if route.kind == "api" else _plus(self.once_usd, monthly)
+
+
+def _plus(a: Estimate, b: Estimate) -> Estimate:
+    return Estimate(*(getattr(a, k) + getattr(b, k) for k in PICKS))
+
+
+def once_parts(config: RunConfig, option: Option, rows: Rows, num_rows: int) -> list[Part]:
+    """What is paid before the first request; evaluation is in the machine's hours, and split off by its share."""
+    rate = value("curate_rows_per_s")
+    hourly = value("own_machine_usd_per_h")
+    curate = Estimate(
+        *(
+            num_rows / getattr(rate, slow) / SECONDS_PER_HOUR * getattr(hourly, pick)
+            for pick, slow in (("value", "value"), ("low", "high"), ("high", "low"))
+        )
+    )
+    parts = [Part("curate", curate, "rows at the measured rate, electricity of the machine at hand")]
+    asked = min(config.decide.max_rows, rows.num_eval)
+    prompt = sum(rows.counts.eval_prompt) / max(1, len(rows.counts.eval_prompt))
+    answer = sum(rows.counts.eval_answer) / max(1, len(rows.counts.eval_answer))
+    usd_of_endpoints = sum(
+        asked * (prompt * e.usd_per_million_input_tokens + answer * e.usd_per_million_output_tokens) / PER_MILLION
+        for e in config.decide.endpoints
+    )
+    parts.append(
+        Part(
+            "baselines", rows.error.scaled(usd_of_endpoints), f"{len(config.decide.endpoints)} endpoints, {asked} rows"
+        )
+    )
+    parts.append(Part("judge", ZERO, f"none: {config.task.metric} is computed"))
+    if option.work is None:
+        return [*parts, Part("train", option.usd, option.source), Part("evaluate", ZERO, "not stated by the service")]
+    share = option.work.eval_s.value / max(1e-9, option.work.train_s.value + option.work.eval_s.value)
+    where = "on the same machine, start and download with training"
+    return [
+        *parts,
+        Part("train", option.usd.scaled(1 - share), option.source),
+        Part("evaluate", option.usd.scaled(share), where),
+    ]
+
+
+def total_of(
+    config: RunConfig, option: Option, rows: Rows, num_rows: int, routes: Sequence[Route], apis: Sequence[Route]
+) -> Total | None:
+    """The bill of a run with traffic; None where no route can serve the model."""
+    traffic = config.traffic
+    assert traffic is not None
+    # An adapter trained at a service is served there; one trained by us, anywhere but there.
+    served = [r for r in routes if (r.kind == "tokens") == (option.kind == "managed")] or list(routes)
+    served = [r for r in served if r.kind != "tokens" or r.name.startswith(f"{option.seller},")]
+    if not served:
+        return None
+    asked = traffic.requests_per_month
+    served.sort(key=lambda r: r.usd_per_month(asked).value)
+    ordered = sorted(apis, key=lambda r: r.usd_per_month(asked).value)
+    low, high = CURVE_DECADES
+    steps = range(low * POINTS_PER_DECADE, high * POINTS_PER_DECADE + 1)
+    volumes = tuple(asked * 10 ** (i / POINTS_PER_DECADE) for i in steps)
+    bill = Total(traffic, tuple(once_parts(config, option, rows, num_rows)), tuple(served), tuple(ordered), (), volumes)
+    useful = [served[i] for i in sorted({_cheapest_at(served, volume) for volume in GRID})]
+    evens = tuple(break_even(bill, useful, api) for api in ordered)
+    return Total(bill.traffic, bill.once, bill.routes, bill.apis, evens, bill.volumes)
+
+
+def _cheapest_at(routes: Sequence[Route], requests: float) -> int:
+    return min(range(len(routes)), key=lambda i: routes[i].month_usd(requests, "value"))
+
+
+def break_even(bill: Total, routes: Sequence[Route], api: Route) -> BreakEven:
+    """Where the API's bill first passes that of the fine-tuned model, each volume served by its cheapest route.
+
+    low: cheap training and serving against the dear end of the API; high: the reverse.
+    """
+
+    months = bill.traffic.months
+
+    def crossing(pick: str, other: str) -> float | None:
+        once = getattr(bill.once_usd, pick)
+
+        def gap(requests: float) -> float:
+            ours = min(route.month_usd(requests, pick) for route in routes)
+            return float(once + months * (ours - api.month_usd(requests, other)))
+
+        return first_crossing(gap)
+
+    expected, low, high = crossing("value", "value"), crossing("low", "high"), crossing("high", "low")
+    if expected is None:
+        each = api.usd_per_month(1.0).value
+        return BreakEven(api.name, None, f"a request costs {each:.6f} USD there, less than serving one ourselves")
+    reason = "from here the fine-tuned model costs less"
+    if high is None:
+        reason += "; at the high end of its costs it never does"
+    return BreakEven(api.name, Estimate(expected, low or expected, high or math.inf), reason)
+
+
+def first_crossing(gap: Callable[[float], float]) -> float | None:
+    """The least volume from which gap stays below 0, by bisection between powers of 10^(1/4); None if it never does."""
+    if gap(GRID[-1]) >= 0:
+        return None
+    above = next((i for i in range(len(GRID) - 1, -1, -1) if gap(GRID[i]) >= 0), None)
+    if above is None:
+        return GRID[0]
+    low, high = GRID[above], GRID[above + 1]
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if gap(middle) >= 0 else (low, middle)
+    return high

@@ -1,0 +1,360 @@
+"""What `shoestring plan --json` prints: every number with its unit, where it comes from, and how old that is.
+
+A number is an object: value, low and high where it is a range, unit, source, observed_at and age_days (both null where
+the source has no date, which the source then says).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+from ..market.choice import Choice
+from ..market.options import Discarded, Option
+from ..market.serving import Route
+from ..market.terms import term
+from ..market.total import BreakEven, Total
+from ..market.work import Rows
+from ..plan.shapes import ModelShape
+from ..plan.throughput import prior
+from ..records import Device, Estimate
+from .choosing import Weighed
+
+Figure = dict[str, Any]
+DIGITS = 6
+CURVES = 3  # APIs and routes drawn of each
+
+
+def figure(value: Any, unit: str, source: str, observed_at: date | None, today: date) -> Figure:
+    """A number with all that is known of it; value: an Estimate, a number, or None with the reason in source."""
+    told: Figure = {}
+    if isinstance(value, Estimate):
+        told["value"] = _rounded(value.value)
+        if (value.low, value.high) != (value.value, value.value):
+            told |= {"low": _rounded(value.low), "high": _rounded(value.high)}
+    else:
+        told["value"] = None if value is None else _rounded(value)
+    age = None if observed_at is None else (today - observed_at).days
+    if observed_at is None:
+        source = f"{source} (undated)"
+    elif age is not None and age < 0:
+        age, source = None, f"{source} (dated after this machine's clock, {today.isoformat()})"
+    day = None if observed_at is None else observed_at.isoformat()
+    return {**told, "unit": unit, "source": source, "observed_at": day, "age_days": age}
+
+
+def _rounded(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+
+
+def told(weighed: Weighed, name: str) -> dict[str, Any]:
+    """The whole answer."""
+    choice, today = weighed.choice, weighed.today
+    options = [_option(weighed, i) for i in range(len(choice.options))]
+    return {
+        "name": name,
+        "today": today.isoformat(),
+        "data": _data(weighed),
+        "pick": None if choice.pick is None else options[choice.pick],
+        "why": choice.why,
+        "options": options,
+        "discarded": _discarded(choice, today),
+        "total": None if weighed.total is None else _total(weighed, weighed.total),
+        "notes": list(weighed.notes),
+    }
+
+
+# ---- data and models ------------------------------------------------------------------------
+
+
+def _data(weighed: Weighed) -> dict[str, Any]:
+    today = weighed.today
+    return {
+        "rows": figure(weighed.num_rows, "rows", f"the data files: {weighed.read}", today, today),
+        "models": [_model(model, weighed.shapes[model], rows, today) for model, rows in weighed.rows.items()],
+    }
+
+
+def _model(model: str, shape: ModelShape, rows: Rows, today: date) -> dict[str, Any]:
+    counted = f"the data files; {rows.how}"
+
+    def counts(value: Any, unit: str) -> Figure:
+        return figure(value, unit, counted, today, today)
+
+    lengths = rows.counts.lengths
+    return {
+        "model": model,
+        "licence": shape.licence,
+        "gated": shape.gated,
+        "num_params": figure(shape.num_params, "parameters", f"{shape.source}, grade {shape.grade}", None, today),
+        "rows_train": counts(rows.num_train, "rows"),
+        "rows_dev": counts(rows.num_dev, "rows"),
+        "rows_eval": counts(rows.num_eval, "rows"),
+        "tokens_per_row": counts(rows.error.scaled(sum(lengths) / len(lengths)), "tokens"),
+        "longest_row_tokens": counts(rows.error.scaled(max(rows.counts.paths)), "tokens"),
+        "train_tokens": counts(rows.train_tokens, "tokens, all training rows once"),
+        "loss_frac": counts(rows.counts.loss_frac, "share of the tokens that bear loss"),
+    }
+
+
+# ---- options --------------------------------------------------------------------------------
+
+
+def _option(weighed: Weighed, index: int) -> dict[str, Any]:
+    choice, today = weighed.choice, weighed.today
+    o = choice.options[index]
+    work = o.work
+
+    def money(value: Any, unit: str = "USD") -> Figure:
+        return figure(value, unit, f"{o.source} ({o.basis})", o.observed_at, today)
+
+    def timed(value: Estimate | None, unit: str = "hours") -> Figure:
+        if work is None or value is None:
+            return figure(None, unit, "not stated by the service", o.observed_at, today)
+        row = prior(work.device, "load_s")
+        source = f"predicted: plan.throughput, its priors are {row.basis}; {weighed.rows[o.model].how}"
+        return figure(value, unit, source, date.fromisoformat(row.as_of), today)
+
+    record: dict[str, Any] = {
+        "kind": o.kind,
+        "model": o.model,
+        "method": o.method,
+        "precision": o.precision,
+        "gpu": o.gpu or None,
+        "seller": o.seller,
+        "region": o.region or None,
+        "is_spot": o.is_spot,
+        "is_pick": index == choice.pick,
+        "is_pareto": index in choice.best,
+        "words": o.words,
+        "num_gpus": money(o.num_gpus, "GPUs rented"),
+        "usd": money(o.usd),
+        "hours": timed(o.hours, "hours from order to result"),
+        "billed_hours": timed(o.billed_h, "hours billed"),
+        "price": money(o.price_usd, o.price_unit),
+        "risk": _risk(o, today),
+        "notes": list(o.notes),
+    }
+    if work is not None:
+        assert o.setup_h is not None
+        boot = term("boot_s", o.seller)
+        record |= {
+            "setup_hours": figure(
+                o.setup_h, "hours", f"{boot.source}; installation and download assumed", boot.as_of, today
+            ),
+            "train_hours": timed(work.train_s.scaled(1 / 3600)),
+            "evaluate_hours": timed(work.eval_s.scaled(1 / 3600)),
+            "peak_bytes": _predicted_bytes(work.memory.device, "bytes of the device", weighed, o),
+            "allocated_bytes": _predicted_bytes(work.memory.allocated, "bytes of tensors", weighed, o),
+            "device_bytes": figure(work.device.memory_bytes, "bytes", work.device.dtype_reason, today, today),
+        }
+        if index in choice.best or index == choice.pick:
+            record["settings"] = settings_told(asdict(work.settings), today)
+    return record
+
+
+def _risk(option: Option, today: date) -> Figure:
+    """Chance of being late; without a deadline, of being interrupted."""
+    if option.hours is None:
+        return figure(None, "chance of being late", "not stated by the service", option.observed_at, today)
+    row = term("hazard_per_h", option.seller)
+    what = "interrupted at least once" if option.finish_frac is None else "late"
+    source = row.source if option.is_spot else "spread of the predicted hours; the machine is not taken away"
+    return figure(option.risk_frac, f"chance of being {what}", source, row.as_of, today)
+
+
+def _predicted_bytes(value: Estimate, unit: str, weighed: Weighed, option: Option) -> Figure:
+    shape = weighed.shapes[option.model]
+    source = f"predicted: plan.memory on {shape.source}; {weighed.rows[option.model].how}"
+    return figure(value, unit, source, weighed.today, weighed.today)
+
+
+UNITS = {
+    "lora_rank": "rank",
+    "lora_alpha": "scale",
+    "learning_rate": "per step",
+    "num_epochs": "passes",
+    "batch_tokens": "tokens",
+    "micro_batch_tokens": "tokens",
+    "seq_len": "tokens",
+    "warmup_frac": "share of the steps",
+    "weight_decay": "per step",
+    "max_grad_norm": "norm",
+    "num_evals": "evaluations",
+    "patience": "evaluations",
+    "num_threads": "threads",
+    "seed": "seed",
+    "max_new_tokens": "tokens",
+    "dpo_beta": "beta",
+    "recompute": "layers",
+}
+
+
+def settings_told(settings: Mapping[str, Any], today: date) -> dict[str, Any]:
+    """Training values, each number with the reason it was derived by."""
+    reasons = settings["reasons"]
+    made: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "reasons":
+            continue
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        made[key] = figure(value, UNITS[key], reasons.get(key, "derived"), today, today) if is_number else value
+    return made | {"reasons": reasons}
+
+
+def _discarded(choice: Choice, today: date) -> dict[str, Any]:
+    codes: dict[str, int] = {}
+    for one in choice.discarded:
+        codes[one.code] = codes.get(one.code, 0) + 1
+    source = "counted by this plan"
+    return {
+        "num": figure(len(choice.discarded), "options", source, today, today),
+        "by_reason": {code: figure(num, "options", source, today, today) for code, num in codes.items()},
+        "rows": [_out(one) for one in choice.discarded],
+    }
+
+
+def _out(one: Discarded) -> dict[str, Any]:
+    return {k: v for k, v in asdict(one).items() if v != "" or k == "reason"}
+
+
+# ---- the ladder on the present machine ------------------------------------------------------
+
+
+def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
+    """A rung of plan.json in the same form."""
+    device = Device(**rung["device"])
+    row = prior(device, "load_s")
+    made = date.fromisoformat(row.as_of)
+
+    def estimate(key: str, unit: str, source: str, day: date | None) -> Figure:
+        return figure(Estimate(**rung[key]), unit, source, day, today)
+
+    counted = "the model's tokenizer, on the curated rows"
+    timed = f"predicted: plan.throughput, its priors are {row.basis}"
+    return {
+        **{k: rung[k] for k in ("model", "method", "verdict", "reason", "price_source")},
+        "device": {
+            **{k: v for k, v in asdict(device).items() if isinstance(v, str)},
+            "memory_bytes": figure(device.memory_bytes, "bytes", "the machine, or the GPU table", today, today),
+            "num_threads": figure(device.num_threads, "threads", "the machine", today, today),
+        },
+        "num_params": figure(rung["num_params"], "parameters", "config.json or the model table", today, today),
+        "num_adapter_params": figure(rung["num_adapter_params"], "parameters", "counted from the shape", today, today),
+        "num_train_tokens": figure(rung["num_train_tokens"], "tokens, all epochs", counted, today, today),
+        "num_steps": figure(rung["num_steps"], "optimizer steps", counted, today, today),
+        "peak_bytes": estimate("peak_bytes", "bytes", "predicted: plan.memory", today),
+        "device_bytes": figure(rung["device_bytes"], "bytes", "the machine, or the GPU table", today, today),
+        "parts_bytes": {
+            part: figure(size, "bytes", "predicted: plan.memory", today, today)
+            for part, size in rung["parts_bytes"].items()
+        },
+        "train_s": estimate("train_s", "s", timed, made),
+        "eval_s": estimate("eval_s", "s", timed, made),
+        "price_usd_per_hour": figure(rung["price_usd_per_hour"], "USD per hour", rung["price_source"], today, today),
+        "cost_usd": estimate("cost_usd", "USD", f"{timed}; {rung['price_source']}", made),
+        "settings": settings_told(rung["settings"], today),
+    }
+
+
+# ---- the whole bill -------------------------------------------------------------------------
+
+
+def _total(weighed: Weighed, bill: Total) -> dict[str, Any]:
+    today, traffic = weighed.today, bill.traffic
+
+    def asked(value: float, unit: str) -> Figure:
+        return figure(value, unit, "the run file", today, today)
+
+    best = bill.routes[0]
+    apis = bill.apis
+    drawn = [*bill.routes[:1], *_others(bill), *_spread(apis)]
+    return {
+        "traffic": {
+            "requests_per_month": asked(traffic.requests_per_month, "requests per month"),
+            "prompt_tokens": asked(traffic.prompt_tokens, "tokens per request"),
+            "completion_tokens": asked(traffic.completion_tokens, "tokens per request"),
+            "months": asked(traffic.months, "months"),
+        },
+        "once": [
+            {"part": p.name, "usd": figure(p.usd, "USD", p.source, _day(weighed, p.name), today)} for p in bill.once
+        ],
+        "once_usd": figure(bill.once_usd, "USD, paid once", "the sum of the parts", _day(weighed, "train"), today),
+        "serve": [_route(route, bill, today) for route in bill.routes],
+        "apis": [_route(route, bill, today) for route in apis],
+        "best": best.name,
+        "usd": _bill(best, bill, traffic.requests_per_month, today),
+        "break_even": [_even(even, best, today) for even in bill.break_evens],
+        "curves": [
+            {
+                "name": route.name,
+                "kind": route.kind,
+                "points": [
+                    {"requests_per_month": asked(v, "requests per month"), "usd": _bill(route, bill, v, today)}
+                    for v in bill.volumes
+                ],
+            }
+            for route in drawn
+        ],
+    }
+
+
+def _others(bill: Total) -> list[Route]:
+    """Of the fine-tuned model the best of each other kind of serving."""
+    seen = {bill.routes[0].kind}
+    return [r for r in bill.routes if r.kind not in seen and not seen.add(r.kind)]  # type: ignore[func-returns-value]
+
+
+def _spread(apis: tuple[Route, ...]) -> list[Route]:
+    """The cheapest, the middle and the dearest."""
+    picks = dict.fromkeys((0, len(apis) // 2, len(apis) - 1))
+    return [apis[i] for i in picks if 0 <= i < len(apis)]
+
+
+def _day(weighed: Weighed, part: str) -> date | None:
+    picked = weighed.choice.picked or weighed.choice.options[0]
+    if part in ("train", "evaluate"):
+        return picked.observed_at
+    return term("curate_rows_per_s").as_of if part == "curate" else weighed.today
+
+
+def _bill(route: Route, bill: Total, requests: float, today: date) -> Figure:
+    return figure(
+        bill.usd(route, requests), "USD over the months", f"{route.source} ({route.basis})", route.observed_at, today
+    )
+
+
+def _route(route: Route, bill: Total, today: date) -> dict[str, Any]:
+    source = f"{route.source} ({route.basis})"
+    asked = bill.traffic.requests_per_month
+    record: dict[str, Any] = {
+        "name": route.name,
+        "kind": route.kind,
+        "price": figure(route.price_usd, route.price_unit, source, route.observed_at, today),
+        "usd_per_month": figure(route.usd_per_month(asked), "USD per month", source, route.observed_at, today),
+        "usd": _bill(route, bill, asked, today),
+        "notes": list(route.notes),
+    }
+    if route.capacity is not None:
+        row = term("stream_frac")
+        how = f"predicted: plan.decode; {row.source}"
+        record |= {
+            "requests_per_s": figure(
+                route.capacity.requests_per_s, "requests per second and GPU", how, row.as_of, today
+            ),
+            "decode_tokens_per_s": figure(
+                route.capacity.tokens_per_s, "tokens per second and GPU", how, row.as_of, today
+            ),
+            "alone_s": figure(route.capacity.alone_s, "s for one request alone", how, row.as_of, today),
+        }
+    return record
+
+
+def _even(even: BreakEven, best: Route, today: date) -> dict[str, Any]:
+    volume = figure(even.requests_per_month, "requests per month", even.reason, best.observed_at, today)
+    return {"against": even.api, "requests_per_month": volume, "reason": even.reason}
