@@ -344,10 +344,10 @@ def test_explain_says_where_a_runs_value_came_from(here: Path, capfd: pytest.Cap
     assert run(["explain", "learning_rate", "--run", "run.yaml"]) == 0
     assert "shoestring plan run.yaml" in capfd.readouterr().out
     assert run(["plan", "run.yaml", "--json"]) == 0
-    settings = json.loads(capfd.readouterr().out)["plan"]["rungs"][0]["settings"]
+    settings = json.loads(capfd.readouterr().out)["rungs"][0]["settings"]
     assert run(["explain", "learning_rate", "--run", "trial", "--json"]) == 0
     rungs = json.loads(capfd.readouterr().out)["run"]["rungs"]
-    assert rungs[0]["value"] == settings["learning_rate"]
+    assert rungs[0]["value"] == settings["learning_rate"]["value"]
     assert rungs[0]["reason"] == settings["reasons"]["learning_rate"]
     assert run(["plan", "trial"]) == 0
     out = capfd.readouterr().out

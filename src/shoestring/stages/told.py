@@ -177,22 +177,21 @@ def _predicted_bytes(value: Estimate, unit: str, weighed: Weighed, option: Optio
 UNITS = {
     "lora_rank": "rank",
     "lora_alpha": "scale",
-    "learning_rate": "per step",
-    "num_epochs": "passes",
-    "batch_tokens": "tokens",
-    "micro_batch_tokens": "tokens",
     "seq_len": "tokens",
-    "warmup_frac": "share of the steps",
-    "weight_decay": "per step",
-    "max_grad_norm": "norm",
-    "num_evals": "evaluations",
-    "patience": "evaluations",
-    "num_threads": "threads",
     "seed": "seed",
-    "max_new_tokens": "tokens",
-    "dpo_beta": "beta",
+    "num_epochs": "passes",
+    "patience": "evaluations",
     "recompute": "layers",
+    "dpo_beta": "beta",
+    "max_grad_norm": "norm",
 }
+ENDINGS = {"_tokens": "tokens", "_frac": "share", "_s": "s", "_usd": "USD", "_rate": "per step", "_decay": "per step"}
+
+
+def unit_of(key: str) -> str:
+    """Unit of a training value: by the table, by the ending of its name, or a count of what it names."""
+    ending = next((unit for end, unit in ENDINGS.items() if key.endswith(end)), None)
+    return UNITS.get(key) or ending or key.removeprefix("num_").replace("_", " ")
 
 
 def settings_told(settings: Mapping[str, Any], today: date) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def settings_told(settings: Mapping[str, Any], today: date) -> dict[str, Any]:
         if key == "reasons":
             continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        made[key] = figure(value, UNITS[key], reasons.get(key, "derived"), today, today) if is_number else value
+        made[key] = figure(value, unit_of(key), reasons.get(key, "derived"), today, today) if is_number else value
     return made | {"reasons": reasons}
 
 
