@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ModelError, RunFolderError
+from ..plan.figures import age_text, bill_in_words, count_text, hours_text, price_text, risk_text, usd_text, where_text
 from ..units import gib, usd
 from .output import emit, say, warn
 from .running import execute, open_run, result_of, show_plan
@@ -59,7 +60,7 @@ def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
     """The tables a person decides from."""
     _show_data(answer)
     options = answer["options"]
-    listed = options if show_all else worth_listing(options)
+    listed = [o for o in options if show_all or o["is_listed"]]
     if listed:
         say()
         say(_options_table(listed))
@@ -72,15 +73,6 @@ def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
         say(f"note: {note}")
     if "report" in answer:
         say(f"With the plot: {answer['report']}")
-
-
-def worth_listing(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The Pareto list, the pick, and the cheapest of each kind: on demand, spot, managed, at hand."""
-    first: dict[tuple[str, bool], dict[str, Any]] = {}
-    for option in options:
-        first.setdefault((option["kind"], option["is_spot"]), option)
-    cheapest = [id(option) for option in first.values()]
-    return [o for o in options if o["is_pareto"] or o["is_pick"] or id(o) in cheapest]
 
 
 def _show_data(answer: dict[str, Any]) -> None:
@@ -96,33 +88,6 @@ def _show_data(answer: dict[str, Any]) -> None:
 def _plain(figure: dict[str, Any]) -> str:
     text = f"{figure['value']:,.0f}"
     return f"{text} ({figure['low']:,.0f} to {figure['high']:,.0f})" if "low" in figure else text
-
-
-def _hours(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "not stated"
-    value = about(figure["value"])
-    return f"{value} ({about(figure['low'])} to {about(figure['high'])})" if "low" in figure else value
-
-
-def about(hours: float) -> str:
-    """Hours as a plan knows them: '32 min', '2.9 h', '3.1 d'."""
-    if hours < 2:
-        return f"{max(1, round(hours * 60))} min"
-    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} d" if hours < 24 * 99 else f"{hours / 24:.0f} d"
-
-
-def _usd(figure: dict[str, Any]) -> str:
-    if "low" not in figure:
-        return usd(figure["value"])
-    high = "no bound" if figure["high"] is None else usd(figure["high"])
-    return f"{usd(figure['value'])} ({usd(figure['low'])} to {high})"
-
-
-def _age(figure: dict[str, Any]) -> str:
-    if figure["age_days"] is None:
-        return "undated"
-    return "today" if figure["age_days"] == 0 else f"{figure['age_days']} d"
 
 
 def _options_table(options: list[dict[str, Any]]) -> str:
@@ -141,36 +106,21 @@ def _options_table(options: list[dict[str, Any]]) -> str:
     rows, marked = [], None
     for number, option in enumerate(options):
         marked = number if option["is_pick"] else marked
-        risk = option["risk"]["value"]
         peak = option.get("peak_bytes")
         trains = f"{option['method']}, {option['precision']}"
         rows.append(
             [
-                _usd(option["usd"]),
-                _hours(option["hours"]),
-                "?" if risk is None else f"{risk:.0%}",
-                _where(option) + (" <- take" if option["is_pick"] else ""),
+                usd_text(option["usd"]),
+                hours_text(option["hours"]),
+                risk_text(option["risk"]),
+                where_text(option) + (" <- take" if option["is_pick"] else ""),
                 f"{option['model']}: {trains}" if several else trains,
                 f"{gib(peak['high'])} of {gib(option['device_bytes']['value'])}" if peak else "",
-                _price(option["price"]),
-                _age(option["price"]),
+                price_text(option["price"]),
+                age_text(option["price"]),
             ]
         )
     return table(heads, rows, right=(2, 5, 7), marked=marked, flexible=3)
-
-
-def _where(option: dict[str, Any]) -> str:
-    if option["kind"] == "here":
-        return f"this machine, {option['gpu']}"
-    if option["kind"] == "managed":
-        return f"{option['seller']} (managed)"
-    count = f"{option['num_gpus']['value']}x " if option["num_gpus"]["value"] > 1 else ""
-    return f"{count}{option['gpu']}{' spot' if option['is_spot'] else ''}, {option['seller']}"
-
-
-def _price(figure: dict[str, Any]) -> str:
-    unit = figure["unit"].removeprefix("USD per ").replace("million tokens", "M tokens")
-    return f"{figure['value']:g}/{unit}"
 
 
 def _show_discarded(answer: dict[str, Any], run: Run, show_all: bool) -> None:
@@ -179,7 +129,7 @@ def _show_discarded(answer: dict[str, Any], run: Run, show_all: bool) -> None:
         return
     say()
     counts = ", ".join(f"{f['value']} {code.replace('_', ' ')}" for code, f in out["by_reason"].items())
-    more = len(answer["options"]) - len(worth_listing(answer["options"]))
+    more = sum(not option["is_listed"] for option in answer["options"])
     if not show_all:
         say(
             f"Not shown: {more} options that cost more and take longer; {out['num']['value']} that are out ({counts}). "
@@ -207,39 +157,19 @@ def _show_total(total: dict[str, Any], show_all: bool) -> None:
         f"{traffic['completion_tokens']['value']:,} tokens:"
     )
     once = "; ".join(f"{p['part']} {usd(p['usd']['value'])}" for p in total["once"] if p["usd"]["value"])
-    say(f"paid once: {_usd(total['once_usd'])} ({once})")
-    served = total["serve"] if show_all else _best_of_kinds(total["serve"])
-    evens = {e["against"]: e for e in total["break_even"]}
-    rows = [("fine-tuned", r["name"], _usd(r["usd"]), _usd(r["usd_per_month"]), "", _age(r["price"])) for r in served]
-    apis = total["apis"] if show_all else total["apis"][:: max(1, len(total["apis"]) // (MOST_ROWS - 3))]
-    rows += [
-        ("prompted", r["name"], _usd(r["usd"]), _usd(r["usd_per_month"]), _volume(evens[r["name"]]), _age(r["price"]))
-        for r in apis
+    say(f"paid once: {usd_text(total['once_usd'])} ({once})")
+    served = [w for w in total["own"] if show_all or w["is_listed"]]
+    evens = {e["against"]: e["requests_per_month"] for e in total["break_even"]}
+    rows = [
+        ("fine-tuned", w["name"], usd_text(w["usd"]), usd_text(w["usd_per_month"]), "", age_text(w["price"]))
+        for w in served
     ]
-    rows.sort(key=lambda row: 0 if row[0] == "fine-tuned" else 1)
-    say(
-        table(
-            ("model", "served by", "total", "a month", "training pays from, a month", "seen"),
-            rows,
-            right=(5,),
-            flexible=1,
+    apis = total["apis"] if show_all else total["apis"][:: max(1, len(total["apis"]) // (MOST_ROWS - 3))]
+    for w in apis:
+        pays = count_text(evens[w["name"]])
+        rows.append(
+            ("prompted", w["name"], usd_text(w["usd"]), usd_text(w["usd_per_month"]), pays, age_text(w["price"]))
         )
-    )
-
-
-def _best_of_kinds(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: set[str] = set()
-    kept = []
-    for route in routes:
-        if route["kind"] not in seen:
-            seen.add(route["kind"])
-            kept.append(route)
-    return kept
-
-
-def _volume(even: dict[str, Any]) -> str:
-    figure = even["requests_per_month"]
-    if figure["value"] is None:
-        return "never"
-    high = "never" if figure.get("high", 0) is None else f"{figure.get('high', figure['value']):,.0f}"
-    return f"{figure['value']:,.0f} ({figure.get('low', figure['value']):,.0f} to {high})"
+    heads = ("model", "answers from", "total", "a month", "training pays from, a month", "seen")
+    say(table(heads, rows, right=(5,), flexible=1))
+    say(bill_in_words(total))

@@ -63,6 +63,7 @@ class Route:
 
     kind: str
     name: str
+    seller: str
     price_usd: float
     price_unit: str
     source: str
@@ -182,6 +183,7 @@ def _by_hours(shape: ModelShape, traffic: TrafficConfig, offers: Iterable[Offer]
         route = Route(
             kind="hours",
             name=f"{order}{offer.gpu} of {offer.seller}, always on",
+            seller=offer.seller,
             price_usd=offer.usd_per_gpu_hour,
             price_unit="USD per GPU-hour",
             source=offer.source,
@@ -205,6 +207,7 @@ def _asked(shape: ModelShape, traffic: TrafficConfig) -> list[Route]:
                 Route(
                     kind="asked",
                     name=f"{row.gpu} of {row.provider}, sleeps between requests",
+                    seller=row.provider,
                     price_usd=row.usd_per_gpu_hour,
                     price_unit="USD per GPU-hour",
                     source=row.source,
@@ -234,7 +237,8 @@ def _by_tokens(model: str, params_b: float, traffic: TrafficConfig) -> list[Rout
         found.append(
             Route(
                 kind="tokens",
-                name=f"{provider}, by the token (an adapter trained there)",
+                name=f"{provider}, by the token",
+                seller=provider,
                 price_usd=into,
                 price_unit="USD per million input tokens",
                 source=rate.source,
@@ -275,7 +279,8 @@ def api_routes(
         found.append(
             Route(
                 kind="api",
-                name=f"{name}, prompted",
+                name=name,
+                seller=name,
                 price_usd=into,
                 price_unit="USD per million input tokens",
                 source=source,

@@ -34,8 +34,22 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """A model trained somewhere and served somewhere, or (without parts) a larger one that is prompted."""
+
+    route: Route
+    once: tuple[Part, ...] = ()  # paid before the first request
+    trained: str = ""
+
+    @property
+    def once_usd(self) -> Estimate:
+        """Dollars paid once."""
+        return Estimate(*(sum(getattr(part.usd, k) for part in self.once) for k in PICKS))
+
+
+@dataclass(frozen=True, slots=True)
 class BreakEven:
-    """Requests a month from which the fine-tuned model costs less than an API; None: at no volume looked at."""
+    """Requests a month from which training costs less than an API; None: at no volume looked at."""
 
     api: str
     requests_per_month: Estimate | None
@@ -44,24 +58,17 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """The bill. once: parts paid once; route: the cheapest way to serve the fine-tuned model for this traffic."""
+    """The bill for the run file's traffic. own and apis: ways, the cheapest for this traffic first."""
 
     traffic: TrafficConfig
-    once: tuple[Part, ...]
-    routes: tuple[Route, ...]  # of the fine-tuned model, cheapest first
-    apis: tuple[Route, ...]  # cheapest first
+    own: tuple[Way, ...]
+    apis: tuple[Way, ...]
     break_evens: tuple[BreakEven, ...]
     volumes: tuple[float, ...]  # requests a month of the plot
 
-    @property
-    def once_usd(self) -> Estimate:
-        """Dollars paid once."""
-        return Estimate(*(sum(getattr(part.usd, k) for part in self.once) for k in PICKS))
-
-    def usd(self, route: Route, requests: float) -> Estimate:
-        """Dollars over the months at so many requests each; a fine-tuned model was trained first."""
-        monthly = route.usd_per_month(requests).scaled(self.traffic.months)
-        return monthly if route.kind == "api" else _plus(self.once_usd, monthly)
+    def usd(self, way: Way, requests: float) -> Estimate:
+        """Dollars over the months at so many requests each."""
+        return _plus(way.once_usd, way.route.usd_per_month(requests).scaled(self.traffic.months))
 
 
 def _plus(a: Estimate, b: Estimate) -> Estimate:
@@ -104,56 +111,74 @@ def once_parts(config: RunConfig, option: Option, rows: Rows, num_rows: int) -> 
 
 
 def total_of(
-    config: RunConfig, option: Option, rows: Rows, num_rows: int, routes: Sequence[Route], apis: Sequence[Route]
+    config: RunConfig,
+    options: Sequence[Option],
+    rows: Rows,
+    num_rows: int,
+    routes: Sequence[Route],
+    apis: Sequence[Route],
 ) -> Total | None:
-    """The bill of a run with traffic; None where no route can serve the model."""
+    """The bill of a run with traffic; None where no route can serve the model.
+
+    options: ways to train one model. The first stands for those on machines; an adapter trained at a service is
+    served there by the token.
+    """
     traffic = config.traffic
     assert traffic is not None
-    # An adapter trained at a service is served there; one trained by us, anywhere but there.
-    served = [r for r in routes if (r.kind == "tokens") == (option.kind == "managed")] or list(routes)
-    served = [r for r in served if r.kind != "tokens" or r.name.startswith(f"{option.seller},")]
-    if not served:
+    managed = {o.seller: o for o in options if o.kind == "managed"}
+    ours = next((o for o in options if o.kind != "managed"), None)
+    own = []
+    for route in routes:
+        option = managed.get(route.seller) if route.kind == "tokens" else ours
+        if option is not None:
+            own.append(Way(route, tuple(once_parts(config, option, rows, num_rows)), option.words))
+    if not own:
         return None
+    bill = Total(traffic, (), (), (), ())
     asked = traffic.requests_per_month
-    served.sort(key=lambda r: r.usd_per_month(asked).value)
-    ordered = sorted(apis, key=lambda r: r.usd_per_month(asked).value)
+    own.sort(key=lambda way: bill.usd(way, asked).value)
+    prompted = sorted((Way(route) for route in apis), key=lambda way: bill.usd(way, asked).value)
     low, high = CURVE_DECADES
     steps = range(low * POINTS_PER_DECADE, high * POINTS_PER_DECADE + 1)
-    volumes = tuple(asked * 10 ** (i / POINTS_PER_DECADE) for i in steps)
-    bill = Total(traffic, tuple(once_parts(config, option, rows, num_rows)), tuple(served), tuple(ordered), (), volumes)
-    useful = [served[i] for i in sorted({_cheapest_at(served, volume) for volume in GRID})]
-    evens = tuple(break_even(bill, useful, api) for api in ordered)
-    return Total(bill.traffic, bill.once, bill.routes, bill.apis, evens, bill.volumes)
+    useful = [own[i] for i in sorted({_cheapest_at(own, volume, traffic.months) for volume in GRID})]
+    return Total(
+        traffic=traffic,
+        own=tuple(own),
+        apis=tuple(prompted),
+        break_evens=tuple(break_even(useful, way.route, traffic.months) for way in prompted),
+        volumes=tuple(asked * 10 ** (i / POINTS_PER_DECADE) for i in steps),
+    )
 
 
-def _cheapest_at(routes: Sequence[Route], requests: float) -> int:
-    return min(range(len(routes)), key=lambda i: routes[i].month_usd(requests, "value"))
+def _cheapest_at(ways: Sequence[Way], requests: float, months: float) -> int:
+    def usd(i: int) -> float:
+        return ways[i].once_usd.value + months * ways[i].route.month_usd(requests, "value")
+
+    return min(range(len(ways)), key=usd)
 
 
-def break_even(bill: Total, routes: Sequence[Route], api: Route) -> BreakEven:
-    """Where the API's bill first passes that of the fine-tuned model, each volume served by its cheapest route.
+def break_even(ways: Sequence[Way], api: Route, months: float) -> BreakEven:
+    """Where the API's bill first passes that of training, at each volume by the cheapest of the ways.
 
     low: cheap training and serving against the dear end of the API; high: the reverse.
     """
 
-    months = bill.traffic.months
-
     def crossing(pick: str, other: str) -> float | None:
-        once = getattr(bill.once_usd, pick)
+        once = [getattr(way.once_usd, pick) for way in ways]
 
         def gap(requests: float) -> float:
-            ours = min(route.month_usd(requests, pick) for route in routes)
-            return float(once + months * (ours - api.month_usd(requests, other)))
+            ours = min(o + months * w.route.month_usd(requests, pick) for o, w in zip(once, ways, strict=True))
+            return float(ours - months * api.month_usd(requests, other))
 
         return first_crossing(gap)
 
     expected, low, high = crossing("value", "value"), crossing("low", "high"), crossing("high", "low")
     if expected is None:
-        each = api.usd_per_month(1.0).value
+        each = api.month_usd(1.0, "value")
         return BreakEven(api.name, None, f"a request costs {each:.6f} USD there, less than serving one ourselves")
-    reason = "from here the fine-tuned model costs less"
+    reason = "from here training and serving cost less"
     if high is None:
-        reason += "; at the high end of its costs it never does"
+        reason += "; at the high end of their costs they never do"
     return BreakEven(api.name, Estimate(expected, low or expected, high or math.inf), reason)
 
 

@@ -27,6 +27,8 @@ from ..records import (
 )
 from ..runfolder import rung_name
 from ..units import SECONDS_PER_HOUR
+from .costs import costs
+from .text import Markup
 
 T = TypeVar("T")
 
@@ -61,6 +63,7 @@ class RunFiles:
     live_s: dict[str, float] = field(default_factory=dict)  # of trainings that the ledger does not hold yet
     prompts: dict[str, list[Message]] = field(default_factory=dict)  # of held-out rows, by id
     problems: list[str] = field(default_factory=list)
+    costs: Markup | None = None  # the section of choice.json
 
     @property
     def arms(self) -> list[ArmScore]:
@@ -99,6 +102,11 @@ def read_run(folder: Path) -> RunFiles:
     run.plan = _result(run, "plan.json", plan_from_json)
     run.verdict = _result(run, "ladder.json", dict)
     run.exported = _result(run, "export.json", dict)
+    if chosen := _json(run, "choice.json"):
+        try:
+            run.costs = costs(chosen)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            run.problems.append(f"choice.json: not as this version writes it ({type(error).__name__}: {error})")
     ledger = Ledger(folder / "ledger.jsonl")
     run.ledger = ledger.entries()
     try:

@@ -34,6 +34,7 @@ def render_report(run_folder: Path) -> str:
         _curves(run),
         parts.searches(run),
         data(run),
+        run.costs or "",
         parts.predicted(run),
         parts.forgotten(run),
         parts.failures(run),

@@ -77,6 +77,11 @@ svg .dot.met.tuned{fill:var(--tuned)}svg .dot.met.base{fill:var(--base)}
 svg .dot.inside{fill:var(--good);stroke:none}svg .dot.outside{fill:var(--warn);stroke:none}
 svg .band{fill:var(--band)}
 svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .curve.a{stroke:var(--c1)}svg .curve.b{stroke:var(--c2)}
+svg .curve.l0{stroke:var(--s0);stroke-width:3}svg .curve.l1{stroke:var(--s1);stroke-width:2.4}
+svg .curve.l2{stroke:var(--s0);stroke-dasharray:7 4}svg .curve.l3{stroke:var(--s2)}
+svg .curve.l4{stroke:var(--s2);stroke-dasharray:7 4}svg .curve.l5{stroke:var(--s3)}
+.swatch.l0,.swatch.l2{background:var(--s0)}.swatch.l1{background:var(--s1)}.swatch.l3,.swatch.l4{background:var(--s2)}
+.swatch.l5{background:var(--s3)}.swatch.l2,.swatch.l4{height:4px;vertical-align:middle}
 svg .point.a{fill:var(--c1)}svg .point.b{fill:var(--c2)}
 .share.s0,.swatch.s0{fill:var(--s0);background:var(--s0)}.share.s1,.swatch.s1{fill:var(--s1);background:var(--s1)}
 .share.s2,.swatch.s2{fill:var(--s2);background:var(--s2)}.share.s3,.swatch.s3{fill:var(--s3);background:var(--s3)}

@@ -21,14 +21,16 @@ NUM_BINS = 28
 BAR_ROW_PX, BAR_LEFT = 21, 44  # BAR_LEFT in per cent: where bars begin, names before
 
 
-def _svg(height_px: float, label: str, *parts: str) -> Markup:
+def framed(height_px: float, label: str, *parts: str) -> Markup:
+    """A chart of this height, as wide as the page."""
     return Markup(
         f'<svg role="img" aria-label="{esc(label)}" width="100%" height="{height_px:g}" '
         f'class="chart">{"".join(parts)}</svg>'
     )
 
 
-def _text(x: str, y: float, text: str, anchor: str = "start", cls: str = "") -> str:
+def text_at(x: str, y: float, text: str, anchor: str = "start", cls: str = "") -> str:
+    """A line of text."""
     return f'<text x="{x}" y="{y:g}" text-anchor="{anchor}" class="{cls}">{esc(text)}</text>'
 
 
@@ -44,9 +46,11 @@ def arm_chart(arms: Sequence[ArmScore], bar: float, chosen: str | None) -> Marku
     parts = []
     for tick in (0, 25, 50, 75, 100):
         parts.append(f'<line x1="{tick}%" x2="{tick}%" y1="{top}" y2="{low_edge}" class="grid"/>')
-        parts.append(_text(f"{tick}%", low_edge + 18, f"{tick / 100:g}", _anchor(tick), "tick"))
+        parts.append(text_at(f"{tick}%", low_edge + 18, f"{tick / 100:g}", _anchor(tick), "tick"))
     parts.append(
-        _text(f"{bar:.2%}", top - 11, f"bar {bar:g}", "middle" if 0.08 < bar < 0.92 else _anchor(bar * 100), "barname")
+        text_at(
+            f"{bar:.2%}", top - 11, f"bar {bar:g}", "middle" if 0.08 < bar < 0.92 else _anchor(bar * 100), "barname"
+        )
     )
     for index, arm in enumerate(arms):
         y = top + ARM_ROW_PX * index
@@ -55,8 +59,8 @@ def arm_chart(arms: Sequence[ArmScore], bar: float, chosen: str | None) -> Marku
         kind = "tuned" if arm.kind == "finetune" else "base"
         state = f"{kind} {'met' if met else 'unmet'}{' chosen' if arm.arm == chosen else ''}"
         value = f"{score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]"
-        parts.append(_text("0", y + 16, _short(arm.arm), "start", f"name {state}"))
-        parts.append(_text("100%", y + 16, value, "end", f"value {state}"))
+        parts.append(text_at("0", y + 16, _short(arm.arm), "start", f"name {state}"))
+        parts.append(text_at("100%", y + 16, value, "end", f"value {state}"))
         line_y = y + 30
         parts.append(f'<line x1="0" x2="100%" y1="{line_y}" y2="{line_y}" class="track"/>')
         # Only where the dots are: a line through the whole chart would cross the numbers on a phone.
@@ -65,7 +69,7 @@ def arm_chart(arms: Sequence[ArmScore], bar: float, chosen: str | None) -> Marku
             f'<line x1="{score.low:.2%}" x2="{score.high:.2%}" y1="{line_y}" y2="{line_y}" class="interval {state}"/>'
         )
         parts.append(f'<circle cx="{score.value:.2%}" cy="{line_y}" r="6" class="dot {state}"/>')
-    return _svg(height, f"Score of {len(arms)} arms against the bar of {bar:g}", *parts)
+    return framed(height, f"Score of {len(arms)} arms against the bar of {bar:g}", *parts)
 
 
 def _short(name: str, limit: int = 34) -> str:
@@ -113,19 +117,19 @@ def curve_chart(
         x_frac = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         return INSET + (100 - INSET) * x_frac, top + PLOT_PX * (1 - (y - y_low) / (y_high - y_low))
 
-    parts = [_text("0", 14, title, "start", "title")]
+    parts = [text_at("0", 14, title, "start", "title")]
     for tick in ticks(y_low, y_high):
         y_px = at(0, tick)[1]
         parts.append(f'<line x1="{INSET}%" x2="100%" y1="{y_px:.1f}" y2="{y_px:.1f}" class="grid"/>')
-        parts.append(_text("0", y_px + 4, f"{tick:g}", "start", "tick"))
+        parts.append(text_at("0", y_px + 4, f"{tick:g}", "start", "tick"))
     if level:
         y_px = at(0, level[1])[1]
         parts.append(f'<line x1="{INSET}%" x2="100%" y1="{y_px:.1f}" y2="{y_px:.1f}" class="bar"/>')
-        parts.append(_text("100%", y_px - 5, level[0], "end", "barname"))
+        parts.append(text_at("100%", y_px - 5, level[0], "end", "barname"))
     if mark:
         x = at(mark[1], y_low)[0]
         parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{top + PLOT_PX}" class="mark"/>')
-        parts.append(_text(f"{x:.2f}%", top - 4, mark[0], _anchor(x), "tick"))
+        parts.append(text_at(f"{x:.2f}%", top - 4, mark[0], _anchor(x), "tick"))
     for one in series:
         points = [at(x, y) for x, y in thin(one.points) if math.isfinite(x) and math.isfinite(y)]
         path = " ".join(f"{x:.2f},{(y - top) / PLOT_PX * 100:.2f}" for x, y in points)
@@ -137,14 +141,14 @@ def curve_chart(
         if one.dots:
             parts += [f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="3.5" class="point {one.cls}"/>' for x, y in points]
     base = top + PLOT_PX + 16
-    parts.append(_text(f"{INSET}%", base, f"step {x_low:g}", "start", "tick"))
-    parts.append(_text("100%", base, f"{x_high:g}", "end", "tick"))
+    parts.append(text_at(f"{INSET}%", base, f"step {x_low:g}", "start", "tick"))
+    parts.append(text_at("100%", base, f"{x_high:g}", "end", "tick"))
     if len(series) > 1:
         keys = "".join(
             f'<tspan class="{s.cls}" dx="{10 if i else 0}">— {esc(s.name)}</tspan>' for i, s in enumerate(series)
         )
         parts.append(f'<text x="100%" y="14" text-anchor="end" class="key">{keys}</text>')
-    return _svg(height, title, *parts)
+    return framed(height, title, *parts)
 
 
 def nice_range(values: Sequence[float]) -> tuple[float, float]:
@@ -178,7 +182,7 @@ def share_bar(parts: Sequence[tuple[str, int, str]]) -> Markup:
                 f"<title>{esc(name)}: {n:,}</title></rect>"
             )
         left += width
-    return _svg(22, ", ".join(f"{name} {n}" for name, n, _ in parts), *drawn)
+    return framed(22, ", ".join(f"{name} {n}" for name, n, _ in parts), *drawn)
 
 
 def histogram(title: str, sides: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
@@ -195,8 +199,8 @@ def histogram(title: str, sides: Sequence[Sequence[int]], classes: Sequence[str]
             stacks[min(value // size, num_bins - 1)][which] += 1
     highest = max(map(sum, stacks))
     top, height_px = 34, 96
-    parts = [_text("0", 14, title, "start", "title")]
-    parts.append(_text("100%", 14, f"median {values[len(values) // 2]:,}, longest {values[-1]:,}", "end", "value"))
+    parts = [text_at("0", 14, title, "start", "title")]
+    parts.append(text_at("100%", 14, f"median {values[len(values) // 2]:,}, longest {values[-1]:,}", "end", "value"))
     for index, stack in enumerate(stacks):
         y = float(top + height_px)
         for n, cls in zip(stack, classes, strict=True):
@@ -209,10 +213,10 @@ def histogram(title: str, sides: Sequence[Sequence[int]], classes: Sequence[str]
                 )
     base = top + height_px
     parts.append(f'<line x1="0" x2="100%" y1="{base}" y2="{base}" class="grid strong"/>')
-    parts.append(_text("0", base + 16, "0", "start", "tick"))
+    parts.append(text_at("0", base + 16, "0", "start", "tick"))
     more = "" if values[-1] < num_bins * size else " and more"
-    parts.append(_text("100%", base + 16, f"{num_bins * size:,}{more}", "end", "tick"))
-    return _svg(base + 24, title, *parts)
+    parts.append(text_at("100%", base + 16, f"{num_bins * size:,}{more}", "end", "tick"))
+    return framed(base + 24, title, *parts)
 
 
 def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]], str]]) -> Markup:
@@ -224,7 +228,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]], str]])
         # An svg of its own cuts a long name where the bars begin, on a phone and on a wide screen.
         drawn.append(
             f'<svg x="0" y="{y}" width="{BAR_LEFT - 1}%" height="{BAR_ROW_PX}" overflow="hidden">'
-            f"{_text('0', 14, name, 'start', 'barlabel')}</svg>"
+            f"{text_at('0', 14, name, 'start', 'barlabel')}</svg>"
         )
         for n, cls in parts:
             width = (90 - BAR_LEFT) * n / longest
@@ -233,8 +237,8 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[int, str]], str]])
                     f'<rect x="{left:.2f}%" y="{y + 4}" width="{width:.2f}%" height="12" class="share {cls}"/>'
                 )
             left += width
-        drawn.append(_text("100%", y + 14, beside, "end", "value"))
-    return _svg(BAR_ROW_PX * len(rows) + 4, title, *drawn)
+        drawn.append(text_at("100%", y + 14, beside, "end", "value"))
+    return framed(BAR_ROW_PX * len(rows) + 4, title, *drawn)
 
 
 def ratio_bar(predicted: Estimate, actual: float | None, reach: float = 4.0) -> Markup:
@@ -256,4 +260,4 @@ def ratio_bar(predicted: Estimate, actual: float | None, reach: float = 4.0) -> 
     if actual is not None:
         parts.append(f'<circle cx="{x(actual):.1f}%" cy="9" r="5" class="dot {"inside" if inside else "outside"}"/>')
     label = "no actual yet" if actual is None else f"actual {actual / predicted.value:.2f} times the expected value"
-    return Markup(f'<span class="ratio">{_svg(18, label, *parts)}</span>')
+    return Markup(f'<span class="ratio">{framed(18, label, *parts)}</span>')

@@ -276,11 +276,12 @@ def _total(
     if config.traffic is None or picked is None:
         return None
     shape, mine = shapes[picked.model], rows[picked.model]
+    others = [o for o in choice.options if o.model == picked.model and o is not picked]
     routes = own_routes(shape, shape.num_params / 1e9, config.traffic, offers)
     mean = sum(mine.counts.lengths) / len(mine.counts.lengths)
     shots = round(config.decide.num_shots * mean)
     apis = api_routes(config.traffic, shots, config.decide.endpoints, today)
-    return total_of(config, picked, mine, num_rows, routes, apis)
+    return total_of(config, [picked, *others], mine, num_rows, routes, apis)
 
 
 def _notes(config: RunConfig, looked: Sample, shapes: dict[str, ModelShape]) -> list[str]:

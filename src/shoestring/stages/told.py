@@ -6,56 +6,29 @@ the source has no date, which the source then says).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from typing import Any
 
-from ..market.choice import Choice
+from ..market.choice import Choice, is_sure
 from ..market.options import Discarded, Option
-from ..market.serving import Route
 from ..market.terms import term
-from ..market.total import BreakEven, Total
+from ..market.total import BreakEven, Total, Way
 from ..market.work import Rows
+from ..plan.figures import Figure, figure
 from ..plan.shapes import ModelShape
 from ..plan.throughput import prior
 from ..records import Device, Estimate
 from .choosing import Weighed
-
-Figure = dict[str, Any]
-DIGITS = 6
-CURVES = 3  # APIs and routes drawn of each
-
-
-def figure(value: Any, unit: str, source: str, observed_at: date | None, today: date) -> Figure:
-    """A number with all that is known of it; value: an Estimate, a number, or None with the reason in source."""
-    told: Figure = {}
-    if isinstance(value, Estimate):
-        told["value"] = _rounded(value.value)
-        if (value.low, value.high) != (value.value, value.value):
-            told |= {"low": _rounded(value.low), "high": _rounded(value.high)}
-    else:
-        told["value"] = None if value is None else _rounded(value)
-    age = None if observed_at is None else (today - observed_at).days
-    if observed_at is None:
-        source = f"{source} (undated)"
-    elif age is not None and age < 0:
-        age, source = None, f"{source} (dated after this machine's clock, {today.isoformat()})"
-    day = None if observed_at is None else observed_at.isoformat()
-    return {**told, "unit": unit, "source": source, "observed_at": day, "age_days": age}
-
-
-def _rounded(value: float) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
 
 
 def told(weighed: Weighed, name: str) -> dict[str, Any]:
     """The whole answer."""
     choice, today = weighed.choice, weighed.today
     options = [_option(weighed, i) for i in range(len(choice.options))]
+    for place in worth_listing(choice):
+        options[place]["is_listed"] = True
     return {
         "name": name,
         "today": today.isoformat(),
@@ -67,6 +40,17 @@ def told(weighed: Weighed, name: str) -> dict[str, Any]:
         "total": None if weighed.total is None else _total(weighed, weighed.total),
         "notes": list(weighed.notes),
     }
+
+
+def worth_listing(choice: Choice) -> set[int]:
+    """Places of the Pareto list, the pick, the cheapest of each model and of each kind (spot, managed, here)."""
+    cheapest: dict[tuple[str, bool], int] = {}
+    for place, option in enumerate(choice.options):
+        cheapest.setdefault((option.kind, option.is_spot), place)
+    for place, option in enumerate(choice.options):
+        if is_sure(option):
+            cheapest.setdefault((option.model, False), place)
+    return {*choice.best, *cheapest.values(), *([] if choice.pick is None else [choice.pick])}
 
 
 # ---- data and models ------------------------------------------------------------------------
@@ -131,6 +115,7 @@ def _option(weighed: Weighed, index: int) -> dict[str, Any]:
         "is_spot": o.is_spot,
         "is_pick": index == choice.pick,
         "is_pareto": index in choice.best,
+        "is_listed": False,
         "words": o.words,
         "num_gpus": money(o.num_gpus, "GPUs rented"),
         "usd": money(o.usd),
@@ -266,13 +251,13 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
 
 def _total(weighed: Weighed, bill: Total) -> dict[str, Any]:
     today, traffic = weighed.today, bill.traffic
+    asked_for = traffic.requests_per_month
 
     def asked(value: float, unit: str) -> Figure:
         return figure(value, unit, "the run file", today, today)
 
-    best = bill.routes[0]
-    apis = bill.apis
-    drawn = [*bill.routes[:1], *_others(bill), *_spread(apis)]
+    best = bill.own[0]
+    drawn = [*_best_of_kinds(bill), *_spread(bill.apis)]
     return {
         "traffic": {
             "requests_per_month": asked(traffic.requests_per_month, "requests per month"),
@@ -280,80 +265,81 @@ def _total(weighed: Weighed, bill: Total) -> dict[str, Any]:
             "completion_tokens": asked(traffic.completion_tokens, "tokens per request"),
             "months": asked(traffic.months, "months"),
         },
+        "best": {"trained": best.trained, "served": best.route.name, "usd": _bill(best, bill, asked_for, today)},
         "once": [
-            {"part": p.name, "usd": figure(p.usd, "USD", p.source, _day(weighed, p.name), today)} for p in bill.once
+            {"part": p.name, "usd": figure(p.usd, "USD", p.source, _day(best, p.name, weighed), today)}
+            for p in best.once
         ],
-        "once_usd": figure(bill.once_usd, "USD, paid once", "the sum of the parts", _day(weighed, "train"), today),
-        "serve": [_route(route, bill, today) for route in bill.routes],
-        "apis": [_route(route, bill, today) for route in apis],
-        "best": best.name,
-        "usd": _bill(best, bill, traffic.requests_per_month, today),
+        "once_usd": figure(
+            best.once_usd, "USD, paid once", "the sum of the parts", _day(best, "train", weighed), today
+        ),
+        "own": [_way(way, bill, today) | {"is_listed": way in drawn} for way in bill.own],
+        "apis": [_way(way, bill, today) for way in bill.apis],
         "break_even": [_even(even, best, today) for even in bill.break_evens],
         "curves": [
             {
-                "name": route.name,
-                "kind": route.kind,
+                "name": way.route.name,
+                "kind": way.route.kind,
                 "points": [
-                    {"requests_per_month": asked(v, "requests per month"), "usd": _bill(route, bill, v, today)}
+                    {"requests_per_month": asked(v, "requests per month"), "usd": _bill(way, bill, v, today)}
                     for v in bill.volumes
                 ],
             }
-            for route in drawn
+            for way in drawn
         ],
     }
 
 
-def _others(bill: Total) -> list[Route]:
-    """Of the fine-tuned model the best of each other kind of serving."""
-    seen = {bill.routes[0].kind}
-    return [r for r in bill.routes if r.kind not in seen and not seen.add(r.kind)]  # type: ignore[func-returns-value]
+def _best_of_kinds(bill: Total) -> list[Way]:
+    """Of training the cheapest way of each kind of serving."""
+    best: dict[str, Way] = {}
+    for way in bill.own:
+        best.setdefault(way.route.kind, way)
+    return list(best.values())
 
 
-def _spread(apis: tuple[Route, ...]) -> list[Route]:
+def _spread(apis: tuple[Way, ...]) -> list[Way]:
     """The cheapest, the middle and the dearest."""
-    picks = dict.fromkeys((0, len(apis) // 2, len(apis) - 1))
-    return [apis[i] for i in picks if 0 <= i < len(apis)]
+    places = dict.fromkeys((0, len(apis) // 2, len(apis) - 1))
+    return [apis[place] for place in places if 0 <= place < len(apis)]
 
 
-def _day(weighed: Weighed, part: str) -> date | None:
-    picked = weighed.choice.picked or weighed.choice.options[0]
+def _day(way: Way, part: str, weighed: Weighed) -> date | None:
     if part in ("train", "evaluate"):
-        return picked.observed_at
+        return next((o.observed_at for o in weighed.choice.options if o.words == way.trained), None)
     return term("curate_rows_per_s").as_of if part == "curate" else weighed.today
 
 
-def _bill(route: Route, bill: Total, requests: float, today: date) -> Figure:
-    return figure(
-        bill.usd(route, requests), "USD over the months", f"{route.source} ({route.basis})", route.observed_at, today
-    )
-
-
-def _route(route: Route, bill: Total, today: date) -> dict[str, Any]:
+def _bill(way: Way, bill: Total, requests: float, today: date) -> Figure:
+    route = way.route
     source = f"{route.source} ({route.basis})"
-    asked = bill.traffic.requests_per_month
+    return figure(bill.usd(way, requests), "USD over the months", source, route.observed_at, today)
+
+
+def _way(way: Way, bill: Total, today: date) -> dict[str, Any]:
+    route, requests = way.route, bill.traffic.requests_per_month
+    source = f"{route.source} ({route.basis})"
     record: dict[str, Any] = {
         "name": route.name,
         "kind": route.kind,
+        "trained": way.trained or None,
         "price": figure(route.price_usd, route.price_unit, source, route.observed_at, today),
-        "usd_per_month": figure(route.usd_per_month(asked), "USD per month", source, route.observed_at, today),
-        "usd": _bill(route, bill, asked, today),
+        "usd_per_month": figure(route.usd_per_month(requests), "USD per month", source, route.observed_at, today),
+        "usd": _bill(way, bill, requests, today),
         "notes": list(route.notes),
     }
     if route.capacity is not None:
-        row = term("stream_frac")
+        row, able = term("stream_frac"), route.capacity
         how = f"predicted: plan.decode; {row.source}"
-        record |= {
-            "requests_per_s": figure(
-                route.capacity.requests_per_s, "requests per second and GPU", how, row.as_of, today
-            ),
-            "decode_tokens_per_s": figure(
-                route.capacity.tokens_per_s, "tokens per second and GPU", how, row.as_of, today
-            ),
-            "alone_s": figure(route.capacity.alone_s, "s for one request alone", how, row.as_of, today),
-        }
+        rates = (
+            ("requests_per_s", able.requests_per_s, "requests per second and GPU"),
+            ("decode_tokens_per_s", able.tokens_per_s, "tokens per second and GPU"),
+            ("alone_s", able.alone_s, "s for one request alone"),
+        )
+        record |= {name: figure(value, unit, how, row.as_of, today) for name, value, unit in rates}
     return record
 
 
-def _even(even: BreakEven, best: Route, today: date) -> dict[str, Any]:
-    volume = figure(even.requests_per_month, "requests per month", even.reason, best.observed_at, today)
+def _even(even: BreakEven, best: Way, today: date) -> dict[str, Any]:
+    volume = figure(even.requests_per_month, "requests per month", even.reason, best.route.observed_at, today)
     return {"against": even.api, "requests_per_month": volume, "reason": even.reason}

@@ -1,0 +1,176 @@
+"""The report's section on money: the options worth choosing among, and the bill over the months, with its plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan.figures import age_text, bill_in_words, count_text, hours_text, price_text, risk_text, usd_text, where_text
+from ..units import gib, usd
+from .svg import framed, text_at
+from .text import Markup, details, esc, section, table
+
+PLOT_PX, TOP_PX, BOTTOM_PX = 280, 30, 44
+LEFT, RIGHT = 9.0, 99.0  # per cent of the width, for the plot
+OWN_COLOURS, API_COLOURS = ("l0", "l1", "l2"), ("l3", "l4", "l5")
+MOST_OUT = 200  # rows of what is out
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve of the plot: (requests a month, dollars)."""
+
+    name: str
+    cls: str
+    points: Sequence[tuple[float, float]]
+
+
+def costs(answer: Mapping[str, Any]) -> Markup:
+    """The section of choice.json. Raises: KeyError, TypeError where it is not as this version writes it."""
+    picked = answer["pick"] is not None
+    parts = [_options(answer), _out(answer)]
+    if answer["total"]:
+        parts += [_bill(answer["total"])]
+    notes = "".join(f'<p class="note">{esc(note)}</p>' for note in answer["notes"])
+    said = f"Take {answer['why']}." if picked else f"{str(answer['why'])[:1].upper()}{str(answer['why'])[1:]}."
+    return section("Where to train, and the bill", *parts, notes, lead=f"{said} Prices as of {answer['today']}.")
+
+
+def _options(answer: Mapping[str, Any]) -> Markup:
+    listed = [o for o in answer["options"] if o["is_listed"]]
+    if not listed:
+        return Markup("")
+    several = len({o["model"] for o in listed}) > 1
+    risk = next((o["risk"]["unit"] for o in listed if o["risk"]["value"] is not None), "late")
+    rows = []
+    for o in listed:
+        trains = f"{o['method']}, {o['precision']}"
+        where = esc(where_text(o))
+        peak = o.get("peak_bytes")
+        rows.append(
+            [
+                Markup(f"<b>{where} · take this</b>" if o["is_pick"] else where),
+                esc(usd_text(o["usd"])),
+                esc(hours_text(o["hours"])),
+                esc(risk_text(o["risk"])),
+                esc(f"{o['model']}: {trains}" if several else trains),
+                esc(f"{gib(peak['high'])} of {gib(o['device_bytes']['value'])}" if peak else "—"),
+                esc(f"{price_text(o['price'])}, {age_text(o['price'])}"),
+            ]
+        )
+    head = ["where", "dollars", "time", "late" if "late" in risk else "interrupted", "trains", "memory", "price, seen"]
+    return table(head, rows, numeric=(3,))
+
+
+def _out(answer: Mapping[str, Any]) -> Markup:
+    out = answer["discarded"]
+    if not out["rows"]:
+        return Markup("")
+    counts = ", ".join(f"{f['value']} {code.replace('_', ' ')}" for code, f in out["by_reason"].items())
+    rows = [
+        [
+            esc(one["code"].replace("_", " ")),
+            esc(
+                " ".join(p for p in (one.get("gpu", ""), "spot" if one["is_spot"] else "", one.get("seller", "")) if p)
+            ),
+            esc(f"{one['model']} {one.get('method', '')}".strip()),
+            esc(one["reason"]),
+        ]
+        for one in out["rows"][:MOST_OUT]
+    ]
+    summary = esc(f"{out['num']['value']} options are out: {counts}")
+    return details(summary, table(["out because", "where", "what", "reason"], rows, wide=(3,)))
+
+
+def _bill(total: Mapping[str, Any]) -> Markup:
+    traffic = total["traffic"]
+    asked, months = traffic["requests_per_month"]["value"], traffic["months"]["value"]
+    heading = f"{months:g} months at {asked:,.0f} requests a month"
+    once = "; ".join(f"{p['part']} {usd(p['usd']['value'])}" for p in total["once"] if p["usd"]["value"])
+    evens = {e["against"]: e["requests_per_month"] for e in total["break_even"]}
+    rows = [
+        [esc("fine-tuned"), esc(r["name"]), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc("")]
+        for r in total["own"]
+        if r["is_listed"]
+    ]
+    rows += [
+        [esc("prompted"), esc(r["name"]), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc(even)]
+        for r in total["apis"]
+        for even in [count_text(evens[r["name"]])]
+    ]
+    lines = [
+        Line(
+            curve["name"],
+            cls,
+            [(p["requests_per_month"]["value"], p["usd"]["value"]) for p in curve["points"]],
+        )
+        for curve, cls in _coloured(total["curves"])
+    ]
+    paid = f"Paid once: {usd_text(total['once_usd'])} ({once})."
+    return Markup(
+        f"<h3>{esc(heading)}</h3><p>{esc(bill_in_words(total))}</p><p>{esc(paid)}</p>"
+        f"{bill_chart(lines, asked, f'Dollars over {months:g} months')}"
+        f"{table(['model', 'answers from', 'total', 'a month', 'training pays from, a month'], rows)}"
+        '<p class="note">Dollars alone: which of them answers better is measured by decide and run.</p>'
+    )
+
+
+def _coloured(curves: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
+    colours = {False: iter(OWN_COLOURS), True: iter(API_COLOURS)}
+    found = ((curve, next(colours[curve["kind"] == "api"], None)) for curve in curves)
+    return [(curve, cls) for curve, cls in found if cls is not None]
+
+
+def bill_chart(lines: Sequence[Line], asked: float, title: str) -> Markup:
+    """Total dollars over requests a month, both on logarithmic axes; the traffic asked for as an upright stroke."""
+    points = [(x, y) for line in lines for x, y in line.points if x > 0 and y > 0]
+    if not points:
+        return Markup("")
+    (x_low, x_high), (y_low, y_high) = (_decades([p[i] for p in points], whole=i == 1) for i in (0, 1))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        x_frac = (math.log10(x) - x_low) / (x_high - x_low)
+        y_frac = (math.log10(max(y, 1e-9)) - y_low) / (y_high - y_low)
+        return LEFT + (RIGHT - LEFT) * x_frac, TOP_PX + PLOT_PX * (1 - y_frac)
+
+    base = TOP_PX + PLOT_PX
+    parts = [text_at("0", 14, title, "start", "title")]
+    for power in range(math.ceil(y_low), math.floor(y_high) + 1):
+        y = at(10**x_low, 10**power)[1]
+        parts.append(f'<line x1="{LEFT}%" x2="{RIGHT}%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(text_at("0", y + 4, _short(10**power, "$"), "start", "tick"))
+    for power in range(math.ceil(x_low), math.floor(x_high) + 1):
+        x = at(10**power, 10**y_low)[0]
+        parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="grid"/>')
+        parts.append(text_at(f"{x:.2f}%", base + 16, _short(10**power), "end" if x > 96 else "middle", "tick"))
+    parts.append(text_at(f"{RIGHT}%", base + 34, "requests a month", "end", "tick"))
+    x = at(asked, 10**y_low)[0]
+    parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="mark"/>')
+    parts.append(text_at(f"{x:.2f}%", TOP_PX - 5, "your traffic", "middle", "tick"))
+    for line in lines:
+        drawn = [at(px, py) for px, py in line.points if px > 0 and py > 0]
+        path = " ".join(f"{px:.2f},{(py - TOP_PX) / PLOT_PX * 100:.2f}" for px, py in drawn)
+        parts.append(
+            f'<svg x="0" y="{TOP_PX}" width="100%" height="{PLOT_PX}" viewBox="0 0 100 100" preserveAspectRatio="none" '
+            f'overflow="visible"><polyline points="{path}" vector-effect="non-scaling-stroke" '
+            f'class="curve {line.cls}"/></svg>'
+        )
+    key = "".join(f'<span><i class="swatch {line.cls}"></i>{esc(line.name)}</span>' for line in lines)
+    return Markup(f'{framed(base + BOTTOM_PX, title, *parts)}<div class="key">{key}</div>')
+
+
+def _decades(values: Sequence[float], whole: bool) -> tuple[float, float]:
+    """Logarithms of the ends, to whole decades where asked."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _short(value: float, unit: str = "") -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{unit}{value / size:g}{letter}"
+    return f"{unit}{value:g}"
