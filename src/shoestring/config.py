@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import ConfigError
-from .yaml_lines import key_fault, line_of
+from .yaml_lines import line_of, read_mapping
 
 TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
 
@@ -344,25 +343,7 @@ def load_run_file(path: str | Path) -> RunConfig:
 
 def parse_run_file(text: str, name: str = "run file") -> RunConfig:
     """Check the text of a run file. Raises: ConfigError."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        fault = key_fault(node, (), set())
-        raw = yaml.safe_load(text)
-    except RecursionError:
-        raise ConfigError(f"{name}: lists or mappings are nested too deep; a run file needs four levels") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
-    if raw is None:
-        raise ConfigError(
-            f"{name} is empty; a run file is a mapping with name, task and data: 'shoestring init DATA_FILE' writes one"
-        )
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: a run file is a mapping with name, task and data; this holds {type(raw).__name__}")
-    if fault:
-        raise ConfigError(f"{name}:{fault}")
+    node, raw = read_mapping(text, name)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -1,10 +1,36 @@
-"""Where in a YAML text a key stands, and faults that its parser lets pass."""
+"""The run file's YAML: read as a mapping, where a key stands, and faults that its parser lets pass."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import yaml
+
+from .errors import ConfigError
+
+
+def read_mapping(text: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """The tree and the values of a run file's text. Raises: ConfigError naming the line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        fault = key_fault(node, (), set())
+        raw = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{name}: lists or mappings are nested too deep; a run file needs four levels") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    if raw is None:
+        raise ConfigError(
+            f"{name} is empty; a run file is a mapping with name, task and data: 'shoestring init DATA_FILE' writes one"
+        )
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: a run file is a mapping with name, task and data; this holds {type(raw).__name__}")
+    if fault:
+        raise ConfigError(f"{name}:{fault}")
+    return node, raw
 
 
 def key_fault(node: Any, above: tuple[Any, ...], checked: set[int]) -> str | None:
