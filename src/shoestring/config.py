@@ -194,6 +194,8 @@ class TrainConfig(_Section):
     """Evaluations on the dev rows over the whole schedule."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads."""
+    engine_python: str = ""
+    """Python of the environment that has the engine; empty: this one, for trl where it is installed."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -287,6 +289,8 @@ class RunConfig(_Section):
     """Ladder rungs: hub names, folders (relative to the run file), or the family name `embedded`."""
     method: Literal["auto", "lora", "qlora"] = "auto"
     """auto: LoRA where the 16-bit base fits, else QLoRA."""
+    engine: Literal["shoestring", "trl", "unsloth", "axolotl"] = "shoestring"
+    """Whose trainer; the others run in a process of their own, on the rows, tokens and settings of this run."""
     budget_usd: float = Field(default=10.0, ge=0)
     """Hard stop: no step is begun that would pass it."""
     deadline_h: float | None = Field(default=None, gt=0)

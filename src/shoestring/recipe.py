@@ -59,6 +59,7 @@ class Run:
         Raises: BudgetStopped, Interrupted and other ShoestringErrors; the folder stays resumable.
         """
         self.progress, self.log = progress, log
+        rungs.require_tools(self, until)
         with closing.opened(self):
             return self._main_path(until)
 

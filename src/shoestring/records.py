@@ -232,6 +232,7 @@ class TrainSettings:
     fp8: bool = False  # frozen base in FP8, where the card can and the loss stays the same
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
     search_tokens: int = 0  # of the search for learning_rate, which is then where it begins; 0: no search
+    engine: str = "shoestring"  # whose trainer: ours, or trl, unsloth, axolotl in a process of their own
 
 
 @dataclass(frozen=True, slots=True)

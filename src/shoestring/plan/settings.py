@@ -118,6 +118,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     reasons["weight_decay"] = f"none on adapters; {REGRET}"
     reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
     reasons["seed"] = GIVEN if "seed" in config.model_fields_set else "default"
+    reasons["engine"] = GIVEN if "engine" in config.model_fields_set else "default"
     max_new, reasons["max_new_tokens"] = answer_limit(config.task, counts.answer, shape.context_tokens, shape.name)
     return TrainSettings(
         method=method,
@@ -126,6 +127,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         max_grad_norm=MAX_GRAD_NORM,
         seed=config.seed,
         max_new_tokens=max_new,
+        engine=config.engine,
         reasons=reasons,
         **value,
     )

@@ -57,6 +57,7 @@ def plan(run: Run) -> Any:
         config.market.model_dump(),
         _models(run),
         config.method,
+        *([] if config.engine == "shoestring" else [config.engine]),
         config.deadline_h,
         config.budget_usd,
         config.seed,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, BudgetStopped, DoesNotFit
 from ..evaluate.generation import make_generate
 from ..evaluate.score import metric_value, score_arm
 from ..files import read_json, write_json
+from ..plan.engines import OURS, require_device, require_honoured
 from ..records import (
     ArmScore,
     Curated,
@@ -22,6 +26,8 @@ from ..records import (
     train_from_json,
 )
 from ..train.adapter import is_whole, restore
+from ..train.engines.process import interpreter
+from ..train.engines.rung import train_with_engine
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, searching
@@ -177,7 +183,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     before_usd = spent_before_usd(run, rung)
     settings = searching.settled(run, rung, curated, should_stop)
     before_usd = spent_before_usd(run, rung)  # the search's cost included
-    trained = train_rung(
+    trained = trainer(run)(
         model=rung.model,
         train=curated.train,
         dev=dev,
@@ -190,6 +196,30 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         log=run.log,
     )
     return to_json(trained), trained
+
+
+def trainer(run: Run) -> Callable[..., TrainResult]:
+    """What trains a rung: ours, or the engine of the run file."""
+    if run.config.engine == OURS:
+        return train_rung
+    return partial(train_with_engine, engine_python=engine_python(run))
+
+
+def engine_python(run: Run) -> str:
+    """train.engine_python, seen from the run file's folder; "" where it is left open."""
+    given = run.config.train.engine_python
+    return str(run.base_dir / Path(given).expanduser()) if given else ""
+
+
+def require_tools(run: Run, until: str | None) -> None:
+    """Before anything is spent: what the run file asks of its engine can be had, and the engine is there.
+
+    Raises: ConfigError, BadInput, MissingDependency.
+    """
+    require_honoured(run.config)
+    if run.config.engine != OURS and until not in ("curate", "decide"):
+        require_device(run.config.engine, device(run).kind, device(run).name)
+        interpreter(run.config.engine, engine_python(run))
 
 
 def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> tuple[Any, ArmScore]:

@@ -1,0 +1,1 @@
+"""TRL, Unsloth and Axolotl as trainers of a rung, each in an environment and process of its own."""
