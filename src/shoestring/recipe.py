@@ -59,8 +59,7 @@ class Run:
         Raises: BudgetStopped, Interrupted and other ShoestringErrors; the folder stays resumable.
         """
         self.progress, self.log = progress, log
-        rungs.require_tools(self, until)
-        with closing.opened(self):
+        with closing.opened(self, until):
             return self._main_path(until)
 
     def _main_path(self, until: str | None) -> Verdict:

@@ -27,6 +27,7 @@ from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
 from .common import device, price, rung_file, sample_rows
+from .tools import require_tools
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -35,8 +36,12 @@ MERGE_CHECK_ROWS = 64
 
 
 @contextlib.contextmanager
-def opened(run: Run) -> Iterator[None]:
-    """Hold the folder: run.yaml as resolved and meta.json at the start, the report at the end however it ends."""
+def opened(run: Run, until: str | None = "export") -> Iterator[None]:
+    """Hold the folder: run.yaml as resolved and meta.json at the start, the report at the end however it ends.
+
+    until: the last stage asked for. Raises: BadInput where something that it needs is not there.
+    """
+    require_tools(run, until)
     with run.run_folder.locked():
         write_run_file(run, {"versions": package_versions(), "device": asdict(device(run))})
         try:

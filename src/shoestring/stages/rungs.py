@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, BudgetStopped, DoesNotFit
 from ..evaluate.generation import make_generate
 from ..evaluate.score import metric_value, score_arm
 from ..files import read_json, write_json
-from ..plan.engines import OURS, require_device, require_honoured
+from ..plan.engines import OURS
 from ..records import (
     ArmScore,
     Curated,
@@ -26,13 +25,13 @@ from ..records import (
     train_from_json,
 )
 from ..train.adapter import is_whole, restore
-from ..train.engines.process import interpreter
 from ..train.engines.rung import train_with_engine
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, searching
 from .common import dev_rows, device, named, rung_file, with_far_score
 from .recorder import print_of
+from .tools import engine_python
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -203,23 +202,6 @@ def trainer(run: Run) -> Callable[..., TrainResult]:
     if run.config.engine == OURS:
         return train_rung
     return partial(train_with_engine, engine_python=engine_python(run))
-
-
-def engine_python(run: Run) -> str:
-    """train.engine_python, seen from the run file's folder; "" where it is left open."""
-    given = run.config.train.engine_python
-    return str(run.base_dir / Path(given).expanduser()) if given else ""
-
-
-def require_tools(run: Run, until: str | None) -> None:
-    """Before anything is spent: what the run file asks of its engine can be had, and the engine is there.
-
-    Raises: ConfigError, BadInput, MissingDependency.
-    """
-    require_honoured(run.config)
-    if run.config.engine != OURS and until not in ("curate", "decide"):
-        require_device(run.config.engine, device(run).kind, device(run).name)
-        interpreter(run.config.engine, engine_python(run))
 
 
 def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> tuple[Any, ArmScore]:

@@ -1,0 +1,129 @@
+"""Sections of the run file: how each is checked, where examples come from, what is curated, who teaches."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused; the docstring under a key is its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and no as booleans, and Python takes those for 1 and 0."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if {int, float} & {annotation, *get_args(annotation)}:
+                raise ValueError("yes, no, true and false are no number; give a number")
+        return value
+
+
+class FieldsConfig(Section):
+    """Column or key names, only where detection cannot tell."""
+
+    prompt: str | None = None
+    """Key that holds the input text."""
+    completion: str | None = None
+    """Key that holds the answer."""
+    system: str | None = None
+    """Key that holds a system prompt."""
+    messages: str | None = None
+    """Key that holds a list of messages."""
+
+
+class DataConfig(Section):
+    """Where the examples come from. Paths are relative to the run file."""
+
+    train: list[str] = Field(min_length=1)
+    """Files, globs, `datasets` folders, or hub names written hf:OWNER/NAME[:SPLIT]."""
+    eval: list[str] = []
+    """Held-out files; empty: split from the training files."""
+    fields: FieldsConfig = FieldsConfig()
+    """Field mapping where detection cannot tell."""
+    system: str = ""
+    """A system prompt put before every row that has none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_many(cls, raw: Any) -> Any:
+        if isinstance(raw, dict):
+            return {k: [v] if k in ("train", "eval") and isinstance(v, str) else v for k, v in raw.items()}
+        return raw
+
+
+class CurateConfig(Section):
+    """Switches of curation."""
+
+    drop_duplicates: bool = True
+    """Drop rows equal to an earlier one after normalisation."""
+    contradictions: Literal["majority", "drop", "keep"] = "majority"
+    """Of rows with one prompt and answers that exclude each other: the majority's stay, none, or all, reported."""
+    redact: bool = False
+    """Put placeholders such as <EMAIL> for secrets and personal data."""
+    max_train_tokens: int | None = Field(default=None, ge=1)
+    """Choose training rows that cover the prompts within so many tokens."""
+    eval_rows: int | None = Field(default=None, ge=20)
+    """Held-out rows to split off (default: a tenth, 100 to 1,000)."""
+    max_eval_rows: int | None = Field(default=None, ge=20)
+    """Score on at most so many held-out rows, a stratified sample (default: all)."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Use at most so many training rows, a stratified sample."""
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible API, as a prompting arm."""
+
+    name: str
+    """How the arm is called in reports."""
+    base_url: str
+    """For example https://api.example.com/v1."""
+    model: str
+    """Model name sent with each request."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself never stands in a file."""
+    usd_per_million_input_tokens: float = Field(ge=0)
+    """List price of a million prompt tokens."""
+    usd_per_million_output_tokens: float = Field(ge=0)
+    """List price of a million completion tokens."""
+    num_parallel: int = Field(default=4, ge=1, le=64)
+    """Requests in flight."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Longest wait for one answer."""
+
+
+class SynthConfig(Section):
+    """Making rows with a teacher (`shoestring synth`), within budget_usd."""
+
+    teacher: EndpointConfig | None = None
+    """The model that writes; empty: the one of decide.endpoints, or the one --endpoint names."""
+    samples: int | None = Field(default=None, ge=1, le=32)
+    """Answers asked for one input, at most (default: 3; at temperature 0, where all are the same, 1)."""
+    agree: int | None = Field(default=None, ge=1, le=32)
+    """So many of them must agree (default: more than half)."""
+    similarity: float = Field(default=0.45, ge=0, le=1)
+    """Answers in free text agree from this likeness on (chrF, 0 to 1); their numbers must agree exactly."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature; at 0 all samples would be the same."""
+    max_new_tokens: int = Field(default=1024, ge=1, le=32768)
+    """Longest reply; what the budget is checked with before a request is sent."""
+    labels: list[str] = []
+    """Labels of a classification that has no seeds to learn them from."""
+    attributes: dict[str, list[str]] = {}
+    """What the teacher is asked to vary, such as topic: [billing, delivery] (default: length, writer, case)."""
+    distilabel_python: str = ""
+    """Python of the environment that has distilabel, for --engine distilabel."""
+
+    @model_validator(mode="after")
+    def _samples_can_agree(self) -> SynthConfig:
+        if self.samples and (self.agree or 1) > self.samples:
+            raise ValueError(f"agree {self.agree} of {self.samples} samples cannot be; lower agree or raise samples")
+        if (self.samples or 1) > 1 and self.temperature == 0:
+            raise ValueError("at temperature 0 all samples are the same; raise it or set samples: 1")
+        if not all(self.attributes.values()):
+            raise ValueError("attributes: each has at least one value")
+        return self

@@ -1,0 +1,33 @@
+"""What a run needs to be installed and able, asked before anything is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..plan.engines import OURS, require_device, require_honoured
+from ..train.engines.process import interpreter
+from .common import device
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+NEEDS_NO_TRAINER = ("curate", "decide", "export")
+
+
+def engine_python(run: Run) -> str:
+    """train.engine_python, seen from the run file's folder; "" where it is left open."""
+    given = run.config.train.engine_python
+    return str(run.base_dir / Path(given).expanduser()) if given else ""
+
+
+def require_tools(run: Run, until: str | None) -> None:
+    """The engine of the run file can do what the run file asks, and is there where it will be used.
+
+    Raises: ConfigError, BadInput, MissingDependency.
+    """
+    require_honoured(run.config)
+    if until in NEEDS_NO_TRAINER or run.config.engine == OURS:
+        return
+    require_device(run.config.engine, device(run).kind, device(run).name)
+    interpreter(run.config.engine, engine_python(run))
