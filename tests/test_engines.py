@@ -38,7 +38,10 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tiny, tmp_path_factory):
     """A folder with an adapter of the tiny model that changes something."""
-    folder = tmp_path_factory.mktemp("adapter")
+    return make_adapter(tiny, tmp_path_factory.mktemp("adapter"))
+
+
+def make_adapter(tiny, folder):
     tuned = build_adapter(tiny, settings(), HALF)
     with torch.no_grad():
         for parameter in tuned.parameters():

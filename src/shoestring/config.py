@@ -113,6 +113,8 @@ class TrainConfig(Section):
     """Evaluations on the dev rows over the whole schedule."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[])
+    """Where step metrics are also sent; each logs in by its own environment variables."""
     engine_python: str = ""
     """Python of the environment that has the engine; empty: this one, for trl where it is installed."""
 

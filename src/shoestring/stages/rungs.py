@@ -26,6 +26,7 @@ from ..records import (
 )
 from ..train.adapter import is_whole, restore
 from ..train.engines.rung import train_with_engine
+from ..train.tracking import Tracking
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, searching
@@ -193,6 +194,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         should_stop=should_stop,
         progress=run.progress,
         log=run.log,
+        tracking=Tracking(tuple(run.config.train.trackers), f"{run.config.name}/{rung.model}"),
     )
     return to_json(trained), trained
 

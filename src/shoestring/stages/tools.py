@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..plan.engines import OURS, require_device, require_honoured
 from ..train.engines.process import interpreter
+from ..train.tracking import require_trackers
 from .common import device
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ def engine_python(run: Run) -> str:
 
 
 def require_tools(run: Run, until: str | None) -> None:
-    """The engine of the run file can do what the run file asks, and is there where it will be used.
+    """Trackers are installed; the engine can do what the run file asks, and is there where it will be used.
 
     Raises: ConfigError, BadInput, MissingDependency.
     """
     require_honoured(run.config)
-    if until in NEEDS_NO_TRAINER or run.config.engine == OURS:
+    if until in NEEDS_NO_TRAINER:
+        return
+    require_trackers(run.config.train.trackers)
+    if run.config.engine == OURS:
         return
     require_device(run.config.engine, device(run).kind, device(run).name)
     interpreter(run.config.engine, engine_python(run))

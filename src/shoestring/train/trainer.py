@@ -35,6 +35,7 @@ from .probe import examine, refuse
 from .routes import choose_policy
 from .schedule import Schedule
 from .setup import SetUp, set_up
+from .tracking import NO_TRACKING, Trackers, Tracking
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 
 HISTORY_POINTS = 150
@@ -60,6 +61,7 @@ def train_rung(
     should_stop: Callable[[float], Exception | None] = never,
     progress: Progress = no_progress,
     log: Log = no_log,
+    tracking: Tracking = NO_TRACKING,
 ) -> TrainResult:
     """Train an adapter, or continue; writes out_dir/adapter, steps.jsonl, checkpoints and best.
 
@@ -76,7 +78,10 @@ def train_rung(
         except OSError as error:
             raise cannot_write(out_dir, error) from error
         peak = reset_peak(device)
-        with set_up(model, train, dev, settings, device) as ready:
+        with (
+            set_up(model, train, dev, settings, device) as ready,
+            Trackers(tracking, out_dir, settings, log) as trackers,
+        ):
             tuned, packing, routes = ready.tuned, ready.packing, ready.routes
             if packing.line:
                 log(f"Rung {model}: {packing.line}")
@@ -91,6 +96,7 @@ def train_rung(
             budget = ready.budget
             if not state.finished:
                 prepare(out_dir, print_, ready, signals, progress)
+                trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
 
             def evaluate() -> tuple[float, float]:
                 with ready.scoring():
@@ -115,6 +121,7 @@ def train_rung(
                     should_stop=should_stop,
                     signals=signals,
                     progress=progress,
+                    report=trackers.log,
                     skips_overflow=device.dtype == "float16",
                     started_s=started_s,
                 )
@@ -137,6 +144,7 @@ def train_rung(
                 restore_adapter()
                 routes.clear()
                 resume, state, _ = _resume(out_dir, print_, log)
+                trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
                 started_s = time.perf_counter()
 
             policy, (schedule, watch) = within_memory(policy, attempt, recover, log)

@@ -45,6 +45,7 @@ class Watched:
     stopped_early: bool = False
     finished: bool = False
     passes: dict[str, Any] = field(default_factory=dict)  # memory_policy.Candidate: how steps are cut
+    tracking: dict[str, str] = field(default_factory=dict)  # run ids, by tracker
 
     def to_json(self) -> dict[str, Any]:
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
@@ -94,6 +95,7 @@ class Watch:
     should_stop: Callable[[float], Exception | None]  # given the wall seconds so far
     signals: Signals
     progress: Progress
+    report: Callable[[dict[str, Any]], None] = lambda line: None  # to trackers
     skips_overflow: bool = False  # float16: the gradient scaler leaves out steps whose gradient overflows
     started_s: float = field(default_factory=time.perf_counter)
     leaving: BaseException | None = None
@@ -136,6 +138,7 @@ class Watch:
             save = True
         self.steps_file.write(json.dumps(line) + "\n")
         self.steps_file.flush()
+        self.report(line)
         self.progress(f"train {self.model_name}", step, len(self.schedule.steps))
         self.state.finished = last or self.state.stopped_early
         if not self.state.finished:

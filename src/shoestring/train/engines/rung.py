@@ -30,6 +30,7 @@ from ..gates import WARN
 from ..loop import save_adapter
 from ..probe import examine, refuse
 from ..setup import SetUp, set_up
+from ..tracking import NO_TRACKING, Trackers, Tracking
 from ..trainer import _inside_run, _resume, eval_steps, fingerprint, never, thin_history
 from ..watch import WEIGHTS, Signals, Watched, copy_adapter
 from .job import Passes, environment, write_job
@@ -51,6 +52,7 @@ def train_with_engine(
     should_stop: Callable[[float], Exception | None] = never,
     progress: Progress = no_progress,
     log: Log = no_log,
+    tracking: Tracking = NO_TRACKING,
     start: START = child,
 ) -> TrainResult:
     """As trainer.train_rung, by settings.engine; writes the same files. The engine's words: out_dir/engine/log.txt.
@@ -62,14 +64,19 @@ def train_with_engine(
     engine, out_dir = settings.engine, Path(out_dir)
     require_device(engine, device.kind, device.name)
     python = interpreter(engine, engine_python)
-    with writing(out_dir), Signals().listening() as signals:
+    with (
+        writing(out_dir),
+        Signals().listening() as signals,
+        Trackers(tracking, out_dir, settings, log) as trackers,
+    ):
         (out_dir / "engine").mkdir(parents=True, exist_ok=True)
         print_ = fingerprint(model, train, dev, settings, device, f"engine {engine}")
         resume, state, restarted = _resume(out_dir, print_, log)
-        run = EngineRun(out_dir, model, state, should_stop, signals, progress, log)
+        run = EngineRun(out_dir, model, state, should_stop, signals, progress, log, trackers.log)
         if not state.finished:
             with set_up(model, train, dev, settings, device) as ready:
                 job = run.prepare(ready, resume)
+            trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
             del ready
             gc.collect()
             run.train(start(python, out_dir / "engine", environment(model, device, settings.num_threads)), job)
@@ -90,6 +97,7 @@ class EngineRun:
     signals: Signals
     progress: Progress
     log: Log
+    report: Callable[[dict[str, Any]], None]
     findings: list[Any] = field(default_factory=list)
     versions: dict[str, str | None] = field(default_factory=dict)
 
@@ -179,7 +187,7 @@ class EngineRun:
                     "(a third is a good try); the last checkpoint is kept"
                 )
             self.state.peak_bytes = max(self.state.peak_bytes, event["peak_bytes"])
-            lines.add(event, self.wall_s())
+            self.report(lines.add(event, self.wall_s()))
             self.progress(f"train {self.model}", event["step"], job["max_steps"])
         elif kind == "saved":
             folder = Path(event["folder"])
