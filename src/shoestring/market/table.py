@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import RunFolderError
 from ..files import read_json, write_json
 from ..plan.devices import gpu_table
-from .offers import LIST_BASES, MACHINES_AT_HAND, Offer, audit
+from .offers import LIST_BASES, MACHINES_AT_HAND, Offer, Refusal, audit
 
 PRICES_CSV = Path(__file__).with_name("prices.csv")
 CACHE_ENV = "SHOESTRING_CACHE"
@@ -66,7 +66,13 @@ def load(today: date | None = None) -> Table:
     notes: list[str] = []
     for path in sorted(cache_folder().glob("*.json")):
         try:
-            fetched += read_cached(path, today)
+            offers, refused = _checked(path, today)
+            fetched += offers
+            if refused:
+                notes.append(
+                    f"{len(refused)} prices of {path} are refused, the first: {refused[0]}; "
+                    f"write it again with: shoestring prices refresh {path.stem}"
+                )
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(
                 f"{path} cannot be read ({type(error).__name__}) and is left out; "
@@ -179,8 +185,12 @@ def read_cached(path: Path, today: date) -> list[Offer]:
 
     Raises: OSError, ValueError, KeyError, TypeError.
     """
+    return _checked(path, today)[0]
+
+
+def _checked(path: Path, today: date) -> tuple[list[Offer], list[Refusal]]:
     offers = [_from_json(row) for row in read_json(path)["offers"]]
-    return audit(offers, market=recent(snapshot(), today))[0]
+    return audit(offers, market=recent(snapshot(), today))
 
 
 def _from_json(row: dict[str, Any]) -> Offer:

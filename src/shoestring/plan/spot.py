@@ -16,8 +16,10 @@ from statistics import NormalDist
 
 from ..records import Estimate
 
-QUANTILES = tuple((i + 0.5) / 9 for i in range(9))
-END_QUANTILE = 0.95  # an estimate's high; its low is the opposite one
+NUM_QUANTILES = 20
+NORMAL = NormalDist()
+QUANTILES = tuple((i + 0.5) / NUM_QUANTILES for i in range(NUM_QUANTILES))
+END = NORMAL.inv_cdf(0.95)  # where an estimate's high lies; its low is the opposite one
 SCENARIOS = (("low", 0.25), ("value", 0.5), ("high", 0.25))  # of a hazard known as a range
 MOST_WAITS = 200
 
@@ -42,6 +44,8 @@ def billed_h(work_h: float, hazard_per_h: float, restart_h: float, save_h: float
     tau = interval_h(hazard_per_h, save_h, work_h)
     if hazard_per_h <= 0:
         return restart_h + work_h + save_h * work_h / tau
+    if tau <= 0:  # checkpoints that cost nothing are written all the time
+        return restart_h + math.exp(hazard_per_h * restart_h) * work_h
     lost = math.exp(hazard_per_h * restart_h) * math.expm1(hazard_per_h * (tau + save_h))
     return restart_h + lost / hazard_per_h * work_h / tau
 
@@ -66,8 +70,8 @@ def quantile_of(estimate: Estimate, share: float) -> float:
     if estimate.value <= 0:
         return estimate.value
     side = estimate.high if share > 0.5 else estimate.low
-    width = abs(math.log(max(side, 1e-12) / estimate.value)) / NormalDist().inv_cdf(END_QUANTILE)
-    return estimate.value * math.exp(width * NormalDist().inv_cdf(share))
+    width = abs(math.log(max(side, 1e-12) / estimate.value)) / END
+    return estimate.value * math.exp(width * NORMAL.inv_cdf(share))
 
 
 def share_below(estimate: Estimate, limit: float) -> float:
@@ -75,10 +79,10 @@ def share_below(estimate: Estimate, limit: float) -> float:
     if limit <= 0:
         return 0.0
     side = estimate.high if limit > estimate.value else estimate.low
-    width = abs(math.log(max(side, 1e-12) / max(estimate.value, 1e-12))) / NormalDist().inv_cdf(END_QUANTILE)
+    width = abs(math.log(max(side, 1e-12) / max(estimate.value, 1e-12))) / END
     if width == 0:
         return 1.0 if limit >= estimate.value else 0.0
-    return NormalDist().cdf(math.log(limit / estimate.value) / width)
+    return NORMAL.cdf(math.log(limit / estimate.value) / width)
 
 
 def finish_frac(

@@ -1,0 +1,350 @@
+"""`shoestring plan`: options weighed, discarded with a reason, picked; every number with unit, source and age."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shoestring.cli.main import run
+from shoestring.files import write_json
+from shoestring.market.options import Option
+from shoestring.market.table import snapshot
+from shoestring.recipe import Run
+from shoestring.stages.choosing import Weighed, weigh
+from shoestring.stages.told import told
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANS = ROOT / "examples" / "plans"
+TODAY = date(2026, 11, 28)
+FIGURE_KEYS = {"value", "low", "high", "unit", "source", "observed_at", "age_days"}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files of the rows that the example run files name."""
+    spec = importlib.util.spec_from_file_location("make_rows", PLANS / "make_rows.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("rows")
+    module.write(folder, num_tickets=1500, num_pairs=300)
+    return folder
+
+
+def planned(folder: Path, example: str, **changes: Any) -> Run:
+    """The example run file of this name, its rows in folder."""
+    raw = yaml.safe_load((PLANS / f"{example}.yaml").read_text())
+    for key in ("train", "eval"):
+        if str(raw["data"].get(key, "")).startswith("../"):
+            raw["data"][key] = str((PLANS / raw["data"][key]).resolve())
+    file = folder / f"{example}.yaml"
+    file.write_text(yaml.safe_dump(raw | changes))
+    return Run.from_file(file, runs_dir=folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def commands(rows: Path) -> Weighed:
+    return weigh(planned(rows, "commands-8b"), TODAY)
+
+
+# ---- the choice -----------------------------------------------------------------------------
+
+
+def test_an_option_by_hand(commands: Weighed) -> None:
+    option = next(o for o in commands.choice.options if o.seller == "Lium" and o.gpu == "H100-PCIE")
+    assert option.work is not None and option.setup_h is not None and option.hours is not None
+    hours = option.setup_h.value + (option.work.train_s.value + option.work.eval_s.value) / 3600
+    assert option.hours.value == pytest.approx(hours)
+    assert option.usd.value == pytest.approx(hours * 2.05, rel=0.01)  # whole seconds
+    assert (option.source, option.observed_at) == ("gpurentalprices.com (CC BY 4.0)", date(2026, 10, 8))
+
+
+def test_every_offer_is_an_option_or_out_with_its_reason(commands: Weighed) -> None:
+    choice = commands.choice
+    seen = {(o.seller, o.gpu, o.is_spot) for o in choice.options} | {
+        (d.seller, d.gpu, d.is_spot) for d in choice.discarded
+    }
+    no_room = {d.gpu for d in choice.discarded if d.code == "does_not_fit"}
+    for offer in snapshot():
+        if offer.gpu not in ("cpu", "mps"):
+            assert (offer.seller, offer.gpu, offer.is_spot) in seen or offer.gpu in no_room, offer
+    assert all(d.reason for d in choice.discarded)
+    services = {o.seller for o in choice.options if o.kind == "managed"}
+    services |= {d.seller for d in choice.discarded if d.code in ("rate_unknown", "not_offered", "closed")}
+    assert {"tinker", "together", "openai", "fireworks"} <= services
+
+
+def test_what_is_kept_fits_at_the_high_end(commands: Weighed) -> None:
+    for option in commands.choice.options:
+        if option.work is not None:
+            assert option.work.memory.device_high_bytes < option.work.device.memory_bytes
+    out = [d for d in commands.choice.discarded if d.code == "does_not_fit"]
+    assert {("lora", "V100-16GB"), ("lora", "T4")} & {(d.method, d.gpu) for d in out}
+    assert all("GiB" in d.reason for d in out)
+
+
+def test_the_pick_is_the_cheapest_and_no_pareto_point_is_beaten(commands: Weighed) -> None:
+    choice = commands.choice
+    assert choice.pick is not None and choice.pick == min(choice.best)
+    assert choice.options[choice.pick].usd.value == min(o.usd.value for o in choice.options if o.is_dated)
+    for i in choice.best:
+        a = choice.options[i]
+        for b in choice.options:
+            cheaper = b.usd.value < a.usd.value and hours_of(b) < hours_of(a) and b.risk_frac <= a.risk_frac
+            assert not cheaper
+    assert choice.options[choice.pick].seller in choice.why
+
+
+def hours_of(option: Option) -> float:
+    return option.hours.value if option.hours else float("inf")
+
+
+def test_a_deadline_keeps_the_pick_in_time_and_puts_the_late_aside(rows: Path) -> None:
+    free = weigh(planned(rows, "tickets-8b", deadline_h=100.0), TODAY).choice
+    slow = free.picked
+    assert slow is not None and slow.hours is not None and slow.finish_frac is not None and slow.finish_frac > 0.9
+    tight = weigh(planned(rows, "tickets-8b", deadline_h=slow.hours.value * 1.6), TODAY).choice
+    assert tight.picked is not None and tight.picked.finish_frac is not None
+    assert tight.picked.finish_frac >= 0.9 and tight.picked.usd.value > slow.usd.value
+    assert any(d.code == "past_deadline" and "chance" in d.reason for d in tight.discarded)
+    assert any(d.code == "no_time_stated" for d in tight.discarded)  # a service that says no hours
+    never = weigh(planned(rows, "tickets-8b", deadline_h=0.01), TODAY).choice
+    assert never.picked is None and "later deadline_h" in never.why
+
+
+def test_the_budget_puts_aside_what_is_dearer(rows: Path, commands: Weighed) -> None:
+    assert commands.choice.picked is not None
+    budget = commands.choice.picked.usd.value * 1.5
+    choice = weigh(planned(rows, "commands-8b", budget_usd=budget), TODAY).choice
+    assert all(o.usd.value <= budget for o in choice.options)
+    assert any(d.code == "over_budget" for d in choice.discarded)
+
+
+def test_spot_machines_cost_their_interruptions(commands: Weighed) -> None:
+    spot = next(o for o in commands.choice.options if o.is_spot and o.seller == "Verda" and o.gpu == "L40S")
+    listed = next(o for o in commands.choice.options if not o.is_spot and o.seller == "Verda" and o.gpu == "L40S")
+    assert spot.billed_h is not None and listed.billed_h is not None and spot.hours is not None
+    assert spot.billed_h.value > listed.billed_h.value and spot.hours.value > spot.billed_h.value
+    assert spot.usd.value < listed.usd.value and 0 < spot.risk_frac < 1 and listed.risk_frac == 0
+
+
+def test_all_gpus_of_an_order_are_paid(commands: Weighed) -> None:
+    eight = next(o for o in commands.choice.options if o.num_gpus == 8 and o.billed_h and not o.is_spot)
+    assert eight.billed_h is not None
+    assert eight.usd.value == pytest.approx(eight.billed_h.value * 8 * eight.price_usd)
+
+
+def test_market_device_leaves_only_that_gpu(rows: Path) -> None:
+    choice = weigh(planned(rows, "commands-8b", market={"device": "H100-SXM"}), TODAY).choice
+    assert {o.gpu for o in choice.options} == {"H100-SXM"}
+    ours = weigh(planned(rows, "commands-8b", market={"device": "RTX4090", "price_usd_per_hour": 0.05}), TODAY).choice
+    assert any(o.kind == "here" and o.gpu == "RTX4090" and o.basis == "given" for o in ours.options)
+
+
+# ---- three run files ------------------------------------------------------------------------
+
+
+def numbers(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every object of the answer that holds a number, and its place; a number elsewhere is a fault."""
+    if isinstance(node, dict):
+        if "unit" in node:
+            yield path, node
+            return
+        for key, value in node.items():
+            yield from numbers(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from numbers(value, f"{path}[{i}]")
+    else:
+        assert isinstance(node, (str, bool, type(None))), f"{path} = {node!r} has no unit"
+
+
+@pytest.mark.parametrize("name", ["commands-8b", "tickets-8b", "pairs-4b"])
+def test_every_number_has_unit_source_and_age(
+    rows: Path, name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, name)
+    monkeypatch.chdir(rows)
+    assert run(["plan", f"{name}.yaml", "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    found = list(numbers(answer))
+    assert len(found) > 300 and answer["pick"]["is_pick"]
+    for path, figure in found:
+        assert set(figure) <= FIGURE_KEYS and {"value", "unit", "source", "observed_at", "age_days"} <= set(figure), (
+            path
+        )
+        assert figure["unit"] and figure["source"], path
+        if figure["observed_at"] is None:
+            assert "undated" in figure["source"] and figure["age_days"] is None, path
+        else:
+            assert figure["age_days"] == (datetime.now(UTC).date() - date.fromisoformat(figure["observed_at"])).days, (
+                path
+            )
+        if figure.get("low") is not None and figure.get("high") is not None:
+            assert figure["low"] <= figure["value"] <= figure["high"], (path, figure)
+    assert (answer["total"] is None) == (name == "pairs-4b")
+    if name == "pairs-4b":
+        managed = [d for d in answer["discarded"]["rows"] if d.get("seller") == "tinker"]
+        assert "preferences" in managed[0]["reason"]
+
+
+def test_the_table_a_person_reads(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "tickets-8b")
+    monkeypatch.chdir(rows)
+    assert run(["plan", "tickets-8b.yaml"]) == 0
+    out = capfd.readouterr().out
+    for words in (
+        "<- take",
+        "Take Qwen/Qwen3-8B",
+        "late",
+        "Not shown:",
+        "--all",
+        "Over 24 months",
+        "training pays from",
+    ):
+        assert words in out
+    assert run(["plan", "tickets-8b.yaml", "--all"]) == 0
+    all_of_it = capfd.readouterr().out
+    assert "out because" in all_of_it and "GiB" in all_of_it and len(all_of_it) > 2 * len(out)
+    page = (rows / "runs" / "tickets-8b" / "report.html").read_text()
+    assert "Where to train, and the bill" in page and "your traffic" in page and 'class="curve l0"' in page
+    (rows / "runs" / "tickets-8b" / "choice.json").write_text('{"pick": 1}')
+    assert run(["report", "tickets-8b.yaml"]) == 0
+    page = (rows / "runs" / "tickets-8b" / "report.html").read_text()
+    assert "choice.json: not as this version writes it" in page
+
+
+def test_embedded_models_are_planned_here_and_elsewhere(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = (rows / "tickets.jsonl").read_text().splitlines(keepends=True)[:200]
+    (rows / "few.jsonl").write_text("".join(few))
+    planned(rows, "tickets-8b", models=["shoestring-1m"], name="small", data={"train": "few.jsonl"}, deadline_h=None)
+    monkeypatch.chdir(rows)
+    assert run(["plan", "tickets-8b.yaml", "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["rungs"][0]["model"] == "shoestring-1m"
+    list(numbers(answer))
+    model = answer["data"]["models"][0]
+    assert "on the curated rows" in model["tokens_per_row"]["source"] and "low" not in model["tokens_per_row"]
+
+
+# ---- bad input: said clearly, the rest answers -----------------------------------------------
+
+
+def test_an_unknown_gpu_is_named_with_near_ones_and_all_are_weighed(rows: Path) -> None:
+    weighed = weigh(planned(rows, "commands-8b", market={"device": "H10O-SXM"}), TODAY)
+    assert any("H10O-SXM" in note and "H100-SXM" in note for note in weighed.notes)
+    assert weighed.choice.picked is not None
+
+
+def test_a_model_without_config_is_put_aside_and_the_other_planned(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = rows / "no-config"
+    folder.mkdir()
+    weighed = weigh(planned(rows, "commands-8b", models=[str(folder), "Qwen/Qwen3-8B"]), TODAY)
+    fault = next(d for d in weighed.choice.discarded if d.code == "model_unknown")
+    assert "config.json" in fault.reason and weighed.choice.picked is not None
+    planned(rows, "commands-8b", models=[str(folder)])
+    monkeypatch.chdir(rows)
+    assert run(["plan", "commands-8b.yaml"]) == 2
+    assert "config.json" in capfd.readouterr().err
+
+
+def test_without_a_network_a_model_outside_the_table_is_put_aside(rows: Path) -> None:
+    weighed = weigh(planned(rows, "commands-8b", models=["nobody/has-this", "Qwen/Qwen3-8B"]), TODAY)
+    fault = next(d for d in weighed.choice.discarded if d.code == "model_unknown")
+    assert "nobody/has-this" in fault.reason and weighed.choice.picked is not None
+
+
+def test_a_mixture_of_experts_is_put_aside_by_name(rows: Path) -> None:
+    weighed = weigh(planned(rows, "commands-8b", models=["Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-8B"]), TODAY)
+    assert any("mixture of experts" in d.reason for d in weighed.choice.discarded)
+    assert weighed.choice.picked is not None
+
+
+def test_a_negative_price_in_the_run_file(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = rows / "negative.yaml"
+    file.write_text((PLANS / "pairs-4b.yaml").read_text() + "market: {price_usd_per_hour: -2}\n")
+    monkeypatch.chdir(rows)
+    assert run(["plan", "negative.yaml"]) == 2
+    assert "market.price_usd_per_hour = -2" in capfd.readouterr().err
+
+
+def cached(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("SHOESTRING_CACHE", str(folder))
+    (folder / "prices").mkdir(parents=True)
+    (folder / "prices" / "vast.json").write_text(text)
+
+
+def test_a_negative_price_in_a_fetched_table(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = {
+        "seller": "Vast.ai", "region": "", "gpu": "RTX4090", "num_gpus": 1, "memory_bytes": 24_000_000_000,
+        "usd_per_gpu_hour": -0.3, "is_spot": False, "interruption": "", "source": "console.vast.ai",
+        "observed_at": "2026-11-27", "basis": "quoted",
+    }  # fmt: skip
+    cached(tmp_path, monkeypatch, json.dumps({"offers": [offer]}))
+    weighed = weigh(planned(rows, "commands-8b"), TODAY)
+    assert any("-0.3 USD per GPU-hour" in note and "refused" in note for note in weighed.notes)
+    assert weighed.choice.picked is not None and all(o.price_usd > 0 for o in weighed.choice.options)
+
+
+def test_a_source_that_sent_html(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh refuses it (test_price_sources); a file that holds it all the same is named and left out."""
+    cached(tmp_path, monkeypatch, "<!DOCTYPE html><html>Sign in</html>")
+    weighed = weigh(planned(rows, "commands-8b"), TODAY)
+    assert any("vast.json cannot be read" in note and "prices refresh vast" in note for note in weighed.notes)
+    assert weighed.choice.picked is not None
+
+
+def test_stale_prices_say_their_age_and_answer(rows: Path) -> None:
+    weighed = weigh(planned(rows, "commands-8b"), TODAY + timedelta(days=365))
+    assert any("older than 30 days" in note for note in weighed.notes)
+    answer = told(weighed, "x")
+    assert answer["pick"] is not None and answer["pick"]["price"]["age_days"] > 365
+
+
+def test_a_clock_before_the_prices_is_said_and_ages_are_not_guessed(rows: Path) -> None:
+    weighed = weigh(planned(rows, "commands-8b"), date(2026, 1, 1))
+    assert any("clock says 2026-01-01" in note for note in weighed.notes)
+    price = told(weighed, "x")["pick"]["price"]
+    assert price["age_days"] is None and "after this machine's clock" in price["source"]
+
+
+def test_a_folder_that_cannot_be_written_does_not_lose_the_answer(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "commands-8b")
+    (rows / "file").write_text("")
+    monkeypatch.chdir(rows)
+    assert run(["plan", "commands-8b.yaml", "--runs-dir", "file"]) == 0
+    captured = capfd.readouterr()
+    assert "<- take" in captured.out and "the plan is not kept" in captured.err
+
+
+def test_pairs_are_needed_for_preferences(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "tickets-8b", train={"objective": "dpo"})
+    monkeypatch.chdir(rows)
+    assert run(["plan", "tickets-8b.yaml"]) == 2
+    assert "chosen and a rejected answer" in capfd.readouterr().err
+
+
+def test_what_was_kept_is_json(rows: Path) -> None:
+    """Infinite ends are written as null, which every reader of JSON takes."""
+    answer = told(weigh(planned(rows, "commands-8b"), TODAY), "commands-8b")
+    write_json(rows / "choice.json", answer)
+    assert "Infinity" not in (rows / "choice.json").read_text()
