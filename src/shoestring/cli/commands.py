@@ -138,6 +138,9 @@ def plan(
     show_all: Annotated[
         bool, typer.Option("--all", help="List every option, and what is out with its reason.")
     ] = False,
+    probes: Annotated[
+        bool, typer.Option("--probe", help="Time a few real steps of each rung on this machine first.")
+    ] = False,
     runs_dir: RunsDir = RUNS,
     is_json: Json = False,
 ) -> int:
@@ -147,13 +150,15 @@ def plan(
     much; the few worth choosing among, and the one to take. With traffic in the run file also the bill
     over the months against prompting a larger model. Needs neither the network nor the models; where
     they are at hand, each rung on this machine too, every training value with its reason.
+    A probe takes about a minute a rung and makes the intervals narrow; later plans of the run use it.
 
     \b
     Example: shoestring plan run.yaml
+             shoestring plan run.yaml --probe
     """
     from .planning import command
 
-    return command(target, runs_dir, show_all, is_json)
+    return command(target, runs_dir, show_all, probes, is_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from ..errors import DataError, ModelError, RunFolderError
 from ..plan.figures import age_text, bill_in_words, count_text, hours_text, price_text, risk_text, usd_text, where_text
 from ..units import gib, usd
 from .output import emit, say, warn
+from .progress import Screen
 from .running import execute, open_run, result_of, show_plan
 from .tables import table
 
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
 MOST_ROWS = 8  # of a table that is not asked for whole
 
 
-def command(target: str, runs_dir: Path, show_all: bool, is_json: bool) -> int:
+def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: bool) -> int:
     """Plan the ladder where its models are at hand; weigh every machine and service; print, and write choice.json."""
     from ..stages.choosing import at_hand, keep, weigh
+    from ..stages.probing import plan_probed
     from ..stages.told import rung_told, told
 
     run = open_run(target, runs_dir)
     is_here = at_hand(run)
-    if is_here:
+    if is_here or probes:  # a probe needs the models: what is missing is told
         execute(run, "plan")
+    if probes:
+        with Screen() as screen:
+            plan_probed(run, screen.progress, screen.log)
     weighed: Weighed | None = None
     try:
         weighed = weigh(run)

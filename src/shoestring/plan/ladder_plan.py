@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..config import RunConfig
@@ -27,6 +27,11 @@ class PriceLike(Protocol):
     def source(self) -> str: ...
 
 
+def as_derived(rung: RungPlan) -> RungPlan:
+    """The settle that knows nothing of the machine."""
+    return rung
+
+
 def plan_ladder(
     config: RunConfig,
     shapes: Mapping[str, ModelShape],
@@ -35,14 +40,16 @@ def plan_ladder(
     price: PriceLike,
     *,
     num_dev_rows: int | None = None,
+    settle: Callable[[RungPlan], RungPlan] = as_derived,
 ) -> Plan:
     """Predict every rung and sort by expected cost; a rung past the deadline is left out and noted.
 
     shapes and counts: by rung, in the run file's order. A rung that does not fit stays, with its verdict.
+    settle: what is known of this machine put in place of what was derived.
     """
     rungs, notes = [], []
     for model, shape in shapes.items():
-        rung = plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows)
+        rung = settle(plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows))
         hours = (rung.train_s.value + rung.eval_s.value) / SECONDS_PER_HOUR
         if config.deadline_h is not None and hours > config.deadline_h:
             notes.append(

@@ -20,6 +20,7 @@ from ..train.base import load_tokenizer
 from ..train.objective import count_longest, require_pairs
 from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
+from . import probing
 from .common import dev_rows, device, price, shape, token_counts
 
 if TYPE_CHECKING:
@@ -112,5 +113,6 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         planned_device(run.config.market.device, device(run)),
         price(run),
         num_dev_rows=len(dev_rows(run, curated)),
+        settle=lambda rung: probing.settled(run, rung),
     )
     return to_json(planned), planned

@@ -141,6 +141,13 @@ def peak_bytes(device: Device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Resident size of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_bytes(device: Device) -> int:
     """CUDA: free on the card and cached by the allocator. CPU, MPS: available to this process, its limits respected."""
     if device.kind == "cuda":
@@ -150,5 +157,4 @@ def free_bytes(device: Device) -> int:
         return int(torch.cuda.mem_get_info()[0] + cached)
     import psutil
 
-    own = int(psutil.Process().memory_info().rss)
-    return max(0, min(int(psutil.virtual_memory().available), device.memory_bytes - own))
+    return max(0, min(int(psutil.virtual_memory().available), device.memory_bytes - resident_bytes()))

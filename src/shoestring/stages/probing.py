@@ -1,0 +1,97 @@
+"""`shoestring plan --probe`: rungs timed on the present device, and plans that use what was timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput
+from ..evaluate.generation import make_generate
+from ..evaluate.score import metric_value
+from ..plan.probed import Probed, probed_from_json, settle
+from ..plan.throughput import LONGEST_OF_BATCH_QUANTILE, quantile
+from ..records import Curated, Log, Plan, Progress, RungPlan, no_progress, to_json
+from ..runfolder import rung_name
+from ..train.timing import time_rung
+from . import closing, inputs, preparing
+from .common import dev_rows, device, token_counts
+from .recorder import print_of
+
+if TYPE_CHECKING:
+    from ..recipe import Run
+
+
+def record_of(model: str) -> str:
+    """A probe's record; not in the rung's folder, which belongs to its training."""
+    return f"probes/{rung_name(model)}.json"
+
+
+def probe_print(run: Run, rung: RungPlan) -> str:
+    """Fingerprint of what a probe's times depend on: inputs of training, and the machine."""
+    settings = {k: v for k, v in asdict(rung.settings).items() if k != "reasons"}
+    return print_of(run, record_of(rung.model), "curate.json", [inputs.train(run, rung), settings, asdict(device(run))])
+
+
+def plan_probed(run: Run, progress: Progress, log: Log) -> Plan:
+    """Plan, time each rung that fits, and plan anew with what was timed. Raises: as `probe`."""
+    run.progress, run.log = progress, log
+    with closing.opened(run):
+        curated = run.curate()
+        probe(run, run.plan(curated), curated)
+        started_s = time.monotonic()
+        result, planned = preparing.plan(run, curated)
+        # Not as a stage that is done again: what was trained and concluded from the same settings stays.
+        run.run_folder.finish("plan.json", run.prints["plan.json"], result, time.monotonic() - started_s)
+    return planned
+
+
+def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
+    """Time every rung of the plan that fits; writes its record and nothing else.
+
+    Raises: BadInput where the plan is for another machine, and what time_rung does.
+    """
+    rungs = [rung for rung in plan.rungs if rung.verdict != "does_not_fit"]
+    for rung in rungs:
+        if rung.device != device(run):
+            raise BadInput(
+                f"the run is planned for {rung.device.name} (market.device), this machine is {device(run).name}, and a "
+                "probe times this machine; run it there, or take market.device out of the run file"
+            )
+    found = []
+    for number, rung in enumerate(rungs):
+        run.progress("probe", number, len(rungs))
+        found.append(_timed(run, rung, curated))
+    return found
+
+
+def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
+    dev, task = dev_rows(run, curated), run.config.task
+    # A fresh adapter answers on and on; so long as all but the longest of a batch will be once it is trained.
+    longest = quantile(token_counts(run, curated, rung.model).answer, LONGEST_OF_BATCH_QUANTILE)
+    limit = min(rung.settings.max_new_tokens, max(1, longest))
+
+    def dev_metric(model: Any, tokenizer: Any) -> float:
+        generate = make_generate(model, tokenizer, max_new_tokens=limit)
+        return metric_value(task, dev, generate([e.request for e in dev], no_progress), curated.labels)
+
+    timed = time_rung(
+        model=rung.model,
+        train=curated.train,
+        dev=dev,
+        num_eval_rows=len(curated.eval),
+        settings=rung.settings,
+        device=device(run),
+        dev_metric=dev_metric,
+    )
+    run.run_folder.finish(record_of(rung.model), probe_print(run, rung), to_json(timed), timed.wall_s)
+    run.log(f"Rung {rung.model}: {timed.note}")
+    return timed
+
+
+def settled(run: Run, rung: RungPlan) -> RungPlan:
+    """The rung as an earlier probe of the same inputs on this machine timed it, else as it is."""
+    if rung.device != device(run):
+        return rung
+    row = run.run_folder.finished(record_of(rung.model), probe_print(run, rung))
+    return rung if row is None else settle(rung, probed_from_json(row))
