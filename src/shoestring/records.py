@@ -233,6 +233,8 @@ class TrainSettings:
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
     search_tokens: int = 0  # of the search for learning_rate, which is then where it begins; 0: no search
     engine: str = "shoestring"  # whose trainer: ours, or trl, unsloth, axolotl in a process of their own
+    num_processes: int = 1  # that train together, one a GPU
+    parallelism: str = "none"  # ddp: each holds the base; fsdp: it lies in shards on all of them
 
 
 @dataclass(frozen=True, slots=True)

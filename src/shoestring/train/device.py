@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ..records import Device
+from .world import current
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -149,7 +150,14 @@ def resident_bytes() -> int:
 
 
 def free_bytes(device: Device) -> int:
-    """CUDA: free on the card and cached by the allocator. CPU, MPS: available to this process, its limits respected."""
+    """CUDA: free on the card and cached by the allocator. CPU, MPS: available to this process, its limits respected.
+
+    Of several processes that train together the least, so that all choose alike.
+    """
+    return min(current().of_all(_free_here_bytes(device)))
+
+
+def _free_here_bytes(device: Device) -> int:
     if device.kind == "cuda":
         import torch
 
@@ -157,4 +165,6 @@ def free_bytes(device: Device) -> int:
         return int(torch.cuda.mem_get_info()[0] + cached)
     import psutil
 
-    return max(0, min(int(psutil.virtual_memory().available), device.memory_bytes - resident_bytes()))
+    size = current().size  # processes that share the host's memory
+    available = int(psutil.virtual_memory().available) // size
+    return max(0, min(available, device.memory_bytes // size - resident_bytes()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,51 @@ from ..records import Device, TrainSettings
 from . import loss, preflight
 from .memory_policy import offloading
 from .objective import Collate, Objective, padded
-from .schedule import Schedule
+from .schedule import Schedule, Step
+from .world import current
 
 
 class StepItems:
-    """A map-style data set whose item is one optimizer step: its micro-batches and what its loss is divided by."""
+    """A map-style data set whose item is one optimizer step: its micro-batches and what its loss is divided by.
 
-    def __init__(self, objective: Objective, schedule: Schedule, collate: Collate = padded) -> None:
+    shares: of each step what each process of the world takes; the weight is that of the whole step.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        schedule: Schedule,
+        collate: Collate = padded,
+        shares: Sequence[Sequence[Step]] | None = None,
+    ) -> None:
         self.objective, self.schedule, self.collate = objective, schedule, collate
+        self.shares, self.world = shares, current()
 
     def __len__(self) -> int:
         return len(self.schedule.steps)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         step = self.schedule.steps[index]
+        weight = sum(self.objective.weight(batch) for batch in step)
+        own = step if self.shares is None else self.shares[index][self.world.rank]
+        fillers = self._fillers(index) if self.shares is not None and self.world.lockstep else ()
         return {
-            "micro_batches": [self.objective.batch(batch, self.collate) for batch in step],
-            "weight": sum(self.objective.weight(batch) for batch in step),
+            "micro_batches": [self.objective.batch(batch, self.collate) for batch in (*own, *fillers)],
+            "weight": weight,
+            "num_own": len(own),
         }
 
+    def _fillers(self, index: int) -> Step:
+        """Passes without weight, so that every process runs as many: each asks all others for its layers."""
+        assert self.shares is not None
+        passes = [len(share) for share in self.shares[index]]
+        shortest = min(
+            (row for batch in self.schedule.steps[index] for row in batch), key=lambda row: self.schedule.lengths[row]
+        )
+        return ((shortest,),) * (max(passes) - passes[self.world.rank])
 
-def step_loss(objective: Objective, model: Any, batch: loss.Batch, weight: int, path: str, device: Device) -> Any:
+
+def step_loss(objective: Objective, model: Any, batch: loss.Batch, weight: float, path: str, device: Device) -> Any:
     """A micro-batch's share of its step's mean loss."""
     with loss.precision(device):
         return objective.loss_sum(model, batch, path) / weight
@@ -74,6 +99,7 @@ def build_trainer(
 
     offload: what is kept for backward waits in host memory.
     """
+    import torch
     from torch.utils.data import DataLoader
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -112,11 +138,15 @@ def build_trainer(
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             if not model.training:  # walking the modules costs as much as a small layer
                 model.train()
-            total = 0.0
-            for batch in inputs["micro_batches"]:
-                batch_loss = self.compute_loss(model, batch, num_items_in_batch=inputs["weight"])
+            total = torch.zeros((), device=model.device)
+            for number, batch in enumerate(inputs["micro_batches"]):
+                # Divided by infinity a pass has neither loss nor gradient.
+                weight = inputs["weight"] if number < inputs["num_own"] else math.inf
+                batch_loss = self.compute_loss(model, batch, num_items_in_batch=weight)
                 self.accelerator.backward(batch_loss)
                 total = total + batch_loss.detach()
+            items.world.sum_gradients(model)
+            total = items.world.total(total)
             if self.state.global_step == 0:
                 preflight.check_gradients(model, step=1)
             return total

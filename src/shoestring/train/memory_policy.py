@@ -21,6 +21,7 @@ from ..plan.memory import FIT_FRAC, VARYING_FACTOR
 from ..records import Device, Log
 from ..units import gib
 from .device import free_bytes
+from .world import current
 
 # Gradients in flight while one layer runs backward, over what that layer keeps: those of gate, up, their product
 # and the residual stream are there together, in the type of the activations.
@@ -304,6 +305,19 @@ def as_given(model: Any, device: Device, chosen: Candidate, longest_tokens: int,
     return MemoryPolicy(chosen, (), None, layers, longest_tokens, free_bytes(device), reason)
 
 
+def shrunk(policy: MemoryPolicy, times: int) -> MemoryPolicy:
+    """The policy after memory ran out so often in earlier processes. Raises: DoesNotFit where nothing is smaller."""
+    for _ in range(times):
+        smaller = policy.smaller()
+        if smaller is None:
+            raise DoesNotFit(
+                f"memory ran out at {policy.chosen}, and nothing smaller is left to try; lower train.seq_len, or use "
+                "method: qlora; the last checkpoint is kept"
+            )
+        policy = smaller
+    return policy
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """An accelerator's allocator, or the one of a CPU, that could not give what was asked for."""
     import torch
@@ -325,7 +339,7 @@ def within_memory(
             return policy, attempt(policy)
         except RuntimeError as error:
             smaller = policy.smaller() if is_out_of_memory(error) else None
-            if smaller is None:
+            if smaller is None or current().size > 1:  # all processes begin again, not this one alone
                 raise
         # Out here the error is gone, and with it the tensors that its frames held.
         log(f"memory ran out at {policy.chosen}; going on from the last checkpoint with {smaller.chosen}")

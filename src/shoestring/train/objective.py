@@ -13,6 +13,7 @@ from ..errors import BadInput
 from ..records import Example, TrainSettings
 from . import loss
 from .tokens import Encoded, encode_example, lengths_or_refusals
+from .world import current
 
 Item = tuple[Encoded, ...]
 # collate(paths, pad_id) -> batch: padded, or a forest.
@@ -48,12 +49,14 @@ class Objective:
         """Mean loss over all items, without gradient, in batches of at most batch_tokens padded tokens."""
         import torch
 
-        total, device = 0.0, next(model.parameters()).device
+        world, device = current(), model.device
+        total = torch.zeros((), dtype=torch.float64)
         longest = [max(item, key=lambda path: len(path.ids)) for item in self.items]
         with torch.no_grad():
-            for group in loss.padded_batches(longest, max(1, batch_tokens // self.paths_per_item)):
+            groups = list(loss.padded_batches(longest, max(1, batch_tokens // self.paths_per_item)))
+            for group in world.share(groups):
                 total += float(self.loss_sum(model, loss.on_device(self.batch(group), device), path))
-        return total / max(1, self.weight(range(len(self.items))))
+        return float(world.total_of_shares(total)) / max(1, self.weight(range(len(self.items))))
 
     @property
     def paths_per_item(self) -> int:
@@ -98,14 +101,14 @@ class Preference(Objective):
 
         paths = [path_ for item in self.items for path_ in item]
         found = torch.zeros(len(paths), dtype=torch.float32)
-        device, done = next(model.parameters()).device, 0
+        world, device, done = current(), model.device, 0
         with torch.no_grad(), model.disable_adapter():
-            for group in loss.padded_batches(paths, batch_tokens):
+            for group in world.share(list(loss.padded_batches(paths, batch_tokens))):
                 batch = loss.on_device(padded([paths[i] for i in group], self.pad_id), device)
                 found[group] = loss.path_log_probs(model, batch, path).float().cpu()
-                done += len(group)
-                tick(done, len(paths))
-        self.reference = found.view(-1, 2)
+                done += len(group) if world.lockstep else len(group) * world.size
+                tick(min(done, len(paths)), len(paths))
+        self.reference = world.total_of_shares(found).view(-1, 2)
 
 
 def objective(tokenizer: Any, examples: Sequence[Example], settings: TrainSettings, what: str) -> Objective:

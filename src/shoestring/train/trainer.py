@@ -26,21 +26,25 @@ from ..versions import package_versions
 from . import checkpoint, loss, preflight
 from .adapter import files_of, fresh_copy, is_whole, load_adapter, publish
 from .device import peak_bytes, reset_peak
+from .division import Division, divide
+from .following import watch_of
 from .gates import WARN
 from .locate import model_print
 from .loop import StepItems, build_trainer
-from .memory_policy import MemoryPolicy, recompute, within_memory
+from .memory_policy import MemoryPolicy, recompute, shrunk, within_memory
 from .objective import Objective, Preference
 from .probe import examine, refuse
 from .routes import choose_policy
 from .schedule import Schedule
 from .setup import SetUp, set_up
+from .together import in_processes
 from .tracking import NO_TRACKING, Trackers, Tracking
 from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
+from .world import current
 
 HISTORY_POINTS = 150
 # Settings that the trained weights do not depend on, or only to rounding.
-NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute")
+NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute", "num_processes", "parallelism")
 REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
 
 
@@ -49,6 +53,7 @@ def never(wall_s: float) -> Exception | None:
     return None
 
 
+@in_processes
 def train_rung(
     *,
     model: str,
@@ -68,8 +73,11 @@ def train_rung(
     dev_metric(model, tokenizer) is called in evaluation mode; the adapter with the highest value is kept (ties:
     lower loss on dev). should_stop(wall_s over all sessions) is asked after every step; what it returns is raised
     once a checkpoint is saved.
+    settings.num_processes > 1: in so many processes, started here; where torchrun started this one, in those.
     Raises: TrainingError, DoesNotFit, Interrupted (SIGINT, SIGTERM), RunFolderError, ModelError.
     """
+    world = current()
+    world.lockstep = world.size > 1 and settings.parallelism == "fsdp"
     started_s = time.perf_counter()
     out_dir = Path(out_dir)
     with _threads(settings.num_threads), _named_faults(out_dir, settings), Signals().listening() as signals:
@@ -86,13 +94,15 @@ def train_rung(
             if packing.line:
                 log(f"Rung {model}: {packing.line}")
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
-            resume, state, restarted = _resume(out_dir, print_, log)
+            world.agree({**ready.facts, "fingerprint": print_, "schedule": hash(packing.schedule.steps)})
+            resume, state, restarted = world.of_first(lambda: _resume(out_dir, print_, log))
             findings = [] if state.finished else examine(ready)
             refuse(findings, model)
             for finding in findings:
                 if finding.level == WARN:
                     log(f"Rung {model}: {finding.gate}: {finding.found}; {finding.remedy}")
             policy = choose_policy(routes, ready.learned, packing, settings, device, state.passes)
+            policy = world.of_first(lambda: shrunk(policy, world.num_shrunk))
             budget = ready.budget
             if not state.finished:
                 prepare(out_dir, print_, ready, signals, progress)
@@ -101,7 +111,7 @@ def train_rung(
             def evaluate() -> tuple[float, float]:
                 with ready.scoring():
                     dev_loss = ready.held_out.mean_loss(tuned, **budget)
-                    return float(dev_metric(tuned, ready.tokenizer)), dev_loss
+                    return world.passing(lambda: float(dev_metric(tuned, ready.tokenizer))), dev_loss
 
             def attempt(policy: MemoryPolicy) -> tuple[Schedule, Watch]:
                 cut = packing.within(policy.chosen.micro_batch_tokens)
@@ -109,10 +119,12 @@ def train_rung(
                     budget["batch_tokens"] = policy.chosen.micro_batch_tokens
                 state.passes = policy.chosen.kept()
                 recompute(tuned, policy.chosen.num_recomputed)
-                watch = Watch(
+                division = divide(cut.schedule, cut.size, world.size) if world.size > 1 else Division(cut.schedule)
+                watch = watch_of(
+                    world,
                     model_name=model,
                     out_dir=out_dir,
-                    schedule=cut.schedule,
+                    schedule=division.schedule,
                     state=state,
                     eval_steps=eval_steps(len(cut.schedule.steps), settings.num_evals) if dev else frozenset(),
                     patience=settings.patience,
@@ -127,7 +139,7 @@ def train_rung(
                 )
                 try:
                     if not state.finished:
-                        items = StepItems(ready.learned, cut.schedule, cut.collate)
+                        items = StepItems(ready.learned, division.schedule, cut.collate, division.shares)
                         folder, offload = out_dir / "checkpoints", policy.chosen.offload
                         trainer = build_trainer(
                             tuned, items, settings, device, folder, watch.callback(), routes.loss_path, offload
@@ -135,7 +147,7 @@ def train_rung(
                         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
                 finally:
                     watch.steps_file.close()
-                return cut.schedule, watch
+                return division.schedule, watch
 
             restore_adapter = fresh_copy(tuned)
 
@@ -148,12 +160,13 @@ def train_rung(
                 started_s = time.perf_counter()
 
             policy, (schedule, watch) = within_memory(policy, attempt, recover, log)
-            source = _source(out_dir, state)
+            source = world.of_first(lambda: _source(out_dir, state))
             load_adapter(tuned, source)
             effect = preflight.adapter_effect(tuned, ready.first, ready.tokenizer.pad_token_id, device)
-        publish(source, out_dir / "adapter", model, ready.tokenizer, settings.method, device.dtype)
-        if signals.received:
-            raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
+        if world.is_first:
+            publish(source, out_dir / "adapter", model, ready.tokenizer, settings.method, device.dtype)
+        if received := world.of_first(lambda: signals.received):
+            raise Interrupted(f"stopped by {received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
     facts = {
         **ready.facts,
@@ -164,8 +177,9 @@ def train_rung(
         "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
         "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
+        "backend": world.backend or "none",
     }
-    return _result(model, out_dir, schedule, ready.learned, settings, device, state, facts)
+    return world.of_first(lambda: _result(model, out_dir, schedule, ready.learned, settings, device, state, facts))
 
 
 def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress: Progress) -> None:
@@ -177,7 +191,8 @@ def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress
 
     both = {"train": ready.learned, "dev": ready.held_out}
     wanted = {name: made for name, made in both.items() if isinstance(made, Preference)}
-    kept = read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {}
+    world = current()
+    kept = world.of_first(lambda: read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {})
     if kept.get("fingerprint") != print_:
         kept = {"fingerprint": print_}
     for name, made in wanted.items():
@@ -195,7 +210,8 @@ def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress
         with ready.scoring():
             made.prepare(ready.tuned, tick=tick, **ready.budget)
         kept[name] = made.reference.tolist()
-        write_json(out_dir / REFERENCE, kept)
+        if world.is_first:
+            write_json(out_dir / REFERENCE, kept)
 
 
 # ---------------------------------------------------------------- continuing
@@ -277,6 +293,8 @@ def _named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
         with writing(out_dir):
             yield
     except torch.OutOfMemoryError as error:
+        if current().size > 1:
+            raise  # all processes go on with smaller passes
         raise DoesNotFit(
             f"the accelerator ran out of memory at micro_batch_tokens={settings.micro_batch_tokens} ({error}); "
             f"set train.micro_batch_tokens={max(settings.micro_batch_tokens // 2, 64)}, or method: qlora; "
