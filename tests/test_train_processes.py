@@ -45,7 +45,7 @@ def rows(num_rows: int, first: int = 0, *, pairs: bool = False, shared: str = ""
 SHARED = "You add one to a number, and you answer with the sum in words and digits. "
 CASES = {
     "padded": ({}, {}),
-    "forest": ({}, {"shared": SHARED * 2}),
+    "forest": ({"batch_tokens": 1000, "micro_batch_tokens": 500}, {"shared": SHARED}),
     "dpo": ({"objective": "dpo", "learning_rate": 1e-3}, {"pairs": True}),
 }
 
