@@ -113,6 +113,10 @@ class TrainConfig(Section):
     """Evaluations on the dev rows over the whole schedule."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads."""
+    num_processes: int | None = Field(default=None, ge=1, le=64)
+    """Processes that train together, one a GPU (default: all GPUs of the machine; on CPU one)."""
+    parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every GPU holds the base; fsdp: it lies in shards on all of them; auto: ddp where it fits."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[])
     """Where step metrics are also sent; each logs in by its own environment variables."""
     engine_python: str = ""

@@ -173,6 +173,7 @@ class Device:
     num_threads: int
     dtype: str  # bfloat16 or float32: what the 16-bit base is held in here
     dtype_reason: str
+    num_devices: int = 1  # GPUs like it in the machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ class Price:
     basis: str
 
 
-def price_for(device: Device, market: MarketConfig, *, today: date | None = None) -> Price:
-    """The price of an hour of device.
+def price_for(device: Device, market: MarketConfig, *, num_gpus: int = 1, today: date | None = None) -> Price:
+    """The price of an hour of a machine with num_gpus of the device.
 
     The run file's price wins. Of the offers the cheapest that is not spot counts: machines of one GPU before larger
     ones, dated prices before recalled figures. Raises: BadInput listing near rows for a device without an offer.
@@ -48,7 +48,8 @@ def price_for(device: Device, market: MarketConfig, *, today: date | None = None
             f"no price for {what}; near rows: {', '.join(near)}; or give market.price_usd_per_hour in the run file"
         )
     offer = min(offers, key=_order)
-    return Price(offer.usd_per_gpu_hour, describe(offer, today), offer.observed_at.isoformat(), offer.basis)
+    source = describe(offer, today) if num_gpus == 1 else f"{num_gpus} x {describe(offer, today)}"
+    return Price(offer.usd_per_gpu_hour * num_gpus, source, offer.observed_at.isoformat(), offer.basis)
 
 
 def _order(offer: Offer) -> tuple[bool, bool, float, int]:

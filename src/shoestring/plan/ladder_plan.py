@@ -10,6 +10,7 @@ from ..config import RunConfig
 from ..records import Device, Estimate, Plan, RungPlan, TokenCounts
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .memory import predict_memory
+from .parallel import FSDP
 from .settings import resolve_settings
 from .shapes import ModelShape
 from .throughput import predict_time
@@ -116,6 +117,7 @@ def plan_rung(
         loss_frac=counts.loss_frac,
         row_tokens=settings.seq_len,
         num_recomputed=settings.recompute or 0,
+        num_shards=settings.num_processes if settings.parallelism == FSDP else 1,
     )
     if num_dev_rows is None:
         num_dev_rows = min(MAX_DEV_ROWS, max(1, round(len(counts.prompt) * DEV_FRAC)))

@@ -114,14 +114,20 @@ def predict_memory(
     loss_frac: float = LOSS_FRAC_DEFAULT,
     row_tokens: int | None = None,
     num_recomputed: int = 0,
+    num_shards: int = 1,
 ) -> MemoryPrediction:
     """Peak memory of training; micro_batch_tokens padding included, loss_frac of them bear loss.
 
     num_recomputed: layers that keep their input alone and run again in backward, one at a time.
+    num_shards: devices over which the layers of the base are spread; each holds one part, and two layers in their turn.
     row_tokens: length of a row, where attention depends on it (default: the whole micro-batch is one row).
     """
     dtype = device.dtype
     weights = weight_bytes(shape, method, dtype)
+    if num_shards > 1:
+        width = NF4_BYTES_PER_PARAM if method == "qlora" else DTYPE_BYTES[dtype]
+        layers = shape.num_linear_params * width
+        weights = round(weights - layers + layers / num_shards + 2 * layers / shape.num_layers)
     num_adapter = shape.num_adapter_params(lora_rank)
     adapter, gradients = num_adapter * ADAPTER_BYTES_PER_PARAM, num_adapter * 4
     moments = num_adapter * ADAM_BYTES_PER_PARAM

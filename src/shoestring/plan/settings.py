@@ -17,6 +17,7 @@ from ..records import Device, TokenCounts, TrainSettings
 from ..units import count, round_up
 from . import search
 from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
+from .parallel import FSDP, choose_num_processes, choose_parallelism
 from .shapes import ModelShape
 
 NARROW_KINDS = ("classify", "extract")
@@ -101,13 +102,33 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     put(
         "search_tokens", tokens if searches else 0, search_reason if searches else "train.learning_rate is not searched"
     )
-    method, method_reason = choose_method(config.method, shape, rank, min(seq_len, batch), device, loss_frac)
-    reasons["method"] = method_reason
-    put("micro_batch_tokens", *_micro_batch(shape, method, rank, seq_len, batch, device, loss_frac))
+    is_ours = config.engine == "shoestring"
+    num = put("num_processes", *(choose_num_processes(device) if is_ours else (1, "the engine's own")))
+    row = min(seq_len, batch)
+    method, reasons["method"] = choose_method(config.method, shape, rank, row, device, loss_frac)
+
+    def in_shards(num_shards: int) -> MemoryPrediction:
+        sharded = "lora" if config.method == "auto" else method  # NF4 that fits no card is a last resort
+        return predict_memory(
+            shape,
+            method=method if num_shards == 1 else sharded,
+            lora_rank=rank,
+            micro_batch_tokens=row,
+            device=device,
+            loss_frac=loss_frac,
+            num_shards=num_shards,
+        )
+
+    value["parallelism"], reasons["parallelism"] = choose_parallelism(given.parallelism, num, in_shards)
+    num_shards = num if value["parallelism"] == FSDP else 1
+    if num_shards > 1 and config.method == "auto":
+        method, reasons["method"] = "lora", f"in {num} shards: {in_shards(num).reason}"
+    put("micro_batch_tokens", *_micro_batch(shape, method, rank, seq_len, batch, device, loss_frac, num_shards))
     if value["micro_batch_tokens"] > batch:
         value["micro_batch_tokens"] = batch
         reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
-    put("recompute", *_recompute(shape, method, rank, value["micro_batch_tokens"], seq_len, device, loss_frac))
+    micro = value["micro_batch_tokens"]
+    put("recompute", *_recompute(shape, method, rank, micro, seq_len, device, loss_frac, num_shards))
     put("fp8", given.fp8, "default: off, as it was not yet measured on a card")
     put("num_threads", device.num_threads, "threads of the device")
     for key in ("patience", "num_evals"):
@@ -206,7 +227,14 @@ def choose_method(
 
 
 def _micro_batch(
-    shape: ModelShape, method: str, lora_rank: int, seq_len: int, batch: int, device: Device, loss_frac: float
+    shape: ModelShape,
+    method: str,
+    lora_rank: int,
+    seq_len: int,
+    batch: int,
+    device: Device,
+    loss_frac: float,
+    num_shards: int = 1,
 ) -> tuple[int, str]:
     """Halve the batch until the prediction's high end fits, but never below one longest row."""
     micro = max(batch, seq_len)
@@ -219,6 +247,7 @@ def _micro_batch(
             device=device,
             loss_frac=loss_frac,
             row_tokens=seq_len,
+            num_shards=num_shards,
         )
         if predicted.verdict == "fits":
             whole = "the whole batch at once" if micro >= batch else "as much of the batch as fits"
@@ -229,7 +258,14 @@ def _micro_batch(
 
 
 def _recompute(
-    shape: ModelShape, method: str, lora_rank: int, micro: int, seq_len: int, device: Device, loss_frac: float
+    shape: ModelShape,
+    method: str,
+    lora_rank: int,
+    micro: int,
+    seq_len: int,
+    device: Device,
+    loss_frac: float,
+    num_shards: int = 1,
 ) -> tuple[int | None, str]:
     """As few layers as make the smallest pass fit; None where none is needed, or all are not enough."""
     for num in range(shape.num_layers + 1):
@@ -242,6 +278,7 @@ def _recompute(
             loss_frac=loss_frac,
             row_tokens=seq_len,
             num_recomputed=num,
+            num_shards=num_shards,
         )
         if predicted.verdict != "does_not_fit":
             break

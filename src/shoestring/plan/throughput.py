@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..records import Device, Estimate, TokenCounts, TrainSettings
 from .devices import gpu_spec
+from .parallel import speed_up
 from .search import MAX_ADDED, alive, num_units
 from .shapes import ModelShape
 
@@ -237,7 +238,9 @@ def predict_time(
         return num_steps * getattr(step, pick) + num_micro * shape.num_layers * getattr(layer, pick)
 
     run = {k: steps_s(k) + getattr(compute, k) for k in ("value", "low", "high")}
-    train = Estimate(*(run[k] + getattr(load, k) + getattr(dev, k) for k in ("value", "low", "high")))
+    times = speed_up(settings.num_processes, settings.parallelism, device)
+    steps_take = {"value": run["value"] / times.value, "low": run["low"] / times.high, "high": run["high"] / times.low}
+    train = Estimate(*(steps_take[k] + getattr(load, k) + getattr(dev, k) for k in ("value", "low", "high")))
     evaluation = generate_s(shape, counts.eval_prompt, counts.eval_answer, device, settings.num_threads)
     eval_s = Estimate(*(getattr(evaluation, k) + getattr(load, k) for k in ("value", "low", "high")))
     search = None
@@ -249,7 +252,7 @@ def predict_time(
         shares = {"value": share + scored, "low": share, "high": most + 2 * scored}
         search = Estimate(*(run[k] * shares[k] + getattr(load, k) for k in ("value", "low", "high")))
     row = prior(device, "layer_floor_s")
-    speed = Estimate(num_tokens / run["value"], num_tokens / run["high"], num_tokens / run["low"])
+    speed = Estimate(*(num_tokens / steps_take[k] for k in ("value", "high", "low")))
     return TimePrediction(
         train_s=train,
         eval_s=eval_s,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..evaluate.score import with_far
 from ..market.prices import Price, price_for
+from ..plan.devices import planned_device
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
 from ..records import ArmScore, Curated, Device, Example, Progress, TokenCounts
 from ..runfolder import rung_name
@@ -52,7 +54,15 @@ def shape(model: str) -> ModelShape:
 
 def price(run: Run) -> Price:
     """Price of an hour of the machine this run is planned for."""
-    return price_for(device(run), run.config.market)
+    planned = planned_for(run)
+    return price_for(device(run), run.config.market, num_gpus=planned.num_devices if planned.kind == "cuda" else 1)
+
+
+def planned_for(run: Run) -> Device:
+    """The machine this run is planned for: this one, or that of market.device with train.num_processes GPUs."""
+    present = device(run)
+    planned = planned_device(run.config.market.device, present)
+    return planned if planned is present else replace(planned, num_devices=run.config.train.num_processes or 1)
 
 
 def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:

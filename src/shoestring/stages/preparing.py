@@ -12,7 +12,6 @@ from ..data.store import FILES, RECEIPT, read_curated
 from ..errors import BadInput, DataError
 from ..files import read_json, sha256_file
 from ..ladder import models_of
-from ..plan.devices import planned_device
 from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
@@ -21,7 +20,7 @@ from ..train.objective import count_longest, require_pairs
 from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
 from . import probing
-from .common import dev_rows, device, price, shape, token_counts
+from .common import dev_rows, planned_for, price, shape, token_counts
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -110,7 +109,7 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         run.config,
         shapes,
         counts,
-        planned_device(run.config.market.device, device(run)),
+        planned_for(run),
         price(run),
         num_dev_rows=len(dev_rows(run, curated)),
         settle=lambda rung: probing.settled(run, rung),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..config import TaskConfig
 from ..errors import BadInput, BudgetStopped, DoesNotFit
 from ..evaluate.generation import make_generate
 from ..evaluate.score import metric_value, score_arm
@@ -16,6 +18,7 @@ from ..records import (
     ArmScore,
     Curated,
     Estimate,
+    Example,
     Plan,
     RungPlan,
     TrainResult,
@@ -164,12 +167,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     """Fine-tune one rung, or continue its newest complete checkpoint."""
     begin(run, rung)
     run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
-    task = run.config.task
     dev = dev_rows(run, curated)
-
-    def dev_metric(model: Any, tokenizer: Any) -> float:
-        generate = make_generate(model, tokenizer, max_new_tokens=rung.settings.max_new_tokens)
-        return metric_value(task, dev, generate([e.request for e in dev], no_progress), curated.labels)
 
     def should_stop(wall_s: float) -> Exception | None:
         spent_usd = before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR
@@ -190,13 +188,27 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         out_dir=run.run_folder.rung(rung.model),
         settings=settings,
         device=device(run),
-        dev_metric=dev_metric,
+        dev_metric=DevMetric(run.config.task, tuple(dev), curated.labels, settings.max_new_tokens),
         should_stop=should_stop,
         progress=run.progress,
         log=run.log,
         tracking=Tracking(tuple(run.config.train.trackers), f"{run.config.name}/{rung.model}"),
     )
     return to_json(trained), trained
+
+
+@dataclass(frozen=True, slots=True)
+class DevMetric:
+    """The task's metric of a model's answers to the dev rows; made so that another process can be given it."""
+
+    task: TaskConfig
+    rows: tuple[Example, ...]
+    labels: tuple[str, ...] | None
+    max_new_tokens: int
+
+    def __call__(self, model: Any, tokenizer: Any) -> float:
+        generate = make_generate(model, tokenizer, max_new_tokens=self.max_new_tokens)
+        return metric_value(self.task, self.rows, generate([e.request for e in self.rows], no_progress), self.labels)
 
 
 def trainer(run: Run) -> Callable[..., TrainResult]:

@@ -83,7 +83,8 @@ def detect_device(num_threads: int | None = None) -> Device:
                 "float16",
                 f"{name} (compute {properties.major}.{properties.minor}) has float16 but no bfloat16",
             )
-        return Device("cuda", name, int(properties.total_memory), threads, dtype, reason)
+        alike = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_name(i) == properties.name]
+        return Device("cuda", name, int(properties.total_memory), threads, dtype, reason, len(alike))
     if torch.backends.mps.is_available():
         name = _cpu_name()
         limit = getattr(torch.mps, "recommended_max_memory", None)

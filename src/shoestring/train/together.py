@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from ..errors import BadInput
 from ..records import no_log, no_progress
 from .processes import OutOfMemory, call_together
 from .world import current, is_launched, joined_from_environment
@@ -39,7 +40,12 @@ def in_processes(train: Callable[P, T]) -> Callable[P, T]:
 def _in_own_processes(train: Callable[..., Any], given: dict[str, Any]) -> Any:
     hooks = {name: given.pop(name) for name in HOOKS if name in given}
     log, settings, num_shrunk = hooks.get("log", no_log), given["settings"], 0
-    num = settings.num_processes
+    num, device = settings.num_processes, given["device"]
+    if device.kind == "mps" or (device.kind == "cuda" and num > device.num_devices):
+        raise BadInput(
+            f"train.num_processes = {num}, and this machine has {device.num_devices} x {device.name}; "
+            f"give at most {device.num_devices}, or leave it out"
+        )
     given["settings"] = replace(settings, num_threads=max(1, settings.num_threads // num))
     while True:
         try:
@@ -47,7 +53,7 @@ def _in_own_processes(train: Callable[..., Any], given: dict[str, Any]) -> Any:
                 train,
                 given,
                 num=num,
-                device=given["device"],
+                device=device,
                 folder=Path(given["out_dir"]),
                 hooks=hooks,
                 num_shrunk=num_shrunk,

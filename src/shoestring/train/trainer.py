@@ -88,7 +88,7 @@ def train_rung(
         peak = reset_peak(device)
         with (
             set_up(model, train, dev, settings, device) as ready,
-            Trackers(tracking, out_dir, settings, log) as trackers,
+            Trackers(tracking if world.is_first else NO_TRACKING, out_dir, settings, log) as trackers,
         ):
             tuned, packing, routes = ready.tuned, ready.packing, ready.routes
             if packing.line:
