@@ -7,7 +7,7 @@ import json
 import pytest
 
 import shoestring as ss
-from bench import planner
+from bench import plan_accuracy
 from shoestring.errors import BadInput, ModelError
 from shoestring.plan.devices import device_of
 from shoestring.plan.memory import predict_memory as own_memory
@@ -225,9 +225,9 @@ def test_unknown_models_name_near_ones():
         predict(model="Qwen/Qwen3-30B-A3B")
 
 
-@pytest.mark.skipif(not planner.RUNS.exists(), reason="the file of measured runs is not here")
+@pytest.mark.skipif(not plan_accuracy.RUNS.exists(), reason="the file of measured runs is not here")
 def test_published_runs():
-    told = planner.measure()
+    told = plan_accuracy.measure()
     assert told["memory"]["allocated"]["litgpt-hub"]["within_frac"] >= 0.85
     assert told["memory"]["allocated"]["torchtune"]["within_frac"] >= 0.8
     assert told["memory"]["reserved"]["peft-metamath"]["within_frac"] >= 0.85

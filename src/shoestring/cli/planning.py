@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ from ..units import gib, usd
 from .output import emit, say, warn
 from .progress import Screen
 from .running import execute, open_run, result_of, show_plan
-from .tables import table
+from .tables import GAP, WIDTH_OFF_TERMINAL, table, width_of
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -125,7 +128,28 @@ def _options_table(options: list[dict[str, Any]]) -> str:
                 age_text(option["price"]),
             ]
         )
-    return table(heads, rows, right=(2, 5, 7), marked=marked, flexible=3)
+    return _narrowed(heads, rows, drop=("price", "memory", "seen", "trains"), marked=marked, flexible="machine or service")
+
+
+def _narrowed(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    drop: Sequence[str],
+    flexible: str,
+    marked: int | None = None,
+) -> str:
+    """The table, without as many of the columns in drop, first to last, as a narrow terminal has no room for."""
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH_OFF_TERMINAL
+    widths = {head: max(width_of(row[i]) for row in (heads, *rows)) for i, head in enumerate(heads)}
+    left = list(heads)
+    for head in drop:
+        if sum(widths[h] + len(GAP) for h in left) - len(GAP) > room:
+            left.remove(head)
+    places = [heads.index(head) for head in left]
+    right = [i for i, head in enumerate(left) if head in ("late", "interrupted", "memory", "seen")]
+    kept = [[row[i] for i in places] for row in rows]
+    return table(left, kept, right=right, marked=marked, flexible=left.index(flexible))
 
 
 def _show_discarded(answer: dict[str, Any], run: Run, show_all: bool) -> None:
@@ -176,5 +200,5 @@ def _show_total(total: dict[str, Any], show_all: bool) -> None:
             ("prompted", w["name"], usd_text(w["usd"]), usd_text(w["usd_per_month"]), pays, age_text(w["price"]))
         )
     heads = ("model", "answers from", "total", "a month", "training pays from, a month", "seen")
-    say(table(heads, rows, right=(5,), flexible=1))
+    say(_narrowed(heads, rows, drop=("seen", "a month"), flexible="answers from"))
     say(bill_in_words(total))

@@ -59,11 +59,15 @@ def hours_text(told: Figure) -> str:
 
 
 def usd_text(told: Figure) -> str:
-    """'$5.90 ($3.49 to $12.94)'."""
+    """'$5.90 ($3.49 to $12.94)', from a hundred dollars on without cents."""
     if "low" not in told:
-        return usd(told["value"])
-    high = "no bound" if told["high"] is None else usd(told["high"])
-    return f"{usd(told['value'])} ({usd(told['low'])} to {high})"
+        return _dollars(told["value"])
+    high = "no bound" if told["high"] is None else _dollars(told["high"])
+    return f"{_dollars(told['value'])} ({_dollars(told['low'])} to {high})"
+
+
+def _dollars(amount_usd: float) -> str:
+    return f"${amount_usd:,.0f}" if amount_usd >= 100 else usd(amount_usd)
 
 
 def count_text(told: Figure) -> str:

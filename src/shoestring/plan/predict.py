@@ -25,7 +25,7 @@ from .memory import predict_memory as predict_own
 from .question import ALL_LINEAR, Asked, read
 from .stacks import GPTQ4_BYTES, Stack, layer_bytes, stream_width
 
-# How sure tensors are; what the allocator adds is in the device figures. Errors on published runs: bench/planner.py.
+# How sure tensors are; what the allocator adds is in the device figures. Errors: bench/plan_accuracy.py.
 FIXED_SPREAD, VARYING_SPREAD = (0.98, 1.03), (0.85, 1.25)
 WORKSPACE_BYTES = 32 * 2**20  # cuBLAS on Hopper; 8 MiB before
 EAGER_SCORES = 3  # scores, scaled, masked: whole in fp32 beside what backward keeps

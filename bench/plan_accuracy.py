@@ -1,6 +1,6 @@
 """Predicted memory and speed against fine-tunes other people measured.
 
-    python -m bench.planner [--rows] [--json]
+    python -m bench.plan_accuracy [--rows] [--json]
 
 Rows: /work/shared/facts/measured_runs.csv, tiers A and B. Nothing is fitted to them: the coefficients are read from
 the stacks' code and the GPU table, so every source is a left-out one. Like is compared with like: torch's allocated
