@@ -34,11 +34,12 @@ class Ledger:
         actual: Mapping[str, float | None],
         price_usd_per_hour: float | None,
         fingerprint: str = "",
+        basis: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Append one entry, durably; returns it.
 
         predicted and actual: by quantity, of usd, s and bytes; predicted as Estimates. fingerprint: of the inputs
-        of what was paid for, so that an entry can be recognised.
+        of what was paid for, so that an entry can be recognised. basis: what later predictions learn from it by.
         Raises: RunFolderError when the file cannot be written.
         """
         spreads = {k: _spread(v) for k, v in predicted.items() if v is not None} if predicted else None
@@ -53,6 +54,7 @@ class Ledger:
             "actual": spent,
             "price_usd_per_hour": price_usd_per_hour,
             "fingerprint": fingerprint,
+            **({"basis": dict(basis)} if basis else {}),
         }
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:

@@ -261,6 +261,8 @@ class RungPlan:
     parts_bytes: dict[str, int]
     reason: str  # of the verdict
     search_s: Estimate | None = None  # of a learning-rate search before training; its cost is in cost_usd
+    derived_s: dict[str, float] = field(default_factory=dict)  # train, eval: before anything learned or probed
+    timed: str = ""  # where the seconds come from, if not from the priors alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,8 @@ def show_plan(run: Run) -> None:
         device = rung["device"]
         say(f"{rung['model']} on {device['name']} ({gib(rung['device_bytes'])}), {rung['price_source']}")
         say(f"  memory: {rung['reason']}")
+        if rung.get("timed"):
+            say(f"  time: {rung['timed']}")
         if rung.get("search_s"):
             say(f"  learning-rate search before training: {time_span(rung['search_s'])}, in the cost")
         show_settings(rung["settings"])

@@ -145,4 +145,5 @@ def plan_rung(
         parts_bytes=memory.parts,
         reason=f"{memory.reason}; {time.reason}",
         search_s=time.search_s,
+        derived_s={"train": time.train_s.value, "eval": time.eval_s.value},
     )

@@ -124,7 +124,7 @@ def settle(rung: RungPlan, probed: Probed) -> RungPlan:
         peak_bytes=probed.peak,
         cost_usd=seconds.scaled(rung.price_usd_per_hour / SECONDS_PER_HOUR),
         num_steps=probed.num_steps,
-        reason=f"{rung.reason}; {probed.note}",
+        timed=probed.note,
     )
 
 

@@ -19,8 +19,9 @@ from ..errors import BadInput, ConfigError
 from ..evaluate.statistics import paired_difference
 from ..files import read_json, write_json, write_whole
 from ..ladder import choose, models_of
-from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, to_json
-from ..runfolder import fingerprint
+from ..plan.learned import basis_of
+from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, plan_from_json, to_json
+from ..runfolder import fingerprint, rung_name
 from ..serve.card import write_model_card
 from ..serve.merge import merge_adapter
 from ..train.search import SearchResult
@@ -200,7 +201,19 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
         actual=actual,
         price_usd_per_hour=usd_per_hour,
         fingerprint=inputs_print,
+        basis=_basis(run, name, value),
     )
+
+
+def _basis(run: Run, name: str, value: Any) -> dict[str, Any]:
+    """What later plans learn from a rung's training or evaluation by: its prediction before anything learned."""
+    parts, planned = Path(name).parts, run.run_folder.record("plan.json")
+    for rung in plan_from_json(planned["result"]).rungs if planned and parts[0] == "rungs" else ():
+        if rung_name(rung.model) == parts[1]:
+            stopped_early = isinstance(value, TrainResult) and value.stopped_early
+            share = value.num_steps / max(1, rung.num_steps) if stopped_early else 1.0
+            return basis_of(rung, Path(name).stem, share)
+    return {}
 
 
 def conclude(run: Run, verdict: Verdict, tuned: Sequence[ArmScore] = (), baselines: Sequence[ArmScore] = ()) -> Verdict:

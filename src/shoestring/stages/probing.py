@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..evaluate.generation import make_generate
 from ..evaluate.score import metric_value
+from ..ledger import Ledger
+from ..plan import learned
+from ..plan.engines import OURS
 from ..plan.probed import Probed, probed_from_json, settle
 from ..plan.throughput import LONGEST_OF_BATCH_QUANTILE, quantile
 from ..records import Curated, Log, Plan, Progress, RungPlan, no_progress, to_json
@@ -58,6 +63,11 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
                 f"the run is planned for {rung.device.name} (market.device), this machine is {device(run).name}, and a "
                 "probe times this machine; run it there, or take market.device out of the run file"
             )
+        if rung.settings.engine != OURS:
+            raise BadInput(
+                f"--probe times the trainer of engine: {OURS}, and this run has engine: {rung.settings.engine}; its "
+                "first training here makes later plans better, or take engine out of the run file"
+            )
     found = []
     for number, rung in enumerate(rungs):
         run.progress("probe", number, len(rungs))
@@ -90,8 +100,18 @@ def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
 
 
 def settled(run: Run, rung: RungPlan) -> RungPlan:
-    """The rung as an earlier probe of the same inputs on this machine timed it, else as it is."""
-    if rung.device != device(run):
-        return rung
-    row = run.run_folder.finished(record_of(rung.model), probe_print(run, rung))
-    return rung if row is None else settle(rung, probed_from_json(row))
+    """The rung as an earlier probe of the same inputs on this machine timed it, else by what earlier runs took."""
+    if rung.device == device(run):
+        row = run.run_folder.finished(record_of(rung.model), probe_print(run, rung))
+        if row is not None:
+            return settle(rung, probed_from_json(row))
+    return learned.apply(rung, ledger_lines(run.folder.parent))
+
+
+def ledger_lines(runs_dir: Path) -> list[learned.Line]:
+    """What can be learned from the ledgers of all runs in a folder, oldest first."""
+    lines = []
+    for path in sorted(runs_dir.glob("*/ledger.jsonl")):
+        with contextlib.suppress(OSError, ValueError):  # another run's damaged folder must not stop this one's plan
+            lines += learned.lines_of(Ledger(path).entries())
+    return sorted(lines, key=lambda line: line.at)

@@ -221,6 +221,8 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
 
     counted = "the model's tokenizer, on the curated rows"
     timed = f"predicted: plan.throughput, its priors are {row.basis}"
+    if rung["timed"]:
+        timed, made = rung["timed"], today
     return {
         **{k: rung[k] for k in ("model", "method", "verdict", "reason", "price_source")},
         "device": {
@@ -239,6 +241,7 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
             for part, size in rung["parts_bytes"].items()
         },
         "train_s": estimate("train_s", "s", timed, made),
+        **({"search_s": estimate("search_s", "s", timed, made)} if rung["search_s"] else {}),
         "eval_s": estimate("eval_s", "s", timed, made),
         "price_usd_per_hour": figure(rung["price_usd_per_hour"], "USD per hour", rung["price_source"], today, today),
         "cost_usd": estimate("cost_usd", "USD", f"{timed}; {rung['price_source']}", made),
