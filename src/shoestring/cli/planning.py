@@ -128,7 +128,9 @@ def _options_table(options: list[dict[str, Any]]) -> str:
                 age_text(option["price"]),
             ]
         )
-    return _narrowed(heads, rows, drop=("price", "memory", "seen", "trains"), marked=marked, flexible="machine or service")
+    return _narrowed(
+        heads, rows, drop=("price", "memory", "seen", "trains"), marked=marked, flexible="machine or service"
+    )
 
 
 def _narrowed(
