@@ -55,7 +55,7 @@ def metric(model, tokenizer) -> float:
     return float(sum(p.detach().abs().sum() for n, p in model.named_parameters() if "lora_B" in n)) % 1.0
 
 
-def train_cases(model: str, folder: Path, names: list[str], log, **changes) -> dict:
+def train_cases(model: str, folder: Path, names: list[str], log, changes: dict) -> dict:
     """Each case in this process, or in those of its group."""
     found = {}
     for name in names:
@@ -82,7 +82,7 @@ def tiny(tmp_path_factory):
 def alone(tiny, tmp_path_factory):
     """The cases as one process trains them: folder and results."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, train_cases(tiny, folder, list(CASES), print)
+    return folder, train_cases(tiny, folder, list(CASES), print, {})
 
 
 def steps_of(folder: Path) -> list[dict]:
@@ -106,13 +106,24 @@ def together(tiny, folder, names, **changes):
     lines = []
     found = call_together(
         train_cases,
-        {"model": tiny, "folder": folder, "names": names, **changes},
+        {"model": tiny, "folder": folder, "names": names, "changes": changes},
         num=2,
         device=EXACT,
         folder=folder,
         hooks={"log": lines.append},
     )
     return found, lines
+
+
+def test_a_base_in_shards_trains_as_a_whole_one(tiny, alone, tmp_path):
+    for_one, results = alone
+    measured = {"micro_batch_tokens": "derived", "recompute": "derived"}
+    found, _ = together(tiny, tmp_path, ["padded", "dpo"], parallelism="fsdp", reasons=measured)
+    for name in found:
+        assert_same(for_one / name, tmp_path / name)
+        assert found[name].settings["parallelism"] == "fsdp"
+        for fact in ("adapters", "loss_path", "attention"):
+            assert found[name].settings[fact] == results[name].settings[fact]
 
 
 def test_two_processes_take_the_steps_of_one(tiny, alone, tmp_path):

@@ -21,6 +21,7 @@ from ..errors import DoesNotFit, ModelError
 from ..messages import Message, Prompt, read_answer, split_tools
 from ..records import Completion, Device, Generate, Progress, no_progress
 from ..train.base import encode_prompt, load_base, load_tokenizer, quiet_loading, stop_token_ids
+from ..train.world import current
 
 MAX_ROWS = {"cpu": 128, "mps": 128, "cuda": 256}
 # Memory for the keys, values and activations of one batch where the device does not say what is free.
@@ -141,6 +142,8 @@ class LocalGenerator:
                 limits=[min(self.max_new_tokens, self.context_tokens - len(ids[i])) for i in batch],
             )
         except torch.OutOfMemoryError as error:
+            if current().lockstep:
+                raise
             if len(batch) == 1:
                 raise DoesNotFit(
                     f"{self.name} runs out of memory on one prompt of {len(ids[batch[0]])} tokens with "
@@ -153,10 +156,17 @@ class LocalGenerator:
 
 
 def load_generator(
-    model: str, adapter_dir: Path | None = None, *, method: str = "lora", device: Device, max_new_tokens: int
+    model: str,
+    adapter_dir: Path | None = None,
+    *,
+    method: str = "lora",
+    device: Device,
+    max_new_tokens: int,
+    over_all_gpus: bool = False,
 ) -> LocalGenerator:
     """A model, with an adapter if given, ready to generate; the adapter is not merged.
 
+    over_all_gpus: its layers one after the other on the GPUs of this machine, for a base that fits none of them.
     Raises: ModelError, MissingDependency.
     """
     import torch
@@ -164,7 +174,7 @@ def load_generator(
     if device.kind == "cpu":
         torch.set_num_threads(device.num_threads)
     tokenizer = load_tokenizer(model)
-    network = load_base(model, device=device, quantise=method == "qlora")
+    network = load_base(model, device=device, quantise=method == "qlora", over_all_gpus=over_all_gpus)
     if adapter_dir is not None:
         from peft import PeftModel
 
@@ -329,7 +339,7 @@ def _growing_layer() -> Any:
 
         def reorder_cache(self, beam_idx: Any) -> None:
             used = self.keys.shape[-2]
-            self.room = [r.index_select(0, beam_idx) for r in self.room]
+            self.room = [r.index_select(0, beam_idx.to(r.device)) for r in self.room]
             self.keys, self.values = (r[:, :, :used] for r in self.room)
 
     return GrowingLayer
@@ -349,10 +359,16 @@ def _bytes_per_token(model: Any) -> int:
     return (2 * config.num_hidden_layers * width + 8 * hidden + 4 * widest) * max(2, model.dtype.itemsize)
 
 
+def _alone(value: int) -> list[int]:
+    return [value]
+
+
 def _batch_bytes(kind: str) -> int:
     import torch
 
     if kind == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info()
+        # Processes that generate together over a base in shards must make the same batches.
+        world = current()
+        free_bytes = min((world.of_all if world.lockstep else _alone)(torch.cuda.mem_get_info()[0]))
         return int(free_bytes * FREE_FRAC)
     return BATCH_BYTES

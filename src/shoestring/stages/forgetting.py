@@ -22,7 +22,14 @@ def tuned_generator(run: Run, rung: RungPlan, trained: TrainResult) -> LocalGene
     if run.loaded is None or run.loaded[0] != rung.model:
         folder = run.run_folder.rung(rung.model) / "adapter"
         limit = rung.settings.max_new_tokens
-        made = load_generator(rung.model, folder, method=trained.method, device=device(run), max_new_tokens=limit)
+        made = load_generator(
+            rung.model,
+            folder,
+            method=trained.method,
+            device=device(run),
+            max_new_tokens=limit,
+            over_all_gpus=trained.settings.get("parallelism") == "fsdp" and device(run).kind == "cuda",
+        )
         run.loaded = (rung.model, made)
     return run.loaded[1]
 

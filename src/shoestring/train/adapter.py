@@ -10,6 +10,7 @@ from typing import Any
 from ..files import read_json, sha256_file, write_json, writing
 from ..records import Device, TrainResult, TrainSettings
 from .base import load_base, load_tokenizer, quiet_loading
+from .shards import in_shards, on_host, shard
 from .watch import WEIGHTS, copy_adapter, replace_folder
 
 ORIGIN = "shoestring.json"
@@ -20,7 +21,8 @@ def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    base = load_base(model, device=device, quantise=settings.method == "qlora")
+    spreads = in_shards(settings)
+    base = load_base(model, device=on_host(device) if spreads else device, quantise=settings.method == "qlora")
     torch.manual_seed(settings.seed)
     lora = LoraConfig(
         r=settings.lora_rank,
@@ -37,6 +39,8 @@ def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
     same = {n for n, _ in base.named_modules() if n.rpartition(".")[2] in last_parts and not n.endswith(".base_layer")}
     if len(same) == len(config.target_modules):
         config.target_modules = last_parts
+    if spreads:
+        shard(tuned, device)
     return tuned
 
 

@@ -36,9 +36,10 @@ __all__ = [
 ]
 
 
-def load_base(name: str, *, device: Device, quantise: bool = False) -> Any:
+def load_base(name: str, *, device: Device, quantise: bool = False, over_all_gpus: bool = False) -> Any:
     """The frozen base on its device: 16-bit (float32 where the hardware has none), or NF4 with double quantisation.
 
+    over_all_gpus: layers spread over the GPUs of this machine, to answer, not to train.
     Norms and head of an NF4 base stay as they are loaded; nothing is raised to float32.
     Raises: ModelError, MissingDependency (NF4 without bitsandbytes) with the alternative.
     """
@@ -50,6 +51,8 @@ def load_base(name: str, *, device: Device, quantise: bool = False) -> Any:
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **hub_options(path)}
     if quantise:
         options |= {"quantization_config": _nf4_config(device, dtype), "device_map": {"": _placement(device)}}
+    if over_all_gpus:
+        options["device_map"] = "auto"
     try:
         with quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
@@ -57,7 +60,7 @@ def load_base(name: str, *, device: Device, quantise: bool = False) -> Any:
         raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     if quantise and device.kind == "cpu":
         _keep_nf4_trainable(model)
-    if not quantise:
+    if not quantise and not over_all_gpus:
         model.to(_placement(device))
     model.requires_grad_(False)
     model.config.use_cache = True

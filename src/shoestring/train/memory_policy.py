@@ -159,7 +159,9 @@ def counting_kept(model: Any) -> Iterator[Callable[[], int]]:
     """
     import torch
 
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    # Of a layer in shards what was gathered is freed after its turn, and then counts nothing.
+    whole = [t for t in (*model.parameters(), *model.buffers()) if not hasattr(t, "to_local")]
+    own = {t.untyped_storage().data_ptr() for t in whole}
     seen: dict[int, Any] = {}
 
     def pack(tensor: Any) -> Any:

@@ -20,8 +20,10 @@ from .memory_policy import Candidate, MemoryPolicy
 from .objective import Objective
 from .packing import Packing
 from .tokens import Encoded
+from .world import current
 
 NF4 = "nf4, double quantised"
+RAN_OUT = "memory ran out over the longest row alone"
 FP8 = "fp8 (e4m3), a scale a row; products in fp8 forward and for the input gradient"
 
 
@@ -53,6 +55,8 @@ class Routes:
 def build_routes(model: str, settings: TrainSettings, device: Device, probe: Sequence[Encoded], pad_id: int) -> Routes:
     """Load the model, then switch on what is faster and passes on the probe rows."""
     refusal = fp8.refusal(device, settings.fp8, settings.method)
+    if settings.fp8 and settings.parallelism == "fsdp":
+        refusal = "parallelism: fsdp shards the 16-bit base"
     routes = _load(model, settings, device, probe, pad_id)
     if not refusal:
         with preflight.evaluation_mode(routes.tuned), adapter_in_16_bit(routes.tuned, device):
@@ -107,7 +111,7 @@ def choose_policy(
 
     before: what a checkpoint to continue from was made with, empty without one.
     """
-    tuned = routes.tuned
+    tuned, world = routes.tuned, current()
     given = settings.reasons.get("micro_batch_tokens", GIVEN) == GIVEN
     num_recomputed = settings.recompute if settings.reasons.get("recompute", GIVEN) == GIVEN else None
     longest = max(range(len(learned.items)), key=lambda index: packing.size((index,)))
@@ -118,6 +122,11 @@ def choose_policy(
     if given and num_recomputed is not None:
         chosen = Candidate(settings.micro_batch_tokens, num_recomputed)
         return memory_policy.as_given(tuned, device, chosen, longest_tokens, GIVEN)
+
+    smallest = settings.micro_batch_tokens if given else longest_tokens
+    least = Candidate(smallest, len(memory_policy.recomputable(tuned)), device.kind == "cuda")
+    if world.lockstep and world.num_shrunk:  # in earlier processes, which ended with that
+        return memory_policy.as_given(tuned, device, least, longest_tokens, RAN_OUT)
 
     def loss_of(rows: Sequence[int]) -> Any:
         batch = loss.on_device(learned.batch(rows, packing.collate), tuned.device)
@@ -133,13 +142,14 @@ def choose_policy(
         try:
             measured = memory_policy.measure(tuned, lambda: loss_of((longest,)), longest_tokens)
         except RuntimeError as error:
-            if not memory_policy.is_out_of_memory(error):
-                raise
-            tokens = settings.micro_batch_tokens if given else longest_tokens
-            least = Candidate(tokens, len(memory_policy.recomputable(tuned)), device.kind == "cuda")
-            reason = "memory ran out over the longest row alone"
-            return memory_policy.as_given(tuned, device, least, longest_tokens, reason)
+            if world.lockstep or not memory_policy.is_out_of_memory(error):
+                raise  # in lockstep one process cannot go another way
+            return memory_policy.as_given(tuned, device, least, longest_tokens, RAN_OUT)
         most = max(packing.schedule.computed_tokens)
+        if world.size > 1:  # a process takes its share of a step
+            most = min(most, most // world.size + longest_tokens)
+        if world.lockstep:
+            measured = world.passing(lambda: measured)
         return memory_policy.choose(
             tuned,
             device,
@@ -148,7 +158,7 @@ def choose_policy(
             longest_tokens=longest_tokens,
             may_cut=not given,
             num_recomputed=num_recomputed,
-            tokens_per_s=tokens_per_s if device.kind == "cuda" else None,
+            tokens_per_s=tokens_per_s if device.kind == "cuda" and not world.lockstep else None,
         )
     finally:
         tuned.train(training)
