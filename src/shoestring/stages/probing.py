@@ -73,6 +73,11 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
                 f"--probe times the trainer of engine: {OURS}, and this run has engine: {rung.settings.engine}; its "
                 "first training here makes later plans better, or take engine out of the run file"
             )
+        if rung.settings.num_processes > 1:
+            raise BadInput(
+                f"--probe times one process, and this run trains in {rung.settings.num_processes}; plan it with "
+                "train.num_processes: 1, or train: its first training here makes later plans better"
+            )
     found = []
     for number, rung in enumerate(rungs):
         run.progress("probe", number, len(rungs))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BadInput
+from ..plan.parallel import FSDP
 from ..records import Curated, Estimate, RungPlan, TrainSettings, to_json
+from ..train.processes import call_together
 from ..train.search import SearchResult, search_learning_rate
+from ..train.world import is_launched
 from ..units import SECONDS_PER_HOUR, duration
 from . import inputs
 from .common import dev_rows, device, rung_file
@@ -32,16 +36,17 @@ def settled(
     def work() -> tuple[Any, SearchResult]:
         if rung.search_s is not None:
             run.log(f"Rung {rung.model}: learning-rate search, predicted {duration(rung.search_s.value)}")
-        found = search_learning_rate(
-            model=rung.model,
-            train=curated.train,
-            dev=dev_rows(run, curated),
-            out_dir=folder,
-            settings=rung.settings,
-            device=device(run),
-            should_stop=should_stop,
-            progress=run.progress,
-            log=run.log,
+        found = _in_one_process(
+            rung.settings,
+            {
+                "model": rung.model,
+                "train": curated.train,
+                "dev": dev_rows(run, curated),
+                "out_dir": folder,
+                "settings": rung.settings,
+                "device": device(run),
+            },
+            {"should_stop": should_stop, "progress": run.progress, "log": run.log},
         )
         return to_json(found), found
 
@@ -53,6 +58,22 @@ def settled(
     run.log(f"Rung {rung.model}: {line(to_json(found))}")
     reasons = {**rung.settings.reasons, "learning_rate": line(to_json(found))}
     return dataclasses.replace(rung.settings, learning_rate=found.learning_rate, reasons=reasons)
+
+
+def _in_one_process(settings: TrainSettings, given: dict[str, Any], hooks: dict[str, Any]) -> SearchResult:
+    """The search here, or, where several processes will train, in one that leaves its GPU to them. Raises: BadInput."""
+    if is_launched() or settings.parallelism == FSDP:
+        raise BadInput(
+            "train.learning_rate: search tries rates in one process, and this training has "
+            f"{'been started by torchrun' if is_launched() else 'its base in shards (fsdp)'}; search with a smaller "
+            "model or on one GPU, then give the rate found as train.learning_rate"
+        )
+    if settings.num_processes == 1:
+        return search_learning_rate(**given, **hooks)
+    alone: SearchResult = call_together(
+        search_learning_rate, given, num=1, device=given["device"], folder=given["out_dir"], hooks=hooks
+    )
+    return alone
 
 
 def from_json(row: dict[str, Any]) -> SearchResult:
