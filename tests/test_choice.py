@@ -141,6 +141,20 @@ def test_all_gpus_of_an_order_are_paid(commands: Weighed) -> None:
     assert eight.usd.value == pytest.approx(eight.billed_h.value * 8 * eight.price_usd)
 
 
+def test_more_gpus_are_weighed_where_time_presses_or_one_cannot_hold_the_model(rows: Path) -> None:
+    calm = weigh(planned(rows, "tickets-8b", deadline_h=100.0), TODAY).choice
+    assert not any(o.num_gpus == 4 and o.gpu == "RTX4090" for o in calm.options)
+    large = weigh(
+        planned(rows, "tickets-8b", models=["Qwen/Qwen3-32B"], market={"device": "L40S"}, method="lora"),
+        TODAY,
+    ).choice
+    assert large.options and all(o.num_gpus >= 2 for o in large.options)
+    several = next(o for o in large.options if o.seller.startswith("RunPod"))
+    assert several.work is not None and several.work.settings.parallelism == "fsdp"
+    assert any("is not stated" in note for note in several.notes)
+    assert any(d.code == "does_not_fit" and d.gpu == "L40S" for d in large.discarded)
+
+
 def test_market_device_leaves_only_that_gpu(rows: Path) -> None:
     choice = weigh(planned(rows, "commands-8b", market={"device": "H100-SXM"}), TODAY).choice
     assert {o.gpu for o in choice.options} == {"H100-SXM"}

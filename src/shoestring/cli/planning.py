@@ -128,9 +128,8 @@ def _options_table(options: list[dict[str, Any]]) -> str:
                 age_text(option["price"]),
             ]
         )
-    return _narrowed(
-        heads, rows, drop=("price", "memory", "seen", "trains"), marked=marked, flexible="machine or service"
-    )
+    drop = ("price", "memory", "seen", "trains")
+    return _narrowed(heads, rows, drop=drop, marked=marked, flexible="machine or service")
 
 
 def _narrowed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Choice:
 def choose(config: RunConfig, options: Sequence[Option], discarded: Sequence[Discarded]) -> Choice:
     """Sort, find the Pareto list, pick the cheapest that has a dated price and meets a deadline surely enough."""
     ordered = sorted(options, key=lambda o: (o.usd.value, _hours(o), o.seller, o.model, o.method))
-    points = [(o.usd.value, _hours(o), round(o.risk_frac / RISK_STEP)) for o in ordered]
+    points = [(o.usd.value, _tenths(_hours(o)), round(o.risk_frac / RISK_STEP)) for o in ordered]
     best = sorted(pareto(points))
     sure = [i for i in range(len(ordered)) if is_sure(ordered[i])]
     pick = next((i for i in sure if ordered[i].is_dated), next(iter(sure), None))
@@ -44,6 +45,11 @@ def choose(config: RunConfig, options: Sequence[Option], discarded: Sequence[Dis
 def is_sure(option: Option) -> bool:
     """Whether a deadline, if there is one, is met surely enough."""
     return option.finish_frac is None or option.finish_frac >= SURE_FRAC
+
+
+def _tenths(hours: float) -> float:
+    """Hours on a scale where equal numbers are within a tenth of each other."""
+    return hours if hours in (0.0, NO_HOURS) else round(math.log(hours) / math.log(1.1))
 
 
 def _hours(option: Option) -> float:

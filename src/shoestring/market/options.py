@@ -1,14 +1,15 @@
 """Every way to have a run trained: model, method, machine, seller; what it needs, takes and costs, or why it is out.
 
 A machine's hours: it starts, installs, downloads the weights, trains, evaluates. A spot machine's are Daly's
-(plan.spot). A trainer of this version uses one GPU; where a seller rents eight or none, all eight are paid.
+(plan.spot). Where a seller rents eight GPUs or none, all eight are paid; training uses as many as train.num_processes
+says, else all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from ..config import RunConfig
@@ -26,6 +27,7 @@ from .work import Rows, Work
 ZERO = Estimate(0.0, 0.0, 0.0)
 PICKS = ("value", "low", "high")
 FEWEST_CHANCE = 0.5  # an option less likely than this to meet the deadline is out
+MORE_GPUS = (2, 4, 8)
 WEIGHT_BYTES = 2  # of a parameter, as weights are downloaded
 
 
@@ -119,8 +121,10 @@ def hazard_of(seller: str) -> Hazard:
     return Hazard(value("hazard_per_h", seller), value("wait_h", seller))
 
 
-def rented(config: RunConfig, work: Work, num_params: int, offer: Offer) -> Option | Discarded:
-    """The option of training on an offer's machine."""
+def rented(
+    config: RunConfig, work: Work, num_params: int, offer: Offer, is_multiple: bool = False
+) -> Option | Discarded:
+    """The option of training on an offer's machine; is_multiple: of more GPUs than the offer's smallest order."""
     setup, hours = setup_hours(num_params), work.hours
     save = value("save_s").scaled(1 / SECONDS_PER_HOUR)
     hazard = hazard_of(offer.seller) if offer.is_spot else None
@@ -133,8 +137,10 @@ def rented(config: RunConfig, work: Work, num_params: int, offer: Offer) -> Opti
     chance = finish_frac(hours, setup, save, config.deadline_h, hazard) if config.deadline_h else None
     billed_h = billable_h(billed_h, offer.seller)
     notes = []
-    if offer.num_gpus > 1:
-        notes.append(f"rented as {offer.num_gpus} GPUs, of which training uses one")
+    if offer.num_gpus > work.settings.num_processes:
+        notes.append(f"{offer.num_gpus} GPUs are rented, training uses {work.settings.num_processes}")
+    if is_multiple:
+        notes.append("several GPUs of the seller's machine of one: whether there is such a machine is not stated")
     if offer.is_spot:
         notes.append(f"interruptions: {offer.interruption}; {term('hazard_per_h', offer.seller).source}")
     option = Option(
@@ -203,7 +209,8 @@ def unfit(work: Work, seller: str = "") -> Discarded:
     """The work on a device that cannot hold it, whoever rents it."""
     reason = f"needs {gib(work.memory.device_expected_bytes)}, up to {gib(work.memory.device_high_bytes)}"
     reason += f", of {gib(work.device.memory_bytes)} ({work.memory.phase.replace('_', ' ')})"
-    return Discarded("does_not_fit", work.model, work.method, work.device.name, seller, False, reason)
+    each = f" on each of {work.device.num_devices}" if work.device.num_devices > 1 else ""
+    return Discarded("does_not_fit", work.model, work.method, work.device.name, seller, False, reason + each)
 
 
 def _in_bounds(config: RunConfig, option: Option) -> Option | Discarded:
@@ -224,17 +231,40 @@ def _in_bounds(config: RunConfig, option: Option) -> Option | Discarded:
 
 
 def of_offers(
-    config: RunConfig, works: Mapping[str, Sequence[Work]], num_params: int, offers: Iterable[Offer]
+    config: RunConfig, works: Mapping[tuple[str, int], Sequence[Work]], num_params: int, orders: Iterable[Order]
 ) -> tuple[list[Option], list[Discarded]]:
-    """Options of one model on offers; works: by GPU. Machines that cannot hold it are out once a GPU and method."""
+    """Options of one model on orders; works: by GPU and number. What cannot hold it is out once a GPU and method."""
     options: list[Option] = []
     out = [unfit(work) for found in works.values() for work in found if does_not_fit(work)]
-    for offer in cheapest(offers):
-        for work in works.get(offer.gpu, ()):
-            if not does_not_fit(work):
-                found = rented(config, work, num_params, offer)
-                (options if isinstance(found, Option) else out).append(found)  # type: ignore[arg-type]
+    for order in orders:
+        for work in works.get((order.offer.gpu, order.num_gpus), ()):
+            if does_not_fit(work):
+                continue
+            offer = replace(order.offer, num_gpus=order.num_gpus)
+            found = rented(config, work, num_params, offer, order.num_gpus > order.offer.num_gpus)
+            (options if isinstance(found, Option) else out).append(found)  # type: ignore[arg-type]
     return options, out
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """So many GPUs of an offer."""
+
+    offer: Offer
+    num_gpus: int
+
+
+def smallest(config: RunConfig, offers: Iterable[Offer]) -> list[Order]:
+    """Each offer's smallest order that has a GPU for each process."""
+    return [Order(offer, max(offer.num_gpus, config.train.num_processes or 1)) for offer in cheapest(offers)]
+
+
+def larger(config: RunConfig, offers: Iterable[Offer]) -> list[Order]:
+    """Two, four or eight GPUs of machines offered with one, on demand, where the run file leaves the number open."""
+    if config.train.num_processes is not None or config.engine != "shoestring":
+        return []
+    single = [offer for offer in cheapest(offers) if offer.num_gpus == 1 and not offer.is_spot]
+    return [Order(offer, num) for num in MORE_GPUS for offer in single]
 
 
 def cheapest(offers: Iterable[Offer]) -> list[Offer]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..config import RunConfig
 from ..plan.memory import MemoryPrediction, predict_memory
+from ..plan.parallel import FSDP
 from ..plan.settings import num_epochs_of, resolve_settings
 from ..plan.shapes import ModelShape
 from ..plan.throughput import predict_time
@@ -95,6 +96,7 @@ def work_of(config: RunConfig, model: str, shape: ModelShape, rows: Rows, device
         loss_frac=rows.counts.loss_frac,
         row_tokens=settings.seq_len,
         num_recomputed=settings.recompute or 0,
+        num_shards=settings.num_processes if settings.parallelism == FSDP else 1,
     )
     time = predict_time(shape, settings, rows.counts, device, num_dev_rows=rows.num_dev)
     more = rows.num_train / len(rows.counts.prompt)

@@ -18,9 +18,9 @@ from ..data.sizes import MIN_ROWS, dev_size, eval_size
 from ..errors import BadInput, DataError, ModelError
 from ..files import write_json
 from ..ladder import models_of
-from ..market.choice import Choice, choose
+from ..market.choice import Choice, choose, is_sure
 from ..market.offers import MACHINES_AT_HAND, Offer
-from ..market.options import Discarded, Option, here, of_offers, of_services
+from ..market.options import Discarded, Option, Order, here, larger, of_offers, of_services, smallest
 from ..market.prices import price_for
 from ..market.serving import api_routes, own_routes
 from ..market.table import load
@@ -29,7 +29,7 @@ from ..market.work import MAX_ROWS, Rows, Work, methods_of, tiled, work_of
 from ..plan.catalogue import PERMISSIVE
 from ..plan.devices import gpu_table, planned_device
 from ..plan.shapes import ModelShape, shape_of, table_name
-from ..records import Device, Estimate, TokenCounts
+from ..records import Device, Estimate, TokenCounts, plan_from_json
 from ..train.device import present_device
 from ..train.locate import folder_at_hand
 from ..train.quick_counts import quick_counts
@@ -82,7 +82,7 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
         try:
             shapes[model] = _shape(model)
             rows[model] = _rows(run, model, shapes[model], looked, held_out, (num_train, num_dev, num_eval))
-            _of_model(config, model, shapes[model], rows[model], offers, wanted, found, today)
+            _of_model(run, model, shapes[model], rows[model], offers, wanted, found, today)
         except ModelError as error:
             faults.append(error)
             shapes.pop(model, None)
@@ -217,7 +217,7 @@ def _with_longer(prompt: Sequence[int], answer: Sequence[int], limit: int) -> tu
 
 
 def _of_model(
-    config: RunConfig,
+    run: Run,
     model: str,
     shape: ModelShape,
     rows: Rows,
@@ -226,41 +226,63 @@ def _of_model(
     found: _Search,
     today: date,
 ) -> None:
-    works: dict[str, list[Work]] = {}
-    for gpu in dict.fromkeys(offer.gpu for offer in offers):
-        spec = gpu_table()[gpu]
-        device = Device("cuda", gpu, spec.memory_bytes, 1, spec.dtype, f"{spec.dtype}, by the GPU table")
-        works[gpu] = [work_of(config, model, shape, rows, device, m) for m in methods_of(config, device)]
-    options, out = of_offers(config, works, shape.num_params, offers)
-    found.options += options
-    found.discarded += out
-    _here(config, model, shape, rows, wanted, found, today)
+    config = run.config
+    works: dict[tuple[str, int], list[Work]] = {}
+
+    def weigh_orders(wanted_orders: Sequence[Order]) -> list[Option]:
+        fresh: dict[tuple[str, int], list[Work]] = {}
+        for gpu, num in dict.fromkeys((order.offer.gpu, order.num_gpus) for order in wanted_orders):
+            spec = gpu_table()[gpu]
+            why = f"{spec.dtype}, by the GPU table"
+            device = Device("cuda", gpu, spec.memory_bytes, 1, spec.dtype, why, num)
+            fresh[gpu, num] = [work_of(config, model, shape, rows, device, m) for m in methods_of(config, device)]
+        options, out = of_offers(config, fresh, shape.num_params, wanted_orders)
+        works.update(fresh)
+        found.options += options
+        found.discarded += out
+        return options
+
+    options = weigh_orders(smallest(config, offers))
+    if not any(is_sure(option) for option in options):  # too large for one GPU, or too slow
+        weigh_orders(larger(config, offers))
+    _here(run, model, shape, rows, wanted, found, today)
     if wanted is None:
         any_work = next((w for ws in works.values() for w in ws), None)
         epochs = any_work.settings.num_epochs if any_work else 1.0
-        options, out = of_services(config, model, shape.num_params / 1e9, rows, epochs, config.train.num_evals, today)
-        found.options += options
+        served, out = of_services(config, model, shape.num_params / 1e9, rows, epochs, config.train.num_evals, today)
+        found.options += served
         found.discarded += out
 
 
-def _here(
-    config: RunConfig, model: str, shape: ModelShape, rows: Rows, wanted: str | None, found: _Search, today: date
-) -> None:
+def _here(run: Run, model: str, shape: ModelShape, rows: Rows, wanted: str | None, found: _Search, today: date) -> None:
     """The machine at hand, or the one market.device says is ours by giving its price."""
+    config = run.config
     present = present_device(config.train.num_threads)
     is_ours = wanted is None or wanted == present.kind or config.market.price_usd_per_hour is not None
     if not is_ours:
         return
     try:
         device = planned_device(wanted, present)
-        price = price_for(device, config.market, today=today)
+        price = price_for(
+            device, config.market, num_gpus=device.num_devices if device.kind == "cuda" else 1, today=today
+        )
     except BadInput as error:
         found.discarded.append(Discarded("no_price", model, "", present.name, "this machine", False, str(error)))
         return
     for method in methods_of(config, device):
-        work = work_of(config, model, shape, rows, device, method)
+        work = _as_planned(run, work_of(config, model, shape, rows, device, method))
         option = here(config, work, price, today)
         (found.options if isinstance(option, Option) else found.discarded).append(option)  # type: ignore[arg-type]
+
+
+def _as_planned(run: Run, work: Work) -> Work:
+    """The work with the times of the ladder's own plan, which may rest on a probe."""
+    record = run.run_folder.record("plan.json") if at_hand(run) else None
+    rungs = plan_from_json(record["result"]).rungs if record else ()
+    for rung in rungs:
+        if (rung.model, rung.method, rung.device.name) == (work.model, work.method, work.device.name):
+            return replace(work, train_s=rung.train_s, eval_s=rung.eval_s)
+    return work
 
 
 def _total(
