@@ -243,7 +243,7 @@ def _of_model(
         return options
 
     options = weigh_orders(smallest(config, offers))
-    if not any(is_sure(option) for option in options):  # too large for one GPU, or too slow
+    if not any(is_sure(option) and option.num_gpus == 1 for option in options):  # one is too small, or too slow
         weigh_orders(larger(config, offers))
     _here(run, model, shape, rows, wanted, found, today)
     if wanted is None:
