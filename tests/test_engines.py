@@ -18,7 +18,7 @@ from shoestring.records import Example, Message
 from shoestring.train.adapter import build_adapter
 from shoestring.train.base import load_tokenizer
 from shoestring.train.engines import worker
-from shoestring.train.engines.job import Passes, row_of, write_job
+from shoestring.train.engines.job import Passes, row_of, terms_of, write_job
 from shoestring.train.engines.process import child, interpreter
 from shoestring.train.engines.rung import train_with_engine
 from shoestring.train.loop import save_adapter
@@ -267,8 +267,8 @@ def job_of(tiny, folder, examples, resume=None, **changes):
     tokenizer, asked = load_tokenizer(tiny), settings(engine="trl", **changes)
     items = [encode_item(tokenizer, example, asked.objective) for example in examples]
     return write_job(
-        folder, engine="trl", model=tiny, items=items, passes=Passes.of(items, asked), settings=asked, device=HALF,
-        lora_targets=["q_proj", "down_proj"], pad_token=tokenizer.pad_token, save_steps=[1],
+        folder, engine="trl", items=items, lora_targets=["q_proj", "down_proj"], save_steps=[1],
+        terms=terms_of(model=tiny, items=items, settings=asked, device=HALF, pad_token=tokenizer.pad_token),
         checkpoints=folder / "checkpoints", resume=resume,
     )  # fmt: skip
 

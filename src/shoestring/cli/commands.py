@@ -8,52 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    name="shoestring",
-    rich_markup_mode=None,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-
-Target = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run file, run folder, or name of a run.", show_default=False)
-]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are kept.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-RUNS = Path("runs")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from .. import __version__
-
-        typer.echo(f"shoestring {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def shoestring(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """The cheapest model that meets your bar, and what it costs.
-
-    One run file says the task, the data and the bar. Shoestring prompts first, fine-tunes the
-    smallest model next, and stops at the first answer that meets the bar with confidence.
-
-    \b
-    Start:  shoestring demo            the whole recipe on generated tickets, in minutes
-            shoestring init DATA_FILE  a run file for your own data
-            shoestring run run.yaml    the recipe; again, to continue after an interruption
-
-    \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 bar not met, 4 stopped by the budget,
-    5 interrupted and resumable.
-    """
+from .app import RUNS, Json, RunsDir, Target
+from .app import app as app
 
 
 @app.command()
@@ -210,15 +166,31 @@ def evaluate(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) ->
 
 
 @app.command()
-def export(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
+def export(
+    target: Target,
+    tool: Annotated[
+        str | None, typer.Option("--to", metavar="TOOL", help="Write the run for trl or axolotl to train instead.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="With --to: this rung (default: the first that fits).")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
     """Write the best trained adapter and merged weights.
 
     Uses what is trained and scored, and trains nothing. The adapter gets a model card; the merged
-    weights are read back and checked against it.
+    weights are read back and checked against it. With --to, the curated rows and the planned settings
+    are written as that trainer's own configuration, with the command that runs it.
 
     \b
     Example: shoestring export runs/tickets
+             shoestring export run.yaml --to axolotl
     """
+    if tool is not None:
+        from .handing_over import command
+
+        return command(target, tool, model, runs_dir, is_json)
     from .running import export_command
 
     return export_command(target, runs_dir, is_json)

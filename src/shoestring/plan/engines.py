@@ -43,14 +43,9 @@ UNMET = {
 }
 
 
-def require_honoured(config: RunConfig) -> None:
-    """Refuse, before anything is spent, what the engine of the run file cannot do.
-
-    Raises: ConfigError naming each key.
-    """
-    if config.engine == OURS:
-        return
-    engine, train = ENGINES[config.engine], config.train
+def unhonoured(config: RunConfig, name: str) -> list[str]:
+    """What the run file asks for that the engine cannot do: a line a key."""
+    engine, train = ENGINES[name], config.train
     wrong = []
     if train.objective not in engine.objectives:
         known = " or ".join(engine.objectives)
@@ -59,13 +54,25 @@ def require_honoured(config: RunConfig) -> None:
         wrong.append(f"method: {config.method} is not among what it is given here ({', '.join(METHODS)})")
     for key in sorted(train.model_fields_set - HONOURED):
         if getattr(train, key) != TrainConfig.model_fields[key].get_default(call_default_factory=True):
-            why = UNMET.get(key, "Shoestring's own trainer alone does that")
-            wrong.append(f"train.{key}: {why}; take it out")
-    if wrong:
+            wrong.append(f"train.{key}: {UNMET.get(key, 'that is of the trainer of Shoestring alone')}")
+    return wrong
+
+
+def require_honoured(config: RunConfig) -> None:
+    """Refuse, before anything is spent, what the engine of the run file cannot do.
+
+    Raises: ConfigError naming each key.
+    """
+    if config.engine == OURS:
+        return
+    if wrong := unhonoured(config, config.engine):
         told = "\n".join(f"  {words}" for words in wrong)
-        raise ConfigError(f"engine: {config.engine} cannot honour this run file; or choose engine: {OURS}\n{told}")
-    if not train.engine_python and config.engine != "trl":
-        raise ConfigError(f"engine: {config.engine} runs in an environment of its own: {environment_line(engine)}")
+        raise ConfigError(
+            f"engine: {config.engine} cannot honour this run file; take these out, or choose engine: {OURS}\n{told}"
+        )
+    if not config.train.engine_python and config.engine != "trl":
+        needed = environment_line(ENGINES[config.engine])
+        raise ConfigError(f"engine: {config.engine} runs in an environment of its own: {needed}")
 
 
 def environment_line(engine: Engine) -> str:

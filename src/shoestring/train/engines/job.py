@@ -14,6 +14,7 @@ from ...plan.engines import ENGINES
 from ...records import Device, TrainSettings
 from ..locate import hub_options, resolve_model
 from ..objective import Item
+from .axolotl import write_engine_yaml
 from .worker import rows_print
 
 JOB, ROWS = "job.json", "rows.jsonl"
@@ -54,30 +55,14 @@ def row_of(item: Item) -> dict[str, Any]:
     }
 
 
-def write_job(
-    folder: Path,
-    *,
-    engine: str,
-    model: str,
-    items: Sequence[Item],
-    passes: Passes,
-    settings: TrainSettings,
-    device: Device,
-    lora_targets: Sequence[str],
-    pad_token: str,
-    save_steps: Sequence[int],
-    checkpoints: Path,
-    resume: Path | None,
+def terms_of(
+    *, model: str, items: Sequence[Item], settings: TrainSettings, device: Device, pad_token: str
 ) -> dict[str, Any]:
-    """Write folder/rows.jsonl and folder/job.json, for axolotl also its YAML; returns the job."""
-    rows = [row_of(item) for item in items]
-    write_jsonl(folder / ROWS, rows)
-    job = {
-        "engine": engine,
-        "packages": list(ENGINES[engine].packages),
-        "model": str(Path(resolve_model(model)).resolve()) if Path(resolve_model(model)).is_dir() else model,
-        "rows": str((folder / ROWS).resolve()),
-        "rows_sha256": rows_print(rows),
+    """The settings in the terms of engines, without paths."""
+    passes = Passes.of(items, settings)
+    path = Path(resolve_model(model))
+    return {
+        "model": str(path.resolve()) if path.is_dir() else model,
         "objective": settings.objective,
         "method": settings.method,
         "dtype": device.dtype,
@@ -85,7 +70,6 @@ def write_job(
         "num_threads": settings.num_threads,
         "lora_rank": settings.lora_rank,
         "lora_alpha": settings.lora_alpha,
-        "lora_targets": sorted(lora_targets),
         "learning_rate": settings.learning_rate,
         "max_steps": passes.num_steps,
         "rows_per_pass": passes.rows_per_pass,
@@ -98,14 +82,36 @@ def write_job(
         "gradient_checkpointing": bool(settings.recompute),
         "dpo_beta": settings.dpo_beta,
         "pad_token": pad_token,
-        "save_steps": sorted(save_steps),
+    }
+
+
+def write_job(
+    folder: Path,
+    *,
+    engine: str,
+    terms: dict[str, Any],
+    items: Sequence[Item],
+    lora_targets: Sequence[str],
+    save_steps: Sequence[int],
+    checkpoints: Path,
+    resume: Path | None,
+) -> dict[str, Any]:
+    """Write folder/rows.jsonl and folder/job.json, for axolotl also its YAML; returns the job."""
+    rows = [row_of(item) for item in items]
+    write_jsonl(folder / ROWS, rows)
+    job = {
+        "engine": engine,
+        "packages": list(ENGINES[engine].packages),
+        "rows": str((folder / ROWS).resolve()),
+        "rows_sha256": rows_print(rows),
+        "lora_targets": sorted(lora_targets),
+        "save_steps": sorted({*save_steps, terms["max_steps"]}),
         "checkpoints": str(checkpoints.resolve()),
         "resume": str(resume.resolve()) if resume else None,
+        **terms,
     }
     if engine == "axolotl":
-        from .axolotl import write_engine_yaml
-
-        job["config"] = str(write_engine_yaml(folder, job).resolve())
+        job["config"] = str(write_engine_yaml(folder, job, rows).resolve())
     write_json(folder / JOB, job)
     return job
 

@@ -33,7 +33,7 @@ from ..setup import SetUp, set_up
 from ..tracking import NO_TRACKING, Trackers, Tracking
 from ..trainer import _inside_run, _resume, eval_steps, fingerprint, never, thin_history
 from ..watch import WEIGHTS, Signals, Watched, copy_adapter
-from .job import Passes, environment, write_job
+from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
 
 START = Callable[[str, Path, dict[str, str]], AbstractContextManager[Child]]
@@ -118,8 +118,13 @@ class EngineRun:
             if finding.level == WARN:
                 self.log(f"Rung {self.model}: {finding.gate}: {finding.found}; {finding.remedy}")
         settings = ready.settings
-        passes = Passes.of(ready.learned.items, settings)
-        kept = eval_steps(passes.num_steps, settings.num_evals) if ready.train and ready.held_out.items else set()
+        terms = terms_of(
+            model=self.model,
+            items=ready.learned.items,
+            settings=settings,
+            device=ready.device,
+            pad_token=ready.tokenizer.pad_token,
+        )
         at = checkpoint.step_of(resume) if resume else 0
         for old in self.out_dir.glob("engine/step-*"):
             if checkpoint.step_of(old) > at:
@@ -128,14 +133,10 @@ class EngineRun:
         return write_job(
             self.out_dir / "engine",
             engine=settings.engine,
-            model=self.model,
+            terms=terms,
             items=ready.learned.items,
-            passes=passes,
-            settings=settings,
-            device=ready.device,
             lora_targets=ready.tuned.peft_config["default"].target_modules,
-            pad_token=ready.tokenizer.pad_token,
-            save_steps=sorted({*kept, passes.num_steps}),
+            save_steps=sorted(eval_steps(terms["max_steps"], settings.num_evals)) if ready.held_out.items else [],
             checkpoints=self.out_dir / "checkpoints",
             resume=resume,
         )
