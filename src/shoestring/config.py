@@ -110,7 +110,9 @@ class TrainConfig(Section):
     patience: int = Field(default=2, ge=1)
     """Evaluations without a better dev score before training stops."""
     num_evals: int = Field(default=6, ge=1, le=100)
-    """Evaluations on the dev rows over the whole schedule."""
+    """Evaluations on the dev rows over the whole schedule; fewer where answering takes long beside training."""
+    num_dev_rows: int | None = Field(default=None, ge=1)
+    """Dev rows that each evaluation answers (default: 128; fewer where answering takes long beside training)."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads."""
     num_processes: int | None = Field(default=None, ge=1, le=64)

@@ -232,6 +232,7 @@ class TrainSettings:
     dpo_beta: float = 0.1
     fp8: bool = False  # frozen base in FP8, where the card can and the loss stays the same
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
+    num_dev_rows: int = 128  # that each evaluation answers, at most
     search_tokens: int = 0  # of the search for learning_rate, which is then where it begins; 0: no search
     engine: str = "shoestring"  # whose trainer: ours, or trl, unsloth, axolotl in a process of their own
     num_processes: int = 1  # that train together, one a GPU

@@ -34,7 +34,7 @@ ENGINES = {
 HONOURED = {
     *("objective", "dpo_beta", "num_epochs", "learning_rate", "lora_rank", "lora_alpha", "search_tokens"),
     *("batch_tokens", "micro_batch_tokens", "recompute", "seq_len", "num_evals", "num_threads", "engine_python"),
-    "trackers",
+    *("trackers", "num_dev_rows"),
 }
 METHODS = ("auto", "lora", "qlora")
 UNMET = {

@@ -9,13 +9,15 @@ from typing import Protocol
 from ..config import RunConfig
 from ..records import Device, Estimate, Plan, RungPlan, TokenCounts
 from ..units import SECONDS_PER_HOUR, duration, usd
+from .dev_rows import held_to_share
+from .engines import OURS
 from .memory import predict_memory
 from .parallel import FSDP
 from .settings import resolve_settings
 from .shapes import ModelShape
 from .throughput import predict_time
 
-DEV_FRAC, MAX_DEV_ROWS = 0.1, 100  # dev rows where the caller does not say
+DEV_FRAC = 0.1  # dev rows where the caller does not say
 BUSY_LOAD_PER_CPU = 1.25  # a run finds no free processor from about here
 
 
@@ -120,7 +122,10 @@ def plan_rung(
         num_shards=settings.num_processes if settings.parallelism == FSDP else 1,
     )
     if num_dev_rows is None:
-        num_dev_rows = min(MAX_DEV_ROWS, max(1, round(len(counts.prompt) * DEV_FRAC)))
+        num_dev_rows = max(1, round(len(counts.prompt) * DEV_FRAC))
+    if settings.engine == OURS:
+        settings = held_to_share(settings, config.train, shape, counts, device, num_dev_rows)
+    num_dev_rows = min(num_dev_rows, settings.num_dev_rows)
     time = predict_time(shape, settings, counts, device, num_dev_rows=num_dev_rows)
     parts = [part for part in (time.search_s, time.train_s, time.eval_s) if part is not None]
     seconds = Estimate(*(sum(getattr(part, k) for part in parts) for k in ("value", "low", "high")))

@@ -16,6 +16,7 @@ from ..errors import ModelError
 from ..records import Device, TokenCounts, TrainSettings
 from ..units import count, round_up
 from . import search
+from .dev_rows import MAX_DEV_ROWS
 from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
 from .parallel import FSDP, choose_num_processes, choose_parallelism
 from .shapes import ModelShape
@@ -131,6 +132,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     put("recompute", *_recompute(shape, method, rank, micro, seq_len, device, loss_frac, num_shards))
     put("fp8", given.fp8, "default: off, as it was not yet measured on a card")
     put("num_threads", device.num_threads, "threads of the device")
+    put("num_dev_rows", given.num_dev_rows or MAX_DEV_ROWS, "held to a share of training's time by plan.dev_rows")
     for key in ("patience", "num_evals"):
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")
     put("objective", given.objective, "default: the answer itself is learned")

@@ -15,6 +15,7 @@ from .text import Markup, block, clip, details, esc, join, number, section, tabl
 RAN_ON = (
     "packing", "packing_reason", "sharing_factor", "attention", "loss_path", "base_format", "base_reason", "dtype",
     "adapters", "adapters_reason", "micro_batch_tokens", "recompute", "offload", "compile", "optimizer",
+    "dev_evaluations",
 )  # fmt: skip
 MAX_FAILURES = 5
 MAX_TURN_CHARACTERS = 160  # of a turn before the last

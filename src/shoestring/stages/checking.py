@@ -20,7 +20,9 @@ def check(run: Run, rung: RungPlan) -> list[Finding]:
     """The findings for a planned rung; rows or a model that cannot be set up at all are one of them."""
     curated = read_again(run)
     try:
-        with set_up(rung.model, curated.train, dev_rows(run, curated), rung.settings, device(run)) as ready:
+        with set_up(
+            rung.model, curated.train, dev_rows(run, curated, rung.settings), rung.settings, device(run)
+        ) as ready:
             return examine(ready)
     except (TrainingError, ModelError, BadInput) as error:
         return [Finding("rung_can_be_set_up", REFUSE, str(error), "mend what it names, then check again")]

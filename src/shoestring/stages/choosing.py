@@ -27,6 +27,7 @@ from ..market.table import load
 from ..market.total import Total, total_of
 from ..market.work import MAX_ROWS, Rows, Work, methods_of, tiled, work_of
 from ..plan.catalogue import PERMISSIVE
+from ..plan.dev_rows import MAX_DEV_ROWS
 from ..plan.devices import gpu_table, planned_device
 from ..plan.shapes import ModelShape, shape_of, table_name
 from ..records import Device, Estimate, TokenCounts, plan_from_json
@@ -34,7 +35,6 @@ from ..train.device import present_device
 from ..train.locate import folder_at_hand
 from ..train.quick_counts import quick_counts
 from . import closing
-from .common import MAX_DEV_ROWS
 from .common import shape as shape_by_hub
 
 if TYPE_CHECKING:

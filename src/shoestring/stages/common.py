@@ -13,7 +13,7 @@ from ..evaluate.score import with_far
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
-from ..records import ArmScore, Curated, Device, Example, Progress, TokenCounts
+from ..records import ArmScore, Curated, Device, Example, Progress, TokenCounts, TrainSettings
 from ..runfolder import rung_name
 from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
 from ..train.locate import hub_config
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..recipe import Run
 
 SHARING_SAMPLE_ROWS = 256  # rows that planning looks for common beginnings in
-MAX_DEV_ROWS = 128  # early stopping looks at so many dev rows; more would cost more than they tell
 
 
 def device(run: Run) -> Device:
@@ -90,9 +89,9 @@ def named(progress: Progress, name: str) -> Progress:
     return lambda label, done, total: progress(name, done, total)
 
 
-def dev_rows(run: Run, curated: Curated) -> list[Example]:
-    """The dev rows early stopping looks at."""
-    return sample_rows(curated.dev, MAX_DEV_ROWS, run.config.seed)
+def dev_rows(run: Run, curated: Curated, settings: TrainSettings) -> list[Example]:
+    """The dev rows early stopping looks at: a seeded sample of fixed size."""
+    return sample_rows(curated.dev, settings.num_dev_rows, run.config.seed)
 
 
 def sample_rows(rows: Sequence[Example], num_rows: int, seed: int) -> list[Example]:

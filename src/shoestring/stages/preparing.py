@@ -20,7 +20,7 @@ from ..train.objective import count_longest, require_pairs
 from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
 from . import probing
-from .common import dev_rows, planned_for, price, shape, token_counts
+from .common import planned_for, price, shape, token_counts
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -111,7 +111,7 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         counts,
         planned_for(run),
         price(run),
-        num_dev_rows=len(dev_rows(run, curated)),
+        num_dev_rows=len(curated.dev),
         settle=lambda rung: probing.settled(run, rung),
     )
     return to_json(planned), planned

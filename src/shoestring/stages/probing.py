@@ -86,7 +86,7 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
 
 
 def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
-    dev, task = dev_rows(run, curated), run.config.task
+    dev, task = dev_rows(run, curated, rung.settings), run.config.task
     # A fresh adapter answers on and on; so long as all but the longest of a batch will be once it is trained.
     longest = quantile(token_counts(run, curated, rung.model).answer, LONGEST_OF_BATCH_QUANTILE)
     limit = min(rung.settings.max_new_tokens, max(1, longest))

@@ -167,7 +167,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     """Fine-tune one rung, or continue its newest complete checkpoint."""
     begin(run, rung)
     run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
-    dev = dev_rows(run, curated)
+    dev = dev_rows(run, curated, rung.settings)
 
     def should_stop(wall_s: float) -> Exception | None:
         spent_usd = before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from ..plan.dev_rows import MAX_DEV_ROWS
 from ..plan.parallel import FSDP
 from ..records import Curated, Estimate, RungPlan, TrainSettings, to_json
 from ..train.processes import call_together
@@ -13,7 +14,7 @@ from ..train.search import SearchResult, search_learning_rate
 from ..train.world import is_launched
 from ..units import SECONDS_PER_HOUR, duration
 from . import inputs
-from .common import dev_rows, device, rung_file
+from .common import device, rung_file, sample_rows
 from .recorder import once
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def settled(
             {
                 "model": rung.model,
                 "train": curated.train,
-                "dev": dev_rows(run, curated),
+                "dev": sample_rows(curated.dev, MAX_DEV_ROWS, run.config.seed),
                 "out_dir": folder,
                 "settings": rung.settings,
                 "device": device(run),

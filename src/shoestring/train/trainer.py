@@ -43,6 +43,7 @@ from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
 from .world import current
 
 HISTORY_POINTS = 150
+NOTABLE_EVALUATION_FRAC = 0.5  # of a training's time, told
 # Settings that the trained weights do not depend on, or only to rounding.
 NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute", "num_processes", "parallelism")
 REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
@@ -168,6 +169,12 @@ def train_rung(
         if received := world.of_first(lambda: signals.received):
             raise Interrupted(f"stopped by {received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
+        evaluated_frac = state.eval_s / max(1e-9, state.wall_s)
+        if evaluated_frac > NOTABLE_EVALUATION_FRAC:
+            log(
+                f"Rung {model}: evaluating on {len(dev)} dev rows took {evaluated_frac:.0%} of the training; "
+                "train.num_evals or train.num_dev_rows lowers it"
+            )
     facts = {
         **ready.facts,
         **policy.facts(),
@@ -178,6 +185,8 @@ def train_rung(
         "adapter_effect_logits": effect,
         "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
         "backend": world.backend or "none",
+        "dev_evaluations": f"{len(state.evals)} on {len(dev)} rows each, {evaluated_frac:.0%} of the time",
+        "dev_evaluations_s": state.eval_s,
     }
     return world.of_first(lambda: _result(model, out_dir, schedule, ready.learned, settings, device, state, facts))
 

@@ -45,6 +45,7 @@ class Watched:
     stopped_early: bool = False
     finished: bool = False
     passes: dict[str, Any] = field(default_factory=dict)  # memory_policy.Candidate: how steps are cut
+    eval_s: float = 0.0  # of all evaluations
     tracking: dict[str, str] = field(default_factory=dict)  # run ids, by tracker
 
     def to_json(self) -> dict[str, Any]:
@@ -152,8 +153,9 @@ class Watch:
         return save, self.state.finished
 
     def _evaluate(self, step: int) -> dict[str, float]:
+        state, began_s = self.state, time.perf_counter()
         metric, loss = self.evaluate()
-        state = self.state
+        state.eval_s += time.perf_counter() - began_s
         found = {"dev_metric": metric, "dev_loss": loss}
         state.evals.append({"step": step, **found})
         if metric > state.best_metric or (metric == state.best_metric and loss < state.best_loss):
