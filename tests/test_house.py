@@ -48,9 +48,9 @@ ALSO = {
 }
 ENGINE = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors"}
 ENGINE_HOMES = ("train", "serve", "evaluate.generation")
-HEAVY = ENGINE | {"datasets", "huggingface_hub", "sklearn", "scipy", "pyarrow", "pandas", "rich"}
-NETWORK = {"urllib", "http", "socket", "ssl", "requests", "httpx", "httpx2", "aiohttp", "huggingface_hub"}
-NETWORK_HOMES = ("market", "launch", "data", "decide.client", "train.base", "train.locate")
+HEAVY = ENGINE | {"datasets", "fsspec", "huggingface_hub", "sklearn", "scipy", "pyarrow", "pandas", "rich"}
+NETWORK = {"urllib", "http", "socket", "ssl", "requests", "httpx", "httpx2", "aiohttp", "huggingface_hub", "fsspec"}
+NETWORK_HOMES = ("market", "launch", "data", "decide.client", "train.base", "train.locate", "train.remote")
 NETWORK_HARMLESS = {"urllib.parse", "urllib.error"}
 MAX_LINES = 400
 MAX_RECIPE_LINES = 150

@@ -124,7 +124,7 @@ def test_model_folders_are_looked_for_beside_the_run_file(tmp_path, monkeypatch)
         config = RunConfig.model_validate(
             {"name": "t", "task": {"kind": "chat", "bar": 0.5}, "data": {"train": "t.jsonl"}, "models": list(models)}
         )
-        return locate.with_model_folders(config, project).models
+        return locate.with_folders(config, project).models
 
     assert seen("models/m", "./models/m", "../shared") == [*[str(project / "models/m")] * 2, str(tmp_path / "shared")]
     same = ["embedded", "shoestring-1m", "Qwen/Qwen3-0.6B", str(here / "only-here")]

@@ -34,6 +34,9 @@ METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
     "chat": ("chrf", "rouge_l"),
 }
 
+# In an address: user and password before the host, or a query, where signatures stand.
+CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@|://.*\?")
+
 # Keys of the contract that a later version will use; refused rather than silently ignored.
 PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving"}
 
@@ -121,6 +124,8 @@ class TrainConfig(Section):
     """ddp: every GPU holds the base; fsdp: it lies in shards on all of them; auto: ddp where it fits."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[])
     """Where step metrics are also sent; each logs in by its own environment variables."""
+    checkpoints: str = ""
+    """A second place for checkpoints, from which another machine goes on: a folder, or s3://, gs://, az://, hf://."""
     engine_python: str = ""
     """Python of the environment that has the engine; empty: this one, for trl where it is installed."""
 
@@ -135,6 +140,15 @@ class TrainConfig(Section):
         if not is_rate:
             raise ValueError("give a number above 0 and below 1, or search")
         return value
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> TrainConfig:
+        if CREDENTIALS.search(self.checkpoints):  # and the message does not repeat them
+            raise ValueError(
+                "train.checkpoints holds a user, password or key, which would be stored with the run; give the plain "
+                "address, and the credentials in the environment variables of the driver (such as AWS_ACCESS_KEY_ID)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budget_is_of_a_search(self) -> TrainConfig:
@@ -157,6 +171,8 @@ class MarketConfig(Section):
     """Price of the machine the run is on; default: the dated table's row for the device."""
     device: str | None = None
     """Row of the price table to plan for, such as H100-SXM; default: the present device."""
+    interruptions_per_hour: float | None = Field(default=None, ge=0, le=3600)
+    """How often the machine is taken away; checkpoints are taken accordingly (default: by device)."""
 
 
 class TrafficConfig(Section):

@@ -20,14 +20,14 @@ from .runfolder import RunFolder
 from .stages import closing, deciding, forgetting, inputs, preparing, rungs
 from .stages.common import rung_file
 from .stages.recorder import once
-from .train.locate import with_model_folders
+from .train.locate import with_folders
 
 
 class Run:
     """One run: a run file, its folder, and the stages between them."""
 
     def __init__(self, config: RunConfig, *, base_dir: Path, folder: Path, run_file: Path | None = None) -> None:
-        self.config = with_model_folders(config, base_dir)
+        self.config = with_folders(config, base_dir)
         self.base_dir = base_dir  # what the paths in the run file are relative to
         self.folder, self.run_file = folder, run_file
         self.run_folder = RunFolder(folder)

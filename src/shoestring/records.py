@@ -237,6 +237,8 @@ class TrainSettings:
     engine: str = "shoestring"  # whose trainer: ours, or trl, unsloth, axolotl in a process of their own
     num_processes: int = 1  # that train together, one a GPU
     parallelism: str = "none"  # ddp: each holds the base; fsdp: it lies in shards on all of them
+    checkpoints: str = ""  # a second place for them: a folder or an fsspec URL
+    interruptions_per_hour: float = 1 / 24  # expected; how often checkpoints are taken follows
 
 
 @dataclass(frozen=True, slots=True)

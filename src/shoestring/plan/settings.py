@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import RunConfig, TaskConfig
+from ..config import MarketConfig, RunConfig, TaskConfig
 from ..errors import ModelError
 from ..records import Device, TokenCounts, TrainSettings
 from ..units import count, round_up
@@ -42,6 +42,9 @@ MIN_BATCH_TOKENS = 512
 
 WARMUP_FRAC, WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 0.0, 1.0
 ANSWER_MARGIN_FRAC, ANSWER_MARGIN_TOKENS, MAX_NEW_TOKENS_CAP = 0.15, 4, 1024
+
+INTERRUPTIONS_SPOT = 0.3  # as market/terms.csv, hazard_per_h
+INTERRUPTIONS_OWN = 1 / 24
 
 REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
 GIVEN = "given in the run file"
@@ -137,6 +140,8 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")
     put("objective", given.objective, "default: the answer itself is learned")
     put("dpo_beta", given.dpo_beta, "the paper's and TRL's default")
+    put("checkpoints", given.checkpoints, "default: the run folder alone")
+    value["interruptions_per_hour"], reasons["interruptions_per_hour"] = interruptions(config.market, device)
     reasons["warmup_frac"] = f"{WARMUP_FRAC:.0%} of the steps, then cosine to zero"
     reasons["weight_decay"] = f"none on adapters; {REGRET}"
     reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
@@ -154,6 +159,21 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         reasons=reasons,
         **value,
     )
+
+
+def interruptions(market: MarketConfig, device: Device) -> tuple[float, str]:
+    """Interruptions expected in an hour of training, and why so many.
+
+    A rented card may be a spot machine, and checkpoints of adapters are cheap: too many cost less than too few.
+    """
+    if market.interruptions_per_hour is not None:
+        return market.interruptions_per_hour, GIVEN
+    if device.kind == "cuda":
+        return (
+            INTERRUPTIONS_SPOT,
+            "a rented card may be a spot machine: V100 spot traces of AWS, 2023 (Can't Be Late, NSDI 2024)",
+        )
+    return INTERRUPTIONS_OWN, "assumption: a machine of one's own is stopped once a day"
 
 
 def usual_learning_rate(model_type: str, hidden: int, preference: bool = False) -> float:

@@ -6,6 +6,7 @@ A checkpoint without its marker, or whose files differ from it, does not exist f
 from __future__ import annotations
 
 import shutil
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,25 @@ KEEP = 2
 def seal(folder: Path, state: dict[str, Any]) -> None:
     """Write our state into a checkpoint, make its files durable, then the marker with their sums."""
     write_json(folder / STATE, state)
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in files_in(folder):
         sync_file(path)
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     sync_folder(folder)
-    write_json(folder / MARKER, {"step": step_of(folder), "files": files})
+    write_json(folder / MARKER, marker_of(folder))
     sync_folder(folder.parent)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Its files at any depth, the marker apart, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
+
+
+def marker_of(folder: Path) -> dict[str, Any]:
+    """What the marker says: bytes and SHA-256 of every file."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in files_in(folder)
+    }
+    return {"step": step_of(folder), "files": files}
 
 
 def step_of(folder: Path) -> int:
@@ -69,12 +82,13 @@ def newest_intact(folder: Path, log: Log = no_log) -> Path | None:
     return newest
 
 
-def prune(folder: Path) -> None:
-    """Keep the last KEEP sealed checkpoints."""
+def prune(folder: Path, but: Set[str] = frozenset()) -> None:
+    """Keep the last KEEP sealed checkpoints, and those named in but."""
     for old in [c for c in _checkpoints(folder) if (c / MARKER).is_file()][KEEP:]:
-        # The marker goes first: a removal cut short leaves no checkpoint that looks whole.
-        (old / MARKER).unlink()
-        shutil.rmtree(old)
+        if old.name not in but:
+            # The marker goes first: a removal cut short leaves no checkpoint that looks whole.
+            (old / MARKER).unlink()
+            shutil.rmtree(old)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -69,13 +69,16 @@ def folder_at_hand(name: str) -> Path | None:
     return folders[-1] if folders else None
 
 
-def with_model_folders(config: RunConfig, base_dir: Path) -> RunConfig:
-    """The config with each model that is a folder, as seen from the run file's folder base_dir, given by full path.
+def with_folders(config: RunConfig, base_dir: Path) -> RunConfig:
+    """The config with each folder of a model or of checkpoints, as seen from the run file's folder base_dir, in full.
 
     Raises: ConfigError for a folder that only the working directory has.
     """
     models = [_model_folder(name, base_dir) for name in config.models]
-    return config if models == config.models else config.model_copy(update={"models": models})
+    train, place = config.train, config.train.checkpoints
+    if place and "://" not in place:
+        train = train.model_copy(update={"checkpoints": str((base_dir / Path(place).expanduser()).resolve())})
+    return config.model_copy(update={"models": models, "train": train})
 
 
 def _model_folder(name: str, base_dir: Path) -> str:

@@ -68,21 +68,31 @@ def only_item(items: list[Any]) -> Any:
     return items[0]
 
 
-def save_adapter(tuned: Any, folder: Path) -> None:
+def trained_weights(tuned: Any) -> dict[str, Any]:
+    """The adapter's tensors by the names they are saved under."""
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+
+
+def write_weights(weights: dict[str, Any], config: Any, folder: Path) -> None:
     """The adapter's weights and configuration.
 
     PeftModel.save_pretrained would also write a card from a template and ask the hub about the base's embeddings,
     at every checkpoint.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     save_file({k: v.contiguous() for k, v in weights.items()}, str(folder / "adapter_model.safetensors"))
-    config = copy.copy(tuned.peft_config[tuned.active_adapter])
+    config = copy.copy(config)
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def save_adapter(tuned: Any, folder: Path) -> None:
+    """Both in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(trained_weights(tuned), tuned.peft_config[tuned.active_adapter], folder)
 
 
 def build_trainer(
@@ -119,7 +129,7 @@ def build_trainer(
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite must reach us
-        save_strategy="no",  # the callback asks for checkpoints
+        save_strategy="no",  # the callback writes checkpoints
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -156,9 +166,6 @@ def build_trainer(
         ) -> Any:
             with offloading(offload):
                 return step_loss(items.objective, model, inputs, num_items_in_batch, loss_path, device)
-
-        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-            save_adapter(self.model, Path(output_dir or arguments.output_dir))
 
     with warnings.catch_warnings():
         # max_grad_norm and the scheduler are as intended; Trainer warns of neither value, only of newer spellings.

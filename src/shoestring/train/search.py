@@ -36,7 +36,9 @@ from .routes import choose_policy
 from .schedule import Schedule
 from .setup import SetUp, set_up
 from .trainer import _named_faults, _threads, fingerprint, never, prepare
-from .watch import CHECKPOINT_EVERY_S, Signals
+from .watch import Signals
+
+SAVE_EVERY_S = 30.0
 
 STATE, SECONDS = "state.json", "steps.jsonl"
 COMPARED = "constant rate after warm-up, weights averaged over the second half of the steps"
@@ -281,7 +283,7 @@ class _Search:
                 f"stopped by {self.signals.received} in the learning-rate search; what was tried is saved, run the "
                 "same command to continue"
             )
-        if leaving is not None or self.wall_s() - self.state.wall_s >= CHECKPOINT_EVERY_S:
+        if leaving is not None or self.wall_s() - self.state.wall_s >= SAVE_EVERY_S:
             self._save(trial, step, optimizer, scaler, mean)
             self._write()
         if leaving is not None:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -24,28 +23,36 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .adapter import files_of, fresh_copy, is_whole, load_adapter, publish
+from .adapter import files_of, fresh_copy, load_adapter, publish
 from .device import peak_bytes, reset_peak
 from .division import Division, divide
 from .following import watch_of
 from .gates import WARN
+from .interval import Costs
 from .locate import model_print
 from .loop import StepItems, build_trainer
 from .memory_policy import MemoryPolicy, recompute, shrunk, within_memory
 from .objective import Objective, Preference
 from .probe import examine, refuse
+from .resume import find_checkpoint, open_store
 from .routes import choose_policy
+from .saving import Saver, why_it_waits
 from .schedule import Schedule
 from .setup import SetUp, set_up
+from .snapshot import snapshot_bytes
 from .together import in_processes
 from .tracking import NO_TRACKING, Trackers, Tracking
-from .watch import WEIGHTS, Signals, Watch, Watched, restart_steps
+from .uploads import Uploads
+from .watch import Signals, Watch, Watched
 from .world import current
 
 HISTORY_POINTS = 150
 NOTABLE_EVALUATION_FRAC = 0.5  # of a training's time, told
 # Settings that the trained weights do not depend on, or only to rounding.
-NOT_OF_THE_RESULT = ("reasons", "num_threads", "max_new_tokens", "recompute", "num_processes", "parallelism")
+NOT_OF_THE_RESULT = (
+    *("reasons", "num_threads", "max_new_tokens", "recompute", "num_processes", "parallelism"),
+    *("checkpoints", "interruptions_per_hour"),
+)
 REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
 
 
@@ -72,8 +79,8 @@ def train_rung(
     """Train an adapter, or continue; writes out_dir/adapter, steps.jsonl, checkpoints and best.
 
     dev_metric(model, tokenizer) is called in evaluation mode; the adapter with the highest value is kept (ties:
-    lower loss on dev). should_stop(wall_s over all sessions) is asked after every step; what it returns is raised
-    once a checkpoint is saved.
+    lower loss on dev). should_stop(wall_s) is asked after every step, for the seconds over all sessions that there will
+    be once the next step is done and saved; what it returns is raised once a checkpoint is saved.
     settings.num_processes > 1: in so many processes, started here; where torchrun started this one, in those.
     Raises: TrainingError, DoesNotFit, Interrupted (SIGINT, SIGTERM), RunFolderError, ModelError.
     """
@@ -86,6 +93,7 @@ def train_rung(
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(out_dir, error) from error
+        place = open_store(settings.checkpoints, out_dir) if world.is_first else None
         peak = reset_peak(device)
         with (
             set_up(model, train, dev, settings, device) as ready,
@@ -96,7 +104,8 @@ def train_rung(
                 log(f"Rung {model}: {packing.line}")
             print_ = fingerprint(model, train, dev, settings, device, packing.kind)
             world.agree({**ready.facts, "fingerprint": print_, "schedule": hash(packing.schedule.steps)})
-            resume, state, restarted = world.of_first(lambda: _resume(out_dir, print_, log))
+            store = place.under(print_) if place else None
+            resume, state, restarted = world.of_first(lambda: find_checkpoint(out_dir, print_, store, log))
             findings = [] if state.finished else examine(ready)
             refuse(findings, model)
             for finding in findings:
@@ -121,6 +130,15 @@ def train_rung(
                 state.passes = policy.chosen.kept()
                 recompute(tuned, policy.chosen.num_recomputed)
                 division = divide(cut.schedule, cut.size, world.size) if world.size > 1 else Division(cut.schedule)
+                saver = Saver(
+                    out_dir,
+                    costs=Costs(**state.saving),
+                    interruptions_per_hour=settings.interruptions_per_hour,
+                    is_cpu=device.kind == "cpu",
+                    waits=why_it_waits(snapshot_bytes(tuned)),
+                    uploads=Uploads(store, log) if store else None,
+                    log=log,
+                )
                 watch = watch_of(
                     world,
                     model_name=model,
@@ -133,12 +151,13 @@ def train_rung(
                     peak_bytes=lambda: peak_bytes(device),
                     should_stop=should_stop,
                     signals=signals,
+                    saver=saver,
                     progress=progress,
                     report=trackers.log,
                     skips_overflow=device.dtype == "float16",
                     started_s=started_s,
                 )
-                try:
+                with contextlib.closing(watch.steps_file), saver.ending():
                     if not state.finished:
                         items = StepItems(ready.learned, division.schedule, cut.collate, division.shares)
                         folder, offload = out_dir / "checkpoints", policy.chosen.offload
@@ -146,8 +165,6 @@ def train_rung(
                             tuned, items, settings, device, folder, watch.callback(), routes.loss_path, offload
                         )
                         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-                finally:
-                    watch.steps_file.close()
                 return division.schedule, watch
 
             restore_adapter = fresh_copy(tuned)
@@ -156,7 +173,7 @@ def train_rung(
                 nonlocal resume, state, started_s
                 restore_adapter()
                 routes.clear()
-                resume, state, _ = _resume(out_dir, print_, log)
+                resume, state, _ = find_checkpoint(out_dir, print_, store, log)
                 trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
                 started_s = time.perf_counter()
 
@@ -183,6 +200,7 @@ def train_rung(
         "preflight": {finding.gate: finding.found for finding in findings},
         "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
+        "checkpoints": watch.saver.facts(),
         "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
         "backend": world.backend or "none",
         "dev_evaluations": f"{len(state.evals)} on {len(dev)} rows each, {evaluated_frac:.0%} of the time",
@@ -241,27 +259,6 @@ def fingerprint(
     ids = [[e.id for e in train], [e.id for e in dev]]
     text = json.dumps([model_print(model), ids, values, device.kind, device.dtype, packing], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _resume(out_dir: Path, print_: str, log: Log) -> tuple[Path | None, Watched, str]:
-    """The checkpoint to continue from, the state in it, and why an older training here was given up ('' if none)."""
-    resume = checkpoint.newest_intact(out_dir / "checkpoints", log)
-    state = Watched.from_json(checkpoint.read_state(resume)) if resume else Watched(print_)
-    restarted, paid_s = "", state.wall_s
-    best = out_dir / "best" / f"step-{state.best_step}"
-    if state.fingerprint != print_:
-        restarted = "model, rows or settings differ from those of the checkpoints found here, so training began anew"
-        paid_s = 0.0
-    elif state.best_sha256 and not is_whole(best, {WEIGHTS: state.best_sha256}):
-        restarted = f"{best} is missing or damaged, so training began anew"
-    if restarted:
-        log(restarted)
-        for name in ("checkpoints", "best"):
-            shutil.rmtree(out_dir / name, ignore_errors=True)
-        resume, state = None, Watched(print_)
-    lost_s = restart_steps(out_dir, checkpoint.step_of(resume) if resume else 0)
-    state.wall_s = max(paid_s, lost_s) if not restarted or paid_s else 0.0
-    return resume, state, restarted
 
 
 def eval_steps(num_steps: int, num_evals: int) -> frozenset[int]:

@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Interrupted, TrainingError
-from ..files import read_json, sha256_file, sync_file, sync_folder, write_jsonl
+from ..files import sync_file, sync_folder, write_jsonl
 from ..records import Progress
-from . import checkpoint
 from .schedule import Schedule
+from .snapshot import TAKEN, Copier, Snapshot, Uncopied, take
 
-CHECKPOINT_EVERY_S = 30.0
-# A checkpoint that takes long is taken less often, so that it costs at most a twentieth of the time.
-CHECKPOINT_SHARE = 20
+if TYPE_CHECKING:
+    from .saving import Saver
+
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -47,6 +47,7 @@ class Watched:
     passes: dict[str, Any] = field(default_factory=dict)  # memory_policy.Candidate: how steps are cut
     eval_s: float = 0.0  # of all evaluations
     tracking: dict[str, str] = field(default_factory=dict)  # run ids, by tracker
+    saving: dict[str, Any] = field(default_factory=dict)  # interval.Costs
 
     def to_json(self) -> dict[str, Any]:
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
@@ -96,8 +97,9 @@ class Watch:
     patience: int
     evaluate: Callable[[], tuple[float, float]]  # (dev metric, dev loss)
     peak_bytes: Callable[[], int]
-    should_stop: Callable[[float], Exception | None]  # given the wall seconds so far
+    should_stop: Callable[[float], Exception | None]  # given the wall seconds at the end of the next step and its save
     signals: Signals
+    saver: Saver
     progress: Progress
     report: Callable[[dict[str, Any]], None] = lambda line: None  # to trackers
     skips_overflow: bool = False  # float16: the gradient scaler leaves out steps whose gradient overflows
@@ -106,8 +108,8 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.before_s = self.state.wall_s
-        self.saved_s = self.step_s = time.perf_counter()
-        self.save_cost_s = 0.0
+        self.step_s = time.perf_counter()
+        self.longest_step_s = self.longest_eval_s = 0.0
         self.steps_file = (self.out_dir / "steps.jsonl").open("a", encoding="utf-8")
 
     def wall_s(self) -> float:
@@ -135,10 +137,12 @@ class Watch:
             "tokens_per_s": round(tokens / max(now - self.step_s, 1e-9), 1),
             "wall_s": round(self.wall_s(), 3),
         }
+        self.longest_step_s = max(self.longest_step_s, now - self.step_s)
         last = step == len(self.schedule.steps)
         save = last
         if step in self.eval_steps:
             line |= self._evaluate(step)
+            self.longest_eval_s = max(self.longest_eval_s, time.perf_counter() - now)
             save = True
         self.steps_file.write(json.dumps(line) + "\n")
         self.steps_file.flush()
@@ -146,11 +150,23 @@ class Watch:
         self.progress(f"train {self.model_name}", step, len(self.schedule.steps))
         self.state.finished = last or self.state.stopped_early
         if not self.state.finished:
-            self.leaving = self.should_stop(self.wall_s()) or self._interruption(step)
-        interval_s = max(CHECKPOINT_EVERY_S, CHECKPOINT_SHARE * self.save_cost_s)
-        save = save or self.leaving is not None or time.perf_counter() - self.saved_s >= interval_s
+            self.leaving = self.should_stop(self.wall_s() + self.ahead_s(step)) or self._interruption(step)
+        save = save or self.leaving is not None or self.saver.is_due()
         self.step_s = time.perf_counter()
         return save, self.state.finished
+
+    def ahead_s(self, step: int) -> float:
+        """Seconds that the next step can take with what follows it: its evaluation, and a save to stop with."""
+        evaluates = step + 1 in self.eval_steps
+        return self.longest_step_s + (self.longest_eval_s if evaluates else 0.0) + self.saver.costs.latency_s
+
+    def save(self, take: Callable[[], Snapshot]) -> None:
+        """Save the training as it is; raises what asked for the stop, once that is written."""
+        self.state.wall_s, self.state.peak_bytes = self.wall_s(), max(self.state.peak_bytes, self.peak_bytes())
+        self.saver.save(take, self.state, wait=self.state.finished or self.leaving is not None)
+        self.step_s = time.perf_counter()
+        if self.leaving is not None:
+            raise self.leaving
 
     def _evaluate(self, step: int) -> dict[str, float]:
         state, began_s = self.state, time.perf_counter()
@@ -173,35 +189,11 @@ class Watch:
             "a checkpoint is saved, run the same command to continue"
         )
 
-    def after_save(self, folder: Path) -> None:
-        """Keep the adapter if it is the best, seal the checkpoint, drop old ones; raises what asked for the stop."""
-        state, step = self.state, checkpoint.step_of(folder)
-        best = self.out_dir / "best" / f"step-{step}"
-        if step == state.best_step:
-            copy_adapter(folder, best)
-            state.best_sha256 = sha256_file(best / WEIGHTS)
-        state.wall_s, state.peak_bytes = self.wall_s(), max(state.peak_bytes, self.peak_bytes())
-        checkpoint.seal(folder, state.to_json())
-        checkpoint.prune(folder.parent)
-        self._forget_beaten(folder.parent)
-        before_s, self.saved_s = self.step_s, time.perf_counter()
-        self.save_cost_s = self.saved_s - before_s
-        self.step_s = self.saved_s
-        if self.leaving is not None:
-            raise self.leaving
-
-    def _forget_beaten(self, checkpoints: Path) -> None:
-        """Remove best adapters that no kept checkpoint refers to."""
-        kept = {read_json(path)["best_step"] for path in checkpoints.glob(f"*/{checkpoint.STATE}")}
-        for folder in (self.out_dir / "best").glob("step-*"):
-            if checkpoint.step_of(folder) not in kept:
-                shutil.rmtree(folder)
-
     def callback(self) -> Any:
         """The TrainerCallback that calls this."""
         from transformers import TrainerCallback
 
-        watch = self
+        watch, copier = self, Uncopied() if self.saver.waits else Copier()
 
         class WatchCallback(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -214,11 +206,9 @@ class Watch:
                 save, stop = watch.after_step(
                     state.global_step, logs["loss"], logs["learning_rate"], float(logs["grad_norm"])
                 )
-                control.should_save = control.should_save or save
                 control.should_training_stop = control.should_training_stop or stop
-
-            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                watch.after_save(Path(args.output_dir) / f"{checkpoint.PREFIX}{state.global_step}")
+                if save:
+                    watch.save(lambda: take(copier, state=state, **{k: kwargs[k] for k in TAKEN}))
 
         return WatchCallback()
 
