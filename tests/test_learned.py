@@ -11,6 +11,7 @@ from shoestring.errors import BadInput
 from shoestring.files import read_json, write_jsonl
 from shoestring.ledger import Ledger
 from shoestring.plan import learned
+from shoestring.plan.interval import daly_interval_s
 from shoestring.plan.ladder_plan import plan_rung
 from shoestring.plan.learned import OTHER_MODEL_SD, SAME_MODEL_SD, Line, apply, basis_of, learn, lines_of, machine_of
 from shoestring.plan.probed import Probed, probed_from_json, settle
@@ -103,7 +104,8 @@ def test_damaged_ledgers_teach_nothing_and_stop_nothing(tmp_path):
 
 PROBED = Probed(
     set_up_s=2.0, gates_s=1.0, reference_s=0.0, step_s=(1.0, 1.0, 2.0), step_tokens=(100, 100, 200), all_tokens=4000,
-    new_size_s=0.1, num_sizes=10, dev_eval_s=3.0, dev_rows=30, num_evals=2, save_s=0.5, load_s=2.0, eval_rows=60,
+    new_size_s=0.1, num_sizes=10, dev_eval_s=3.0, dev_rows=30, num_evals=2, save_s=0.5, interruptions_per_hour=1.0,
+    load_s=2.0, eval_rows=60,
     peak_bytes=10**9, new_size_bytes=10**6, num_sizes_seen=4, max_sizes=64, num_steps=40, num_tokens=3600,
     search_frac=0.0, cpu_frac=1.0, is_cpu_time=True, wall_s=9.0,
 )  # fmt: skip
@@ -111,7 +113,7 @@ PROBED = Probed(
 
 def test_a_probe_extrapolated_by_hand():
     assert PROBED.steps_s.value == pytest.approx(4000 * 4 / 400 + 10 * 0.1)  # 41 s, residuals are zero
-    saves = (2 + (41 + 6) / 30) * 0.5
+    saves = (2 + (41 + 6) / daly_interval_s(0.5, 1)) * 0.5  # about once a minute
     assert PROBED.train_s.value == pytest.approx(41 + 2 * 3 + 3 + saves)
     assert PROBED.eval_s.value == pytest.approx(3.0 * 2 + 2)
     assert PROBED.search_s is None

@@ -1,13 +1,20 @@
 """train/: two processes take the steps that one takes, and a lost one is named."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from shoestring.errors import BadInput, TrainingError
 from shoestring.records import Device, Example, Message, TrainSettings
+from shoestring.train.division import divide, share_out
 from shoestring.train.processes import call_together
+from shoestring.train.schedule import Schedule
 from shoestring.train.trainer import train_rung
 from tests.tiny import WORDS, make_model
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from ..records import Estimate, RungPlan
 from ..units import SECONDS_PER_HOUR
+from .interval import daly_interval_s
 
 # What a probe of seconds cannot see: the machine's speed drifts, answers grow shorter as training goes on.
 DRIFT_FRAC = 0.06
 MEMORY_LOW, MEMORY_HIGH = 0.92, 1.10
-CHECKPOINT_EVERY_S = 30.0  # train.watch
 LOOSE_FRAC = 0.5  # of the dev evaluation's seconds, where generation was not timed on trained answers
 BUSY_FRAC = 0.8  # of its threads that a probe got, below which it says so
 
@@ -38,6 +38,7 @@ class Probed:
     dev_rows: int
     num_evals: int
     save_s: float
+    interruptions_per_hour: float
     load_s: float  # of the base alone
     eval_rows: int
     peak_bytes: int
@@ -69,7 +70,8 @@ class Probed:
         steps = self.steps_s
         once = self.set_up_s + self.gates_s + self.reference_s
         evals = self.num_evals * self.dev_eval_s
-        saves = (self.num_evals + (steps.value + evals) / CHECKPOINT_EVERY_S) * self.save_s
+        every_s = daly_interval_s(self.save_s, self.interruptions_per_hour)
+        saves = (self.num_evals + (steps.value + evals) / every_s if every_s > 0 else 0) * self.save_s
         fixed = once + saves
         return Estimate(
             steps.value + evals + fixed,

@@ -38,9 +38,7 @@ from .setup import SetUp, set_up
 from .trainer import _named_faults, _threads, fingerprint, never, prepare
 from .watch import Signals
 
-SAVE_EVERY_S = 30.0
-
-STATE, SECONDS = "state.json", "steps.jsonl"
+STATE, SECONDS, SAVE_EVERY_S = "state.json", "steps.jsonl", 30.0
 COMPARED = "constant rate after warm-up, weights averaged over the second half of the steps"
 
 

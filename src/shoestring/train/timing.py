@@ -16,14 +16,16 @@ from typing import Any
 
 from ..plan.probed import Probed
 from ..plan.search import MAX_ADDED, num_units
-from ..records import Device, Example, TrainSettings
+from ..records import Device, Example, TrainSettings, no_log
 from .device import peak_bytes, reset_peak, resident_bytes
+from .interval import Costs
 from .loop import StepItems, build_trainer
 from .memory_policy import recompute
 from .objective import Preference
 from .packing import Packing
 from .probe import examine, refuse
 from .routes import choose_policy
+from .saving import Saver
 from .schedule import Schedule
 from .setup import SetUp, set_up
 from .trainer import _named_faults, _threads, never
@@ -92,6 +94,7 @@ def time_rung(
         dev_rows=len(dev),
         num_evals=min(settings.num_evals, len(cut.schedule.steps)) if dev else 0,
         save_s=warm.save_s,
+        interruptions_per_hour=settings.interruptions_per_hour,
         load_s=set_up_s,
         eval_rows=num_eval_rows,
         peak_bytes=max(once.peak_bytes, cold.peak_bytes, warm.peak_bytes),
@@ -188,6 +191,16 @@ class _Timed:
             peak_bytes=lambda: peak_bytes(ready.device),
             should_stop=never,
             signals=self.signals,
+            # As after one checkpoint, of a machine that is never taken away: the only one is the last.
+            saver=Saver(
+                folder,
+                costs=Costs(num=1),
+                interruptions_per_hour=0.0,
+                is_cpu=ready.device.kind == "cpu",
+                waits="",
+                uploads=None,
+                log=no_log,
+            ),
             progress=lambda label, done, total: stamps.append(clock()) if len(stamps) < len(order) else None,
             skips_overflow=ready.device.dtype == "float16",
         )
@@ -203,7 +216,7 @@ class _Timed:
             watch.steps_file.close()
         found.step_s = [after - before for before, after in itertools.pairwise(stamps)]
         found.begin_s = max(0.0, stamps[0] - began_s - found.step_s[0])
-        found.save_s = watch.save_cost_s
+        found.save_s = watch.saver.costs.cost_s
         wall_s = time.perf_counter() - began_wall_s
         found.cpu_frac = (time.process_time() - began_cpu_s) / max(1e-9, wall_s * ready.settings.num_threads)
         found.peak_bytes = watch.state.peak_bytes

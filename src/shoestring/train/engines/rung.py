@@ -29,9 +29,10 @@ from ..adapter import files_of, load_adapter, publish
 from ..gates import WARN
 from ..loop import save_adapter
 from ..probe import examine, refuse
+from ..resume import find_checkpoint
 from ..setup import SetUp, set_up
 from ..tracking import NO_TRACKING, Trackers, Tracking
-from ..trainer import _inside_run, _resume, eval_steps, fingerprint, never, thin_history
+from ..trainer import _inside_run, eval_steps, fingerprint, never, thin_history
 from ..watch import WEIGHTS, Signals, Watched, copy_adapter
 from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
@@ -71,7 +72,7 @@ def train_with_engine(
     ):
         (out_dir / "engine").mkdir(parents=True, exist_ok=True)
         print_ = fingerprint(model, train, dev, settings, device, f"engine {engine}")
-        resume, state, restarted = _resume(out_dir, print_, log)
+        resume, state, restarted = find_checkpoint(out_dir, print_, None, log)
         run = EngineRun(out_dir, model, state, should_stop, signals, progress, log, trackers.log)
         if not state.finished:
             with set_up(model, train, dev, settings, device) as ready:
