@@ -31,7 +31,16 @@ TRAFFIC = {
 }
 # Of one adapter, for each unit of its input and output: copies to fp32 and back, scaling, sum; counted likewise.
 ADAPTER_TRAFFIC_COPIES, ADAPTER_TRAFFIC_PLAIN = ((12, 10), (10, 4)), ((0, 10), (6, 4))
-FP32_STREAM_FACTOR = 1.5  # of the bytes of a layer two thirds are 16-bit ones, twice as many in fp32
+# The same where the stream is fp32 over a 4-bit base (prepare_model_for_kbit_training): bitsandbytes casts each
+# matrix's input to 16 bits and its output back, PEFT clones the output. eager and adapters: counted over transformers
+# 5.24, PEFT 0.21 and bitsandbytes 0.50 under autocast (2026-11-28, exact for seven shapes, tests/test_speed_counts.py);
+# fused: twice the 16-bit bytes, and the casts.
+TRAFFIC_UPCAST = {
+    "eager": ((114.1, 38, 52, 80), (262.1, 54, 76, 88)),
+    "fused": ((64, 30, 20, 32), (80, 42, 20, 32)),
+}
+ADAPTER_TRAFFIC_UPCAST, ADAPTER_TRAFFIC_UPCAST_O = ((6, 30), (18, 10)), ((12, 14), (18, 4))
+CAST_KERNELS = (11, 12)  # those casts, forward and backward
 EAGER_SCORE_BYTES = (22, 30)  # a score: scaled, masked, softmax in fp32, cast; and back
 # Kernels a layer launches forward and backward, counted likewise; each adapter adds some.
 KERNELS = {"eager": (43, 74), "fused": (25, 40)}
@@ -181,23 +190,32 @@ def _traffic_bytes(asked: Asked, stack: Stack, forwards: int) -> float:
     shape = asked.shape
     q_dim, kv_dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     sizes = (shape.hidden, shape.intermediate, q_dim, kv_dim)
-    forward, backward = (sum(c * s for c, s in zip(side, sizes, strict=True)) for side in TRAFFIC[_family(stack)])
-    factor = FP32_STREAM_FACTOR if stream_width(stack, asked.layer_run()) == 4 else 1.0
-    each = ADAPTER_TRAFFIC_COPIES if stack.copies_inputs else ADAPTER_TRAFFIC_PLAIN
+    is_upcast = _is_upcast(asked, stack)
+    counted = (TRAFFIC_UPCAST if is_upcast else TRAFFIC)[_family(stack)]
+    forward, backward = (sum(c * s for c, s in zip(side, sizes, strict=True)) for side in counted)
+    usual = ADAPTER_TRAFFIC_COPIES if stack.copies_inputs else ADAPTER_TRAFFIC_PLAIN
     wide = {"q": (0, 2), "k": (0, 3), "v": (0, 3), "o": (2, 0), "gate": (0, 1), "up": (0, 1), "down": (1, 0)}
     adapters = [0.0, 0.0]
     for target in asked.targets & set(wide):
         into, out = (sizes[n] for n in wide[target])
+        each = (ADAPTER_TRAFFIC_UPCAST_O if target == "o" else ADAPTER_TRAFFIC_UPCAST) if is_upcast else usual
         for side in (0, 1):
             adapters[side] += each[side][0] * into + each[side][1] * out
     if asked.attention == "eager" or (architecture_of(shape.model_type).soft_capped and asked.attention != "flash"):
         forward += EAGER_SCORE_BYTES[0] * shape.num_heads * asked.seq_len
         backward += EAGER_SCORE_BYTES[1] * shape.num_heads * asked.seq_len
-    return forwards * (forward * factor + adapters[0]) + backward * factor + adapters[1]
+    return forwards * (forward + adapters[0]) + backward + adapters[1]
+
+
+def _is_upcast(asked: Asked, stack: Stack) -> bool:
+    """Whether the residual stream is fp32 over 16-bit products."""
+    return stream_width(stack, asked.layer_run()) == 4 and asked.width == 2
 
 
 def _kernels(asked: Asked, stack: Stack, forwards: int) -> float:
     forward, backward = KERNELS[_family(stack)]
+    if _is_upcast(asked, stack):
+        forward, backward = forward + CAST_KERNELS[0], backward + CAST_KERNELS[1]
     num_adapters = len(asked.targets - {"head"})
     num_matrices = 4 + asked.shape.num_mlp_matrices
     dequantise = num_matrices * DEQUANTISE_KERNELS.get(asked.quantisation, 0) * _uses(asked, forwards)
