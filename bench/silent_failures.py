@@ -23,7 +23,7 @@ from unittest import mock
 from bench import machine, versions
 from shoestring.messages import Example, Message
 from shoestring.records import Device, TrainSettings
-from shoestring.train import loss, objective, probe
+from shoestring.train import loss, preference, probe
 from shoestring.train.gates import OK, Finding
 from shoestring.train.setup import SetUp, set_up
 from shoestring.train.tokens import Encoded, end_token_id
@@ -44,8 +44,10 @@ def settings(**changes: Any) -> TrainSettings:
     return TrainSettings(**{**values, **changes})
 
 
-def examples(system: str = "", pairs: bool = False, turns: int = 1, long: int = 1) -> list[Example]:
-    """Messages to a shop, each with the desk it goes to."""
+def examples(
+    system: str = "", pairs: bool = False, turns: int = 1, long: int = 1, marked: bool = False
+) -> list[Example]:
+    """Messages to a shop, each with the desk it goes to; marked: every third with another desk, as undesired."""
     made = []
     for i in range(NUM_ROWS):
         desk = DESKS[i % len(DESKS)]
@@ -55,8 +57,15 @@ def examples(system: str = "", pairs: bool = False, turns: int = 1, long: int = 
         asked = f"Order {1000 + 7 * i} " + f"went wrong, the {desk} desk should look at it please. " * long
         answer = desk if i % 3 else f"{desk}, since the customer of order {1000 + 7 * i} asks for it by name"
         messages = (*head, Message("user", asked), Message("assistant", answer))
-        lost = (Message("assistant", DESKS[(i + 1) % len(DESKS)]),) if pairs else ()
-        made.append(Example(messages, (len(messages) - 1, len(messages)), "mail", i + 1, rejected=lost))
+        other = Message("assistant", DESKS[(i + 1) % len(DESKS)])
+        flag = bool(i % 3) if marked else None
+        messages = (*messages[:-1], other) if flag is False else messages
+        made.append(
+            Example(
+                messages, (len(messages) - 1, len(messages)), "mail", i + 1, rejected=(other,) if pairs else (),
+                desired=flag,
+            )
+        )  # fmt: skip
     return made
 
 
@@ -69,6 +78,11 @@ SANE: dict[str, dict[str, Any]] = {
     "preferences": {"rows": {"pairs": True}, "objective": "dpo", "learning_rate": 1e-4},
     "preferences under a system prompt": {
         "rows": {"pairs": True, "system": SYSTEM}, "objective": "dpo", "learning_rate": 1e-4,
+    },
+    "odds ratio preferences": {"rows": {"pairs": True}, "objective": "orpo", "learning_rate": 1e-3},
+    "marked answers": {"rows": {"marked": True}, "objective": "kto", "learning_rate": 1e-4},
+    "marked answers under a system prompt": {
+        "rows": {"marked": True, "system": SYSTEM}, "objective": "kto", "learning_rate": 1e-4,
     },
     "NF4 base": {"method": "qlora"},
     "NF4 base, float32, shared prompt": {"method": "qlora", "dtype": "float32", "rows": {"system": SYSTEM}},
@@ -236,13 +250,13 @@ def adapter_of_another_prefix(ready: SetUp) -> Any:
 
 def another_reference(ready: SetUp) -> Any:
     """Preferences measured against another model than the base."""
-    whole = objective.Preference.prepare
+    whole = preference.Preference.prepare
 
     def prepare(self: Any, model: Any, **options: Any) -> None:
         whole(self, model, **options)
-        self.reference = self.reference + self.reference.new_tensor([0.0, 40.0])
+        self.reference[1::2] += 40.0
 
-    return mock.patch.object(objective.Preference, "prepare", prepare)
+    return mock.patch.object(preference.Preference, "prepare", prepare)
 
 
 def lost_optimizer(ready: SetUp) -> Any:
@@ -302,7 +316,15 @@ def same_sides(ready: SetUp) -> None:
     ready.learned.items = items
 
 
+def marked_twice(ready: SetUp) -> None:
+    """One answer to one prompt, in one row as desired and in another as not."""
+    items = list(ready.learned.items)
+    items[4] = items[3]
+    ready.learned.items = items
+
+
 SHARED: dict[str, Any] = {"rows": {"system": SYSTEM}}
+MARKED: dict[str, Any] = {"rows": {"marked": True}, "objective": "kto", "learning_rate": 1e-4}
 PAIRS: dict[str, Any] = {"rows": {"pairs": True}, "objective": "dpo", "learning_rate": 1e-4}
 # name -> (gate that must name it, plant, set-up)
 PLANTS: dict[str, tuple[str, Planted, dict[str, Any]]] = {
@@ -325,8 +347,9 @@ PLANTS: dict[str, tuple[str, Planted, dict[str, Any]]] = {
     "learning rate a thousand times too high": ("learning_rate_is_sane", rate(0.9), {}),
     "learning rate that moves nothing": ("learning_rate_is_sane", rate(1e-8), {}),
     "four optimizer steps": ("enough_steps", fewer_steps, {}),
-    "pairs of the same answer": ("pairs_differ", same_sides, PAIRS),
-    "reference is another model": ("reference_is_the_base", another_reference, PAIRS),
+    "pairs of the same answer": ("sides_differ", same_sides, PAIRS),
+    "reference is another model": ("reference_is_the_start", another_reference, PAIRS),
+    "an answer marked both ways": ("sides_differ", marked_twice, MARKED),
     "an adapter matrix frozen": ("there_is_an_adapter", frozen_matrix, {}),
     "a base weight trained": ("there_is_an_adapter", trained_norm, {}),
     "base upcast to float32": ("base_is_not_upcast", upcast_base, {}),

@@ -15,7 +15,8 @@ from shoestring.train.adapter import build_adapter
 from shoestring.train.attention import NAME, block_mask, use_attention
 from shoestring.train.base import load_tokenizer
 from shoestring.train.forest import as_array, packed_tokens, plant
-from shoestring.train.objective import Objective, Preference, objective
+from shoestring.train.objective import Objective
+from shoestring.train.preference import Dpo, objective
 from shoestring.train.schedule import build_schedule, conversations
 from shoestring.train.tokens import Encoded
 from shoestring.train.trainer import train_rung
@@ -183,8 +184,9 @@ def test_gradients_on_a_forest_are_those_of_the_rows_apart(architectures, kind, 
         monkeypatch.setattr(tree_attention, "TILE", rng.choice([8, 128]))
         paths = random_paths(rng, 2 * rng.randint(1, 8))
         supervised = Objective([(path,) for path in paths], 0)
-        pairs = Preference(list(zip(paths[::2], paths[1::2], strict=True)), 0, beta=0.3)
-        pairs.prepare(tuned, batch_tokens=256, path=loss.CHUNKED)
+        pairs = Dpo(list(zip(paths[::2], paths[1::2], strict=True)), 0, beta=0.3)
+        with tuned.disable_adapter():
+            pairs.prepare(tuned, batch_tokens=256, path=loss.CHUNKED)
         for learned in (supervised, pairs):
             rows = range(len(learned.items))
             packed, ours = gradients(tuned, learned, [learned.batch(rows, loss.collate_forest)], loss.CHUNKED)
@@ -198,8 +200,9 @@ def test_the_reference_of_a_preference_is_the_bare_base(architectures):
     tuned = adapted(architectures["llama"], "lora")
     paths = random_paths(random.Random(5), 6)
     paths = [Encoded(path.ids, max(1, path.num_prompt_tokens)) for path in paths]
-    pairs = Preference(list(zip(paths[::2], paths[1::2], strict=True)), 0, beta=0.3)
-    pairs.prepare(tuned, batch_tokens=64, path=loss.CHUNKED)
+    pairs = Dpo(list(zip(paths[::2], paths[1::2], strict=True)), 0, beta=0.3)
+    with tuned.disable_adapter():
+        pairs.prepare(tuned, batch_tokens=64, path=loss.CHUNKED)
 
     def log_prob(path: Encoded) -> float:
         logits = tuned(input_ids=torch.tensor([path.ids])).logits[0, :-1].log_softmax(-1)
@@ -211,7 +214,7 @@ def test_the_reference_of_a_preference_is_the_bare_base(architectures):
             before = [log_prob(path) for path in paths]
     margins = [0.3 * ((now[i] - before[i]) - (now[i + 1] - before[i + 1])) for i in range(0, 6, 2)]
     expected = -sum(float(torch.nn.functional.logsigmoid(torch.tensor(m))) for m in margins) / 3
-    assert pairs.mean_loss(tuned, batch_tokens=64) == pytest.approx(expected, rel=1e-4)
+    assert pairs.measure(tuned, batch_tokens=64)[0] == pytest.approx(expected, rel=1e-4)
 
 
 # ---------------------------------------------------------------- choosing
@@ -384,5 +387,5 @@ def test_both_packings_learn_the_same(tiny, tmp_path, monkeypatch):
 
 def test_a_pair_without_its_other_side_is_named(tiny):
     rows = questions(3, pairs=True)[:2] + questions(3)[2:]
-    with pytest.raises(BadInput, match=r"1 of 3 training rows have no rejected answer, first sums:3"):
+    with pytest.raises(BadInput, match=r"1 of 3 training rows, which have no rejected answer, first sums:3"):
         objective(load_tokenizer(tiny), rows, settings(objective="dpo"), "training")

@@ -9,7 +9,7 @@ from shoestring.train import fp8, fused, loss, memory_policy, packing, routes, t
 from shoestring.train.base import load_base, load_tokenizer
 from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.memory_policy import Candidate, Measured, choose, counting_kept, measure, offloading, recompute
-from shoestring.train.objective import objective
+from shoestring.train.preference import objective
 from tests.test_train_fused import tuned_and_loss
 from tests.test_train_trainer import EXACT, HALF, adapter_bytes, additions, recorded, rung, settings, tiny  # noqa: F401
 

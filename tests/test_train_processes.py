@@ -47,6 +47,7 @@ CASES = {
     "padded": ({}, {}),
     "forest": ({"batch_tokens": 1000, "micro_batch_tokens": 500}, {"shared": SHARED}),
     "dpo": ({"objective": "dpo", "learning_rate": 1e-3}, {"pairs": True}),
+    "kto": ({"objective": "kto", "learning_rate": 1e-3}, {"pairs": True}),
 }
 
 

@@ -36,6 +36,12 @@ METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
 
 # In an address: user and password before the host, or a query, where signatures stand.
 CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@|://.*\?")
+# Objectives that learn from a comparison of answers.
+PREFERENCES = ("dpo", "orpo", "kto")
+# Keys of the section train that other objectives than these would ignore.
+OF_OBJECTIVES = {
+    "dpo_beta": ("dpo",), "orpo_lambda": ("orpo",), "kto_beta": ("kto",), "stop_on": PREFERENCES,
+}  # fmt: skip
 
 # Keys of the contract that a later version will use; refused rather than silently ignored.
 PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving"}
@@ -86,10 +92,18 @@ class DecideConfig(Section):
 class TrainConfig(Section):
     """Training values a person turned on purpose; each has a derived default with a reason."""
 
-    objective: Literal["sft", "dpo"] = "sft"
-    """sft learns the answer; dpo prefers it to the rejected one of each pair."""
+    objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
+    """sft learns the answer; dpo prefers it to the rejected one of each pair; orpo does both; kto: answers marked."""
+    start: str = ""
+    """Run folder or adapter folder, relative to the run file, whose adapter training goes on from (default: fresh)."""
     dpo_beta: float = Field(default=0.1, gt=0, le=10)
-    """How closely dpo keeps to the base model; larger is closer."""
+    """How closely dpo keeps to the model it starts from; larger is closer."""
+    orpo_lambda: float = Field(default=0.1, gt=0, le=10)
+    """Weight of preference beside learning the chosen answer under orpo."""
+    kto_beta: float = Field(default=0.1, gt=0, le=10)
+    """How closely kto keeps to the model it starts from; larger is closer."""
+    stop_on: Literal["task", "preference"] | None = None
+    """What early stopping looks at: the task metric, or the share of dev pairs whose chosen answer is preferred."""
     num_epochs: float | None = Field(default=None, gt=0, le=100)
     """Passes over the training rows."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["search"] | None = None
@@ -154,6 +168,17 @@ class TrainConfig(Section):
     def _budget_is_of_a_search(self) -> TrainConfig:
         if self.search_tokens is not None and self.learning_rate != "search":
             raise ValueError("search_tokens is what learning_rate: search may spend; set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_objective(self) -> TrainConfig:
+        for key, objectives in OF_OBJECTIVES.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value not in (default, "task") and self.objective not in objectives:
+                raise ValueError(
+                    f"{key} = {value} is of objective {' or '.join(objectives)}, and this is {self.objective}; "
+                    "leave it out, or change train.objective"
+                )
         return self
 
 

@@ -84,6 +84,7 @@ class Example:
     answer_span: half-open range of message indices that bear loss and are the expected answer.
     line: from 1 in the source file (record number for Parquet and Arrow).
     rejected: of a preference pair the answer that lost; what is learned is in messages.
+    desired: whether the answer is one to give, where the row says so (KTO).
     tools: declarations as JSON text, a list as OpenAI's API takes it; empty without any.
     """
 
@@ -94,11 +95,13 @@ class Example:
     id: str = ""
     rejected: tuple[Message, ...] = ()
     tools: str = ""
+    desired: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
-            lost = (replace(m, role="rejected") for m in self.rejected)
-            object.__setattr__(self, "id", content_id((*self.messages, *lost), self.tools))
+            beside = [replace(m, role="rejected") for m in self.rejected]
+            beside += [Message("undesired", "")] if self.desired is False else []
+            object.__setattr__(self, "id", content_id((*self.messages, *beside), self.tools))
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -295,7 +298,7 @@ def message_from_json(row: dict[str, Any]) -> Message:
 
 
 def example_to_json(example: Example) -> dict[str, Any]:
-    """An Example as the files of curation hold it: `rejected` and `tools` only where there are any."""
+    """An Example as the files of curation hold it: `rejected`, `label` and `tools` only where there are any."""
     row: dict[str, Any] = {
         "messages": [message_to_json(m) for m in example.messages],
         "answer_span": list(example.answer_span),
@@ -305,6 +308,8 @@ def example_to_json(example: Example) -> dict[str, Any]:
     }
     if example.rejected:
         row["rejected"] = [message_to_json(m) for m in example.rejected]
+    if example.desired is not None:
+        row["label"] = example.desired
     if example.tools:
         row["tools"] = json.loads(example.tools)
     return row
@@ -319,6 +324,7 @@ def example_from_json(row: dict[str, Any]) -> Example:
         line=row.get("line", 0),
         id=row.get("id", ""),
         rejected=tuple(message_from_json(m) for m in row.get("rejected", ())),
+        desired=row.get("label"),
         tools=tools_text(row["tools"]) if row.get("tools") else "",
     )
 

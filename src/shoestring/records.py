@@ -184,7 +184,7 @@ class TokenCounts:
     answer: tuple[int, ...]  # end token included
     eval_prompt: tuple[int, ...]
     eval_answer: tuple[int, ...]
-    rejected: tuple[int, ...] = ()  # of preference training: the answers that lost
+    rejected: tuple[int, ...] = ()  # of preference training: the answers that lost, 0 where a row is no pair
     computed_frac: float = 1.0  # computed tokens over the rows' own, where rows share beginnings (a sample)
 
     @property
@@ -199,12 +199,22 @@ class TokenCounts:
         chosen = list(map(operator.add, self.prompt, self.answer))
         if not self.rejected:
             return chosen
-        return [c + p + r for c, p, r in zip(chosen, self.prompt, self.rejected, strict=True)]
+        return [c + (p + r if r else 0) for c, p, r in zip(chosen, self.prompt, self.rejected, strict=True)]
 
     @property
     def loss_frac(self) -> float:
         """Share of the tokens that bear loss."""
         return (sum(self.answer) + sum(self.rejected)) / max(1, sum(self.lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class StartAdapter:
+    """An adapter that training goes on from; sha256: of its weights."""
+
+    folder: str
+    sha256: str
+    lora_rank: int
+    lora_alpha: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +238,7 @@ class TrainSettings:
     seed: int
     max_new_tokens: int
     reasons: dict[str, str]
-    objective: str = "sft"  # sft: the answer; dpo: the answer over the rejected one
+    objective: str = "sft"  # sft: the answer; dpo, orpo: the answer over the rejected one; kto: answers marked
     dpo_beta: float = 0.1
     fp8: bool = False  # frozen base in FP8, where the card can and the loss stays the same
     recompute: int | None = None  # layers that run again in backward; None: as few as memory allows
@@ -239,6 +249,11 @@ class TrainSettings:
     parallelism: str = "none"  # ddp: each holds the base; fsdp: it lies in shards on all of them
     checkpoints: str = ""  # a second place for them: a folder or an fsspec URL
     interruptions_per_hour: float = 1 / 24  # expected; how often checkpoints are taken follows
+    orpo_lambda: float = 0.1
+    kto_beta: float = 0.1
+    stop_on: str = "task"  # task: the task metric on dev rows; preference: the share of dev pairs preferred
+    start: str = ""  # folder of the adapter that training goes on from, "" for a fresh one
+    start_sha256: str = ""  # of its weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from ..config import RunConfig
+from ..config import PREFERENCES, RunConfig
 from ..errors import BadInput
 from ..plan.spot import Hazard, billed, expected_wait_h, finish_frac
 from ..records import Estimate
@@ -306,7 +306,7 @@ def of_services(
         code = reason = ""
         if not found.is_open:
             code, reason = "closed", next((r for r in found.rules if "new customers" in r or "ended" in r), "closed")
-        elif config.train.objective == "dpo":
+        elif config.train.objective in PREFERENCES:
             code, reason = "rate_unknown", "its rate for training on preferences is not stated"
         elif found.train_usd is None:
             code, reason = "rate_unknown", found.unknown[0]

@@ -83,7 +83,7 @@ def work_of(config: RunConfig, model: str, shape: ModelShape, rows: Rows, device
     """Predict one fine-tune. Raises: ModelError for a given seq_len past the context."""
     given = config.train
     if given.num_epochs is None:  # by all rows, not by those looked at
-        epochs = num_epochs_of(shape, rows.num_train, given.objective == "dpo")
+        epochs = num_epochs_of(shape, rows.num_train, given.objective)
         given = given.model_copy(update={"num_epochs": epochs})
     asked = config.model_copy(update={"method": method, "train": given})
     settings = resolve_settings(asked, shape, rows.counts, device)

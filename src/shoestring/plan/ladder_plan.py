@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..config import RunConfig
-from ..records import Device, Estimate, Plan, RungPlan, TokenCounts
+from ..records import Device, Estimate, Plan, RungPlan, StartAdapter, TokenCounts
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .dev_rows import held_to_share
 from .engines import OURS
@@ -44,15 +44,18 @@ def plan_ladder(
     *,
     num_dev_rows: int | None = None,
     settle: Callable[[RungPlan], RungPlan] = as_derived,
+    starts: Mapping[str, StartAdapter] | None = None,
 ) -> Plan:
     """Predict every rung and sort by expected cost; a rung past the deadline is left out and noted.
 
     shapes and counts: by rung, in the run file's order. A rung that does not fit stays, with its verdict.
-    settle: what is known of this machine put in place of what was derived.
+    settle: what is known of this machine put in place of what was derived. starts: the adapters that rungs go on from.
     """
     rungs, notes = [], []
     for model, shape in shapes.items():
-        rung = settle(plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows))
+        start = (starts or {}).get(model)
+        rung = plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows, start=start)
+        rung = settle(rung)
         hours = (rung.train_s.value + rung.eval_s.value) / SECONDS_PER_HOUR
         if config.deadline_h is not None and hours > config.deadline_h:
             notes.append(
@@ -107,9 +110,10 @@ def plan_rung(
     price: PriceLike,
     *,
     num_dev_rows: int | None = None,
+    start: StartAdapter | None = None,
 ) -> RungPlan:
     """Predict one rung."""
-    settings = resolve_settings(config, shape, counts, device)
+    settings = resolve_settings(config, shape, counts, device, start)
     memory = predict_memory(
         shape,
         method=settings.method,

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import MarketConfig, RunConfig, TaskConfig
+from ..config import PREFERENCES, MarketConfig, RunConfig, TaskConfig
 from ..errors import ModelError
-from ..records import Device, TokenCounts, TrainSettings
+from ..records import Device, StartAdapter, TokenCounts, TrainSettings
 from ..units import count, round_up
 from . import search
 from .dev_rows import MAX_DEV_ROWS
@@ -29,7 +29,12 @@ ALPHA_PER_RANK = 2.0
 LR_FULL, LR_LORA_FACTOR, LR_HIDDEN = 5e-5, 10.0, 2000
 LR_EXPONENT = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775, "qwen3_5": 0.0775}
 
-LR_PREFERENCE_FRAC = 1 / 40
+# Of the supervised rate, and where that is from.
+LR_OBJECTIVE_FRAC = {
+    "dpo": (1 / 40, "as between TRL's two LoRA examples (2e-4, 5e-6)"),
+    "kto": (1 / 40, "as for dpo"),
+    "orpo": (0.4, "as 8e-6 of its paper (2403.07691) is to the 2e-5 of full supervised fine-tuning"),
+}
 
 TINY_PARAMS = 100_000_000  # below: a demonstration model, which learns little a step
 EPOCHS, EPOCHS_TINY_MIN, EPOCHS_TINY_MAX = 3.0, 3.0, 10.0
@@ -56,10 +61,12 @@ def median(lengths: Sequence[int]) -> int:
     return sorted(lengths)[len(lengths) // 2]
 
 
-def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, device: Device) -> TrainSettings:
-    """Derive what the run file leaves open; values it gives win.
+def resolve_settings(
+    config: RunConfig, shape: ModelShape, counts: TokenCounts, device: Device, start: StartAdapter | None = None
+) -> TrainSettings:
+    """Derive what the run file leaves open; values it gives win. start: the adapter that training goes on from.
 
-    Raises: ModelError where a given value cannot hold (seq_len past the model's context).
+    Raises: ModelError where a given value cannot hold (seq_len past the model's context, another rank than start's).
     """
     if not counts.prompt:
         raise ModelError(f"{shape.name}: no training row to derive settings from; see data/dropped.jsonl for why")
@@ -82,13 +89,16 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         f"{RANK_NARROW} suffices for narrow ones, else {RANK_WIDE}; {REGRET}",
     )
     put("lora_alpha", ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for")
-    preference = given.objective == "dpo"
-    rate, rate_reason = _learning_rate(shape, preference)
+    if start is not None:
+        _as_started(given, start, value, reasons)
+        rank = value["lora_rank"]
+    objective = given.objective
+    rate, rate_reason = _learning_rate(shape, objective)
     searches = given.learning_rate == SEARCH
     put("learning_rate", rate, f"{rate_reason}; the search begins around it" if searches else rate_reason)
 
     rows_per_step = _rows_per_step(len(lengths))
-    put("num_epochs", *_epochs(shape, len(lengths), rows_per_step, preference))
+    put("num_epochs", *_epochs(shape, len(lengths), rows_per_step, objective))
     seq_len = put("seq_len", *_seq_len(shape, counts.paths))
     if seq_len > shape.context_tokens:
         raise ModelError(
@@ -101,7 +111,7 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
         f"about {rows_per_step} rows of the median {median(lengths)} tokens; LoRA tolerates large batches worse than "
         f"full fine-tuning; {REGRET}",
     )
-    training_tokens = round(sum(min(n, seq_len * (2 if preference else 1)) for n in lengths) * value["num_epochs"])
+    training_tokens = round(sum(min(n, seq_len * (2 if counts.rejected else 1)) for n in lengths) * value["num_epochs"])
     tokens, search_reason = search.default_tokens(training_tokens, batch)
     put(
         "search_tokens", tokens if searches else 0, search_reason if searches else "train.learning_rate is not searched"
@@ -139,7 +149,11 @@ def resolve_settings(config: RunConfig, shape: ModelShape, counts: TokenCounts, 
     for key in ("patience", "num_evals"):
         put(key, getattr(given, key), "default: training stops when the dev metric no longer rises")
     put("objective", given.objective, "default: the answer itself is learned")
-    put("dpo_beta", given.dpo_beta, "the paper's and TRL's default")
+    for key in ("dpo_beta", "orpo_lambda", "kto_beta"):
+        put(key, getattr(given, key), "the paper's and TRL's default")
+    put("stop_on", *_stop_on(config))
+    value["start"], value["start_sha256"] = (start.folder, start.sha256) if start else ("", "")
+    reasons["start"] = reasons["start_sha256"] = GIVEN if start else "a fresh adapter"
     put("checkpoints", given.checkpoints, "default: the run folder alone")
     value["interruptions_per_hour"], reasons["interruptions_per_hour"] = interruptions(config.market, device)
     reasons["warmup_frac"] = f"{WARMUP_FRAC:.0%} of the steps, then cosine to zero"
@@ -176,36 +190,55 @@ def interruptions(market: MarketConfig, device: Device) -> tuple[float, str]:
     return INTERRUPTIONS_OWN, "assumption: a machine of one's own is stopped once a day"
 
 
-def usual_learning_rate(model_type: str, hidden: int, preference: bool = False) -> float:
+def _as_started(given: Any, start: StartAdapter, value: dict[str, Any], reasons: dict[str, str]) -> None:
+    """Rank and scale are those of the adapter training goes on from. Raises: ModelError where others are given."""
+    for key in ("lora_rank", "lora_alpha"):
+        own, turned = getattr(start, key), getattr(given, key)
+        if turned not in (None, own):
+            raise ModelError(
+                f"train.{key} = {turned:g}, and the adapter of train.start ({start.folder}) has {own:g}; leave it out"
+            )
+        value[key], reasons[key] = own, "of the adapter in train.start"
+
+
+def _stop_on(config: RunConfig) -> tuple[str, str]:
+    kind, objective = config.task.kind, config.train.objective
+    if objective in PREFERENCES and kind == "chat":
+        return "preference", f"{objective} on {kind}: likeness to the chosen answer says little of which is preferred"
+    return "task", f"the metric of {kind} is what the bar is set on"
+
+
+def usual_learning_rate(model_type: str, hidden: int, objective: str = "sft") -> float:
     """Peak rate of LoRA for a model of this type and hidden size."""
     rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / hidden) ** LR_EXPONENT.get(model_type, 0.0)
-    return rate * LR_PREFERENCE_FRAC if preference else rate
+    return rate * LR_OBJECTIVE_FRAC.get(objective, (1.0, ""))[0]
 
 
-def _learning_rate(shape: ModelShape, preference: bool) -> tuple[float, str]:
+def _learning_rate(shape: ModelShape, objective: str) -> tuple[float, str]:
     exponent = LR_EXPONENT.get(shape.model_type, 0.0)
-    rate = usual_learning_rate(shape.model_type, shape.hidden, preference)
+    rate = usual_learning_rate(shape.model_type, shape.hidden, objective)
     reason = (
         f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x ({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}; "
         "ten times full fine-tuning, Tinker cookbook hyperparam_utils"
     )
-    if preference:
-        reason += f"; x {LR_PREFERENCE_FRAC:g} for preferences, as between TRL's two LoRA examples (2e-4, 5e-6)"
+    if objective in LR_OBJECTIVE_FRAC:
+        frac, why = LR_OBJECTIVE_FRAC[objective]
+        reason += f"; x {frac:g} for {objective}, {why}"
     return float(f"{rate:.3g}"), reason
 
 
-def num_epochs_of(shape: ModelShape, num_rows: int, preference: bool) -> float:
+def num_epochs_of(shape: ModelShape, num_rows: int, objective: str) -> float:
     """Passes over so many rows where the run file leaves it open."""
-    return _epochs(shape, num_rows, _rows_per_step(num_rows), preference)[0]
+    return _epochs(shape, num_rows, _rows_per_step(num_rows), objective)[0]
 
 
 def _rows_per_step(num_rows: int) -> int:
     return ROWS_PER_STEP_MANY if num_rows >= MANY_ROWS else ROWS_PER_STEP_FEW
 
 
-def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int, preference: bool) -> tuple[float, str]:
-    if preference:
-        return 1.0, "one pass over the pairs, TRL's default is three: more passes drift from the base"
+def _epochs(shape: ModelShape, num_rows: int, rows_per_step: int, objective: str) -> tuple[float, str]:
+    if objective in ("dpo", "kto"):
+        return 1.0, "one pass over the answers, TRL's default is three: more passes drift from the base"
     if shape.num_params >= TINY_PARAMS:
         return EPOCHS, "one to three passes are usual; early stopping guards against the third"
     wanted = math.ceil(TINY_STEPS * rows_per_step / num_rows)

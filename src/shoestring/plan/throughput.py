@@ -26,6 +26,7 @@ PRIORS_CSV = Path(__file__).with_name("priors.csv")
 # A batch made of rows of near length pads little; of mixed length, more.
 PADDING_LOW, PADDING_EXPECTED, PADDING_HIGH = 1.0, 1.06, 1.25
 MIN_GAIN = 1.25  # train.packing shares beginnings of rows where that computes so many times fewer tokens
+FORWARD_FRAC = 0.5  # of a token's FLOPs in training: forward alone
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.
 LONGEST_OF_BATCH_QUANTILE = 0.97
@@ -198,6 +199,14 @@ def _fill(lengths: Sequence[int], settings: TrainSettings) -> tuple[int, int]:
     return len(sizes), sum(max(1, math.ceil(size / settings.micro_batch_tokens)) for size in sizes)
 
 
+def _forward_tokens(objective: str, tokens_per_epoch: int, num_tokens: int) -> int:
+    """Tokens that run forward alone beside training: for the reference once, under kto for mismatched answers too.
+
+    Those are as long as the rows; they are referred to once and run again before each step.
+    """
+    return {"dpo": tokens_per_epoch, "kto": 2 * tokens_per_epoch + num_tokens}.get(objective, 0)
+
+
 def predict_time(
     shape: ModelShape,
     settings: TrainSettings,
@@ -213,9 +222,8 @@ def predict_time(
     num_tokens = round(tokens_per_epoch * settings.num_epochs)
     num_steps, num_micro = num_steps_of(lengths, settings)
     mean_tokens = sum(min(n, settings.seq_len) for n in counts.paths) / max(1, len(lengths))
-    # Preference training runs the base once more, forward only, for its reference.
     computed = num_tokens * (counts.computed_frac if counts.computed_frac <= 1 / MIN_GAIN else 1.0)
-    computed += tokens_per_epoch / 2 if counts.rejected else 0
+    computed += FORWARD_FRAC * _forward_tokens(settings.objective, tokens_per_epoch, num_tokens)
 
     rate = achieved_flops_per_s(device, settings.num_threads)
     flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac)

@@ -101,9 +101,10 @@ def _look(run: Run) -> tuple[Sample, Sample | None]:
     data = run.config.data
     looked = sample(data.train, run.base_dir, data.fields, data.system)
     held_out = sample(data.eval, run.base_dir, data.fields, data.system, is_held_out=True) if data.eval else None
-    if run.config.train.objective == "dpo" and not any(e.rejected for e in looked.examples):
+    objective = run.config.train.objective
+    if objective in ("dpo", "orpo") and not any(e.rejected for e in looked.examples):
         raise DataError(
-            f"{', '.join(data.train)}: train.objective = dpo needs a chosen and a rejected answer in each row; "
+            f"{', '.join(data.train)}: train.objective = {objective} needs a chosen and a rejected answer in each row; "
             "none of the sample has both"
         )
     if looked.num_examples < 2 * MIN_ROWS:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..evaluate.score import with_far
+from ..ladder import models_of
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
-from ..records import ArmScore, Curated, Device, Example, Progress, TokenCounts, TrainSettings
+from ..records import ArmScore, Curated, Device, Example, Progress, StartAdapter, TokenCounts, TrainSettings
 from ..runfolder import rung_name
 from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
 from ..train.locate import hub_config
-from ..train.objective import encode_item, other_side
+from ..train.objective import encode_item, other_side, sides
 from ..train.packing import computed_frac
+from ..train.start import find_start
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -70,7 +72,9 @@ def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
         tokenizer = load_tokenizer(model)
         train, held_out = (count_lengths(tokenizer, rows) for rows in (curated.train, curated.eval))
         kind = run.config.train.objective
-        lost = count_lengths(tokenizer, [other_side(e) for e in curated.train]) if kind == "dpo" else []
+        pairs = [e for e in curated.train if len(sides(e, kind)) > 1]
+        lost = iter(count_lengths(tokenizer, [other_side(e) for e in pairs]))
+        rejected = [next(lost)[1] if len(sides(e, kind)) > 1 else 0 for e in curated.train] if pairs else []
         sample = sample_rows(curated.train, SHARING_SAMPLE_ROWS, run.config.seed)
         random.Random(run.config.seed).shuffle(sample)
         run.counts[model] = TokenCounts(
@@ -78,10 +82,16 @@ def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
             answer=tuple(a for _, a in train),
             eval_prompt=tuple(p for p, _ in held_out),
             eval_answer=tuple(a for _, a in held_out),
-            rejected=tuple(a for _, a in lost),
+            rejected=tuple(rejected),
             computed_frac=computed_frac([encode_item(tokenizer, e, kind) for e in sample]),
         )
     return run.counts[model]
+
+
+def starts(run: Run) -> dict[str, StartAdapter]:
+    """The adapter that each rung goes on from, where train.start names one. Raises: BadInput."""
+    start = run.config.train.start
+    return {model: find_start(start, model) for model in models_of(run.config)} if start else {}
 
 
 def named(progress: Progress, name: str) -> Progress:

@@ -16,7 +16,7 @@ from ..records import Example, RungPlan, TrainSettings
 from ..train.engines.axolotl import axolotl_config, write_rows, write_yaml
 from ..train.engines.job import row_of, terms_of
 from ..train.engines.trl import trl_config
-from ..train.objective import objective
+from ..train.preference import objective
 from ..train.tokens import load_tokenizer
 from ..train.tracking import Tracking
 from .common import rung_file

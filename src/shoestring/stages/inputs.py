@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..config import TaskConfig
+from ..config import PREFERENCES, TaskConfig
 from ..data.decisions import decisions_in
 from ..data.sources import files_of
 from ..data.store import REVIEW
@@ -14,7 +14,7 @@ from ..ladder import models_of
 from ..records import RungPlan
 from ..train.locate import model_print
 from ..train.trainer import NOT_OF_THE_RESULT
-from .common import device
+from .common import device, starts
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -38,7 +38,8 @@ def curate(run: Run) -> Any:
         config.train.seq_len,
         [[path.name, sha256_file(path)] for path in files],
         *([decided] if decided else []),
-        *(["dpo"] if config.train.objective == "dpo" else []),  # both answers must fit
+        *(["pairs"] if config.train.objective in PREFERENCES else []),  # both answers must fit
+        *(["undesired"] if config.train.objective == "kto" else []),  # rows that are marked so stay
     ]
 
 
@@ -63,6 +64,7 @@ def plan(run: Run) -> Any:
         config.seed,
         _without_bar(config.task),
         asdict(device(run)),
+        *(start.sha256 for start in starts(run).values()),
     ]
 
 

@@ -16,11 +16,11 @@ from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
 from ..train.base import load_tokenizer
-from ..train.objective import count_longest, require_pairs
+from ..train.objective import count_longest, require_learnable
 from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
 from . import probing
-from .common import planned_for, price, shape, token_counts
+from .common import planned_for, price, shape, starts, token_counts
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -67,8 +67,7 @@ def read(run: Run, result: dict[str, Any]) -> Curated:
     Raises: DataError where they are not those of its record, BadInput where train.objective cannot learn from them.
     """
     curated, receipt = read_curated(run.folder / "data"), run.folder / "data" / "receipt.json"
-    if run.config.train.objective == "dpo":
-        require_pairs([*curated.train, *curated.dev], "training")
+    require_learnable([*curated.train, *curated.dev], run.config.train.objective, "training")
     if "receipt_sha256" in result and sha256_file(receipt) != result["receipt_sha256"]:
         raise DataError(
             f"{receipt}: not the receipt that curation wrote (its hash is not the one in curate.json); "
@@ -113,5 +112,6 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         price(run),
         num_dev_rows=len(curated.dev),
         settle=lambda rung: probing.settled(run, rung),
+        starts=starts(run),
     )
     return to_json(planned), planned

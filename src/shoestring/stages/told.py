@@ -168,6 +168,8 @@ UNITS = {
     "patience": "evaluations",
     "recompute": "layers",
     "dpo_beta": "beta",
+    "kto_beta": "beta",
+    "orpo_lambda": "lambda",
     "max_grad_norm": "norm",
 }
 ENDINGS = {"_tokens": "tokens", "_frac": "share", "_s": "s", "_usd": "USD", "_rate": "per step", "_decay": "per step"}

@@ -11,13 +11,17 @@ from ..files import read_json, sha256_file, write_json, writing
 from ..records import Device, TrainResult, TrainSettings
 from .base import load_base, load_tokenizer, quiet_loading
 from .shards import in_shards, on_host, shard
+from .start import load_start
 from .watch import WEIGHTS, copy_adapter, replace_folder
 
 ORIGIN = "shoestring.json"
 
 
 def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
-    """The frozen base with fresh LoRA matrices on every linear layer but the head, kept in float32."""
+    """The frozen base with LoRA matrices on every linear layer but the head, kept in float32.
+
+    They are fresh, or those of the adapter that settings.start names. Raises: ModelError, BadInput.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -39,6 +43,8 @@ def build_adapter(model: str, settings: TrainSettings, device: Device) -> Any:
     same = {n for n, _ in base.named_modules() if n.rpartition(".")[2] in last_parts and not n.endswith(".base_layer")}
     if len(same) == len(config.target_modules):
         config.target_modules = last_parts
+    if settings.start:
+        load_start(tuned, settings)
     if spreads:
         shard(tuned, device)
     return tuned

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import PREFERENCES
 from ..messages import with_tools
 from ..records import Example
+from .objective import desired_of, sides
 from .setup import SetUp
 from .tokens import Encoded, encode_prompt, end_token_id, end_token_ids
 
@@ -53,8 +55,9 @@ def judged(gate: str, level: str, remedy: str, wrong: str, seen: str) -> Finding
 
 
 def rows_of(ready: SetUp) -> Iterable[tuple[Example, Encoded]]:
-    """Each training row with its (chosen) path."""
-    return ((example, item[0]) for example, item in zip(ready.train, ready.learned.items, strict=True))
+    """Each training row with its path, a pair's second one with the answer that lost."""
+    for example, item in zip(ready.train, ready.learned.items, strict=True):
+        yield from zip(sides(example, ready.settings.objective), item, strict=True)
 
 
 def shown(tokenizer: Any, ids: list[int]) -> str:
@@ -67,8 +70,8 @@ def _first(
     ready: SetUp, wrong: Callable[[Example, Encoded], str], seen: str, num_sampled: int | None = None
 ) -> tuple[str, str]:
     """The first row that `wrong` has words for, and how many there are; of num_sampled rows, evenly spaced."""
-    stride = max(1, len(ready.train) // (num_sampled or len(ready.train)))
-    looked = list(rows_of(ready))[::stride]
+    rows = list(rows_of(ready))
+    looked = rows[:: max(1, len(rows) // (num_sampled or len(rows)))]
     found = [(example, words) for example, path in looked if (words := wrong(example, path))]
     if not found:
         return "", seen
@@ -216,7 +219,7 @@ def _rate(ready: SetUp) -> tuple[str, str]:
     from ..plan.settings import usual_learning_rate
 
     config = ready.tuned.config
-    usual = usual_learning_rate(config.model_type, config.hidden_size, ready.settings.objective == "dpo")
+    usual = usual_learning_rate(config.model_type, config.hidden_size, ready.settings.objective)
     low, high = (usual * factor for factor in RATE_BAND)
     rate = ready.settings.learning_rate
     if not low <= rate <= high:
@@ -234,12 +237,22 @@ def _enough_steps(ready: SetUp) -> tuple[str, str]:
 
 
 def _sides_differ(ready: SetUp) -> tuple[str, str]:
-    if ready.settings.objective != "dpo":
+    if ready.settings.objective not in PREFERENCES:
         return "", "no pairs"
-    same = [e for e, item in zip(ready.train, ready.learned.items, strict=True) if item[0].ids == item[1].ids]
-    if same:
-        return f"{len(same)} pairs have twice the same tokens, first {same[0].source}:{same[0].line}", ""
-    return "", "the two sides of every pair differ"
+    desired: dict[tuple[int, ...], tuple[bool, Example]] = {}
+    both = []
+    for example, item in zip(ready.train, ready.learned.items, strict=True):
+        if len(item) > 1 and item[0].ids == item[1].ids:
+            both.append((example, example))
+        elif ready.settings.objective == "kto":
+            for flag, path in zip(desired_of(example), item, strict=True):
+                before = desired.setdefault(tuple(path.ids), (flag, example))
+                both += [] if before[0] == flag else [(example, before[1])]
+    if both:
+        mine, other = ((f"{e.source}:{e.line}") for e in both[0])
+        with_ = "" if mine == other else f" and {other}"
+        return f"{len(both)} answers are, token for token, both liked and not, first {mine}{with_}", ""
+    return "", "no answer is both liked and not"
 
 
 GATES = (
@@ -282,5 +295,7 @@ GATES = (
     Gate("rows_fit", REFUSE, "raise train.seq_len, or curate with this one", _fits_context),
     Gate("learning_rate_is_sane", REFUSE, "leave train.learning_rate out: it is derived from the model's width", _rate),
     Gate("enough_steps", WARN, "raise train.num_epochs, or lower train.batch_tokens", _enough_steps),
-    Gate("pairs_differ", REFUSE, "leave out the pairs whose two answers are the same", _sides_differ),
+    Gate(
+        "sides_differ", REFUSE, "leave out the pairs whose two answers are the same, or one of the rows", _sides_differ
+    ),
 )

@@ -70,15 +70,18 @@ def folder_at_hand(name: str) -> Path | None:
 
 
 def with_folders(config: RunConfig, base_dir: Path) -> RunConfig:
-    """The config with each folder of a model or of checkpoints, as seen from the run file's folder base_dir, in full.
+    """The config with each folder (models, checkpoints, train.start) in full, as seen from the run file's, base_dir.
 
     Raises: ConfigError for a folder that only the working directory has.
     """
     models = [_model_folder(name, base_dir) for name in config.models]
-    train, place = config.train, config.train.checkpoints
-    if place and "://" not in place:
-        train = train.model_copy(update={"checkpoints": str((base_dir / Path(place).expanduser()).resolve())})
-    return config.model_copy(update={"models": models, "train": train})
+    train = config.train
+    changed: dict[str, str] = {}
+    for key in ("checkpoints", "start"):
+        place = getattr(train, key)
+        if place and "://" not in place:
+            changed[key] = str((base_dir / Path(place).expanduser()).resolve())
+    return config.model_copy(update={"models": models, "train": train.model_copy(update=changed)})
 
 
 def _model_folder(name: str, base_dir: Path) -> str:

@@ -41,8 +41,10 @@ class StepItems:
         weight = sum(self.objective.weight(batch) for batch in step)
         own = step if self.shares is None else self.shares[index][self.world.rank]
         fillers = self._fillers(index) if self.shares is not None and self.world.lockstep else ()
+        beside = [self.objective.beside(batch, self.collate) for batch in (*own, *fillers)]
         return {
             "micro_batches": [self.objective.batch(batch, self.collate) for batch in (*own, *fillers)],
+            "beside": [batch for batch in beside if batch is not None],
             "weight": weight,
             "num_own": len(own),
         }
@@ -55,6 +57,15 @@ class StepItems:
             (row for batch in self.schedule.steps[index] for row in batch), key=lambda row: self.schedule.lengths[row]
         )
         return ((shortest,),) * (max(passes) - passes[self.world.rank])
+
+
+def begin_step(objective: Objective, model: Any, item: dict[str, Any], path: str, device: Device) -> None:
+    """Move a step's micro-batches to the model's device, each with what its loss needs to know of the whole step."""
+    beside = [loss.on_device(batch, model.device) for batch in item["beside"]]
+    # A precision of its own: what autocast keeps of weights without gradient must not serve a pass with one.
+    with loss.precision(device):
+        known = objective.begin(model, beside, item["num_own"], item["weight"], path)
+    item["micro_batches"] = [{**loss.on_device(batch, model.device), **known} for batch in item["micro_batches"]]
 
 
 def step_loss(objective: Objective, model: Any, batch: loss.Batch, weight: float, path: str, device: Device) -> Any:
@@ -148,6 +159,7 @@ def build_trainer(
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             if not model.training:  # walking the modules costs as much as a small layer
                 model.train()
+            begin_step(items.objective, model, inputs, loss_path, device)
             total = torch.zeros((), device=model.device)
             for number, batch in enumerate(inputs["micro_batches"]):
                 # Divided by infinity a pass has neither loss nor gradient.

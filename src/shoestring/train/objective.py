@@ -1,6 +1,6 @@
-"""What training minimises: the answers' negative log-likelihood, or preference of one answer over another (DPO).
+"""What training minimises, and what it draws: an item is one path (prompt and answer), or the two paths of a pair.
 
-An item is what a schedule draws: one path (prompt and answer), or the two paths of a pair.
+Here the answers' negative log-likelihood; preference.py has the objectives that prefer one answer to another.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..config import PREFERENCES
 from ..errors import BadInput
-from ..records import Example, TrainSettings
+from ..records import Example
 from . import loss
 from .tokens import Encoded, encode_example, lengths_or_refusals
 from .world import current
@@ -45,93 +46,68 @@ class Objective:
         """Summed loss of a micro-batch, float32."""
         return loss.loss_sum(model, batch, path)
 
-    def mean_loss(self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS) -> float:
-        """Mean loss over all items, without gradient, in batches of at most batch_tokens padded tokens."""
+    def beside(self, indices: Sequence[int], collate: Collate = padded) -> loss.Batch | None:
+        """Further paths of a micro-batch that run once, without gradient, before its step; None without any."""
+        return None
+
+    def begin(self, model: Any, beside: Sequence[loss.Batch], num_own: int, weight: int, path: str) -> loss.Batch:
+        """What the loss of each micro-batch needs to know of its whole step, from what runs beside it.
+
+        num_own: of them that count; weight: of the whole step, over all processes.
+        """
+        return {}
+
+    def measure(
+        self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS
+    ) -> tuple[float, dict[str, float]]:
+        """Mean loss over all items, in batches of at most batch_tokens padded tokens, and further measures by name."""
         import torch
 
         world, device = current(), model.device
         total = torch.zeros((), dtype=torch.float64)
         longest = [max(item, key=lambda path: len(path.ids)) for item in self.items]
         with torch.no_grad():
-            groups = list(loss.padded_batches(longest, max(1, batch_tokens // self.paths_per_item)))
-            for group in world.share(groups):
+            for group in world.share(list(loss.padded_batches(longest, batch_tokens))):
                 total += float(self.loss_sum(model, loss.on_device(self.batch(group), device), path))
-        return float(world.total_of_shares(total)) / max(1, self.weight(range(len(self.items))))
+        return float(world.total_of_shares(total)) / max(1, self.weight(range(len(self.items)))), {}
 
-    @property
-    def paths_per_item(self) -> int:
-        return max((len(item) for item in self.items), default=1)
+    def mean_loss(self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS) -> float:
+        """Mean loss over all items."""
+        return self.measure(model, batch_tokens=batch_tokens, path=path)[0]
 
 
-class Preference(Objective):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7); items: (chosen, rejected).
+def require_learnable(examples: Sequence[Example], kind: str, what: str) -> None:
+    """Raises: BadInput naming the first row that the objective of that name cannot learn from.
 
-    The reference is the base without its adapter; its log-probabilities are computed once.
+    what: "training" or "dev", for the message.
     """
-
-    name = "dpo"
-
-    def __init__(self, items: Sequence[Item], pad_id: int, beta: float) -> None:
-        super().__init__(items, pad_id)
-        self.beta = beta
-        self.reference: Any = None  # (items, 2) log-probabilities
-
-    def batch(self, indices: Sequence[int], collate: Collate = padded) -> loss.Batch:
-        made = super().batch(indices, collate)
-        if self.reference is not None:
-            made["reference"] = self.reference[list(indices)]
-        return made
-
-    def weight(self, indices: Sequence[int]) -> int:
-        """Pairs."""
-        return len(indices)
-
-    def loss_sum(self, model: Any, batch: loss.Batch, path: str) -> Any:
-        """-log sigmoid(beta * (chosen's gain over the reference - rejected's)), summed over pairs."""
-        import torch.nn.functional as F
-
-        gains = loss.path_log_probs(model, batch, path).view(-1, 2) - batch["reference"]
-        return -F.logsigmoid(self.beta * (gains[:, 0] - gains[:, 1])).sum()
-
-    def prepare(
-        self, model: Any, *, batch_tokens: int, path: str, tick: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
-        """The reference's log-probabilities, with the adapter off; tick(paths done, paths) after each batch."""
-        import torch
-
-        paths = [path_ for item in self.items for path_ in item]
-        found = torch.zeros(len(paths), dtype=torch.float32)
-        world, device, done = current(), model.device, 0
-        with torch.no_grad(), model.disable_adapter():
-            for group in world.share(list(loss.padded_batches(paths, batch_tokens))):
-                batch = loss.on_device(padded([paths[i] for i in group], self.pad_id), device)
-                found[group] = loss.path_log_probs(model, batch, path).float().cpu()
-                done += len(group) if world.lockstep else len(group) * world.size
-                tick(min(done, len(paths)), len(paths))
-        self.reference = world.total_of_shares(found).view(-1, 2)
-
-
-def objective(tokenizer: Any, examples: Sequence[Example], settings: TrainSettings, what: str) -> Objective:
-    """The examples tokenised for the objective that settings name; what: "training" or "dev", for the message.
-
-    Raises: TemplateRefused, BadInput naming a pair without its rejected answer.
-    """
-    if settings.objective == "sft":
-        return Objective([encode_item(tokenizer, e, "sft") for e in examples], tokenizer.pad_token_id)
-    require_pairs(examples, what)
-    pairs = [encode_item(tokenizer, e, "dpo") for e in examples]
-    return Preference(pairs, tokenizer.pad_token_id, settings.dpo_beta)
-
-
-def require_pairs(examples: Sequence[Example], what: str) -> None:
-    """Raises: BadInput naming the first row without a rejected answer."""
-    lacking = [e for e in examples if not e.rejected]
+    flagged = [e for e in examples if e.desired is not None]
+    if kind == "sft":
+        lacking = [e for e in flagged if not e.desired]
+        why, remedy = "are marked as undesired", "leave them out, or give objective: kto"
+    elif kind == "kto":
+        lacking = [e for e in examples if not e.rejected and e.desired is None]
+        why = "are neither marked nor pairs"
+        remedy = "give each a `label` (true: desired, false: not), or both `chosen` and `rejected`; or objective: sft"
+    else:
+        lacking = [e for e in examples if not e.rejected]
+        why = "have no rejected answer"
+        marked = any(not e.rejected for e in flagged)
+        other = "objective: kto, which learns from rows with a `label`" if marked else "objective: sft"
+        remedy = f"give `chosen` and `rejected`, or {other}"
     if lacking:
         raise BadInput(
-            f"train.objective: dpo learns from pairs, and {len(lacking)} of {len(examples)} {what} rows have no "
-            f"rejected answer, first {lacking[0].source}:{lacking[0].line}; "
-            "give `chosen` and `rejected`, or objective: sft"
+            f"train.objective: {kind} cannot learn from {len(lacking)} of {len(examples)} {what} rows, which {why}, "
+            f"first {lacking[0].source}:{lacking[0].line}; {remedy}"
         )
+    if kind == "kto" and what == "training" and not any(e.rejected for e in examples):
+        kinds = {e.desired for e in examples}
+        if len(kinds) == 1:
+            only, other = ("desired", "undesired") if True in kinds else ("undesired", "desired")
+            raise BadInput(
+                f"train.objective: kto learns from desired and undesired answers, and all {len(examples)} {what} rows "
+                f"are {only}; add {other} ones (`label: {str(other == 'desired').lower()}`), or give objective: sft"
+            )
 
 
 def other_side(example: Example) -> Example:
@@ -141,19 +117,28 @@ def other_side(example: Example) -> Example:
     return dataclasses.replace(example, messages=messages, answer_span=span, rejected=(), id="")
 
 
+def sides(example: Example, kind: str) -> tuple[Example, ...]:
+    """The example, under preference objectives with the other side where it is a pair."""
+    return (example, other_side(example)) if kind in PREFERENCES and example.rejected else (example,)
+
+
+def desired_of(example: Example) -> tuple[bool, ...]:
+    """Under kto, whether each of its sides is desired."""
+    return (True, False)[: len(sides(example, "kto"))] if example.desired is None else (example.desired,)
+
+
 def encode_item(tokenizer: Any, example: Example, kind: str) -> Item:
-    """The example's paths under the objective of that name, unchecked."""
-    sides = (example, other_side(example)) if kind == "dpo" else (example,)
-    return tuple(encode_example(tokenizer, side) for side in sides)
+    """The example's paths under the objective of that name."""
+    return tuple(encode_example(tokenizer, side) for side in sides(example, kind))
 
 
 def count_longest(tokenizer: Any, examples: Sequence[Example], kind: str) -> list[tuple[int, int] | str]:
     """(prompt tokens, answer tokens with the end token) of each row, or why the template refuses it.
 
-    Under dpo the longer answer of a pair counts.
+    Under preference objectives the longer answer of a pair counts.
     """
     chosen = lengths_or_refusals(tokenizer, examples)
-    if kind != "dpo":
+    if kind not in PREFERENCES:
         return chosen
     lost = iter(lengths_or_refusals(tokenizer, [other_side(e) for e in examples if e.rejected]))
     return [_longer(pair, next(lost)) if e.rejected else pair for pair, e in zip(chosen, examples, strict=True)]

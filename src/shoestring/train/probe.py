@@ -14,8 +14,9 @@ from ..errors import TrainingError
 from . import gates, loss, parity, preflight
 from .adapter import fresh_copy, load_adapter
 from .gates import REFUSE, WARN, Finding, judged
-from .loop import StepItems, save_adapter, step_loss
-from .objective import Collate, Preference, padded
+from .loop import StepItems, begin_step, save_adapter, step_loss
+from .objective import Collate, padded
+from .preference import Preference
 from .schedule import Schedule
 from .setup import SetUp
 from .tokens import Encoded
@@ -63,10 +64,10 @@ class Probe:
         step = tuple(tuple(batch) for batch in micro_batches)
         item = StepItems(ready.learned, Schedule((step,), (), ()), collate)[0]
         ready.tuned.zero_grad()
+        begin_step(ready.learned, ready.tuned, item, ready.path, ready.device)
         total = 0.0
         for batch in item["micro_batches"]:
-            moved = loss.on_device(batch, ready.tuned.device)
-            value = step_loss(ready.learned, ready.tuned, moved, item["weight"], ready.path, ready.device)
+            value = step_loss(ready.learned, ready.tuned, batch, item["weight"], ready.path, ready.device)
             if value.requires_grad:  # else no adapter takes part, which is a finding
                 value.backward()
             total += float(value.detach())
@@ -85,7 +86,6 @@ def probing(ready: SetUp) -> Iterator[Probe]:
 
     tuned = ready.tuned
     training, restore_adapter = tuned.training, fresh_copy(tuned)
-    reference = getattr(ready.learned, "reference", None)
     try:
         with (
             torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []),
@@ -96,8 +96,6 @@ def probing(ready: SetUp) -> Iterator[Probe]:
     finally:
         restore_adapter()
         tuned.train(training)
-        if isinstance(ready.learned, Preference):
-            ready.learned.reference = reference
 
 
 def examine(ready: SetUp) -> list[Finding]:
@@ -105,15 +103,28 @@ def examine(ready: SetUp) -> list[Finding]:
     found = [gate.finding(ready) for gate in gates.GATES]
     if any(f.level == REFUSE and f.gate in BEFORE_THE_MODEL for f in found):
         return found
-    with probing(ready) as probe:
-        if isinstance(ready.learned, Preference):
-            found.append(_reference(probe))
+    with compared(ready) as findings, probing(ready) as probe:
+        found += findings
         for name, level, remedy, look in MODEL_GATES:
             finding = judged(name, level, remedy, *look(probe))
             found.append(finding)
             if finding.level == REFUSE and name in LAST_WORDS:
                 break
     return found
+
+
+@contextlib.contextmanager
+def compared(ready: SetUp) -> Iterator[list[Finding]]:
+    """Gates of where training starts from; inside, the probe's items have their reference."""
+    learned, found = ready.learned, [_start(ready)] if ready.settings.start else []
+    if not isinstance(learned, Preference) or not learned.has_reference:
+        yield found
+        return
+    kept = learned.reference
+    try:
+        yield [*found, _reference(ready, learned)]
+    finally:
+        learned.reference = kept
 
 
 def refuse(findings: Sequence[Finding], model: str) -> None:
@@ -290,27 +301,29 @@ def _reads_text(probe: Probe) -> tuple[str, str]:
     return "", f"the base reads these rows: {losses[0]:.2f} a token, shuffled {losses[1]:.2f}"
 
 
-def _reference(probe: Probe) -> Finding:
-    """Preference training: a fresh adapter prefers nothing, so the loss of its first step is ln 2."""
-    import torch
-
-    ready = probe.ready
-    assert isinstance(ready.learned, Preference)
-    items = [ready.learned.items[index] for index in probe.indices]
-    small = Preference(items, ready.learned.pad_id, ready.learned.beta)
+def _reference(ready: SetUp, learned: Preference) -> Finding:
+    """At the start nothing is preferred: a fresh adapter is the bare base, and another one its own reference."""
+    indices, name = probe_items(ready), "reference_is_the_start"
+    with ready.scoring(), ready.at_reference():
+        learned.prepare(ready.tuned, only=indices, **ready.budget)
     with ready.scoring():
-        small.prepare(ready.tuned, **ready.budget)
-        with torch.no_grad(), ready.tuned.disable_adapter():
-            value = small.mean_loss(ready.tuned, **ready.budget)
-    found = torch.zeros(len(ready.learned.items), 2)
-    found[probe.indices] = small.reference
-    ready.learned.reference = found
-    if abs(value - math.log(2)) > ROUNDING[ready.device.dtype]:
-        wrong = f"the bare base has a preference loss of {value:.3f}, ln 2 is {math.log(2):.3f}"
-        return Finding(
-            "reference_is_the_base", REFUSE, wrong, "the reference is not the base; tell us which model this is"
-        )
-    return Finding("reference_is_the_base", gates.OK, "without an adapter the preference loss is ln 2")
+        value, _ = learned.measure(ready.tuned, only=indices, **ready.budget)
+    expected = learned.loss_at_start(indices)
+    if abs(value - expected) > ROUNDING[ready.device.dtype]:
+        wrong = f"before the first step the preference loss is {value:.3f}, with nothing preferred it is {expected:.3f}"
+        return Finding(name, REFUSE, wrong, "the reference is another model; tell us which model this is")
+    return Finding(name, gates.OK, f"before the first step the preference loss is {value:.3f}: nothing is preferred")
+
+
+def _start(ready: SetUp) -> Finding:
+    """The adapter that training goes on from does something: names that nothing reads load without an error."""
+    name = "starts_from_its_adapter"
+    try:
+        effect = preflight.adapter_effect(ready.tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+    except TrainingError:
+        wrong = f"the adapter of {ready.settings.start} changes no logit of this model"
+        return Finding(name, REFUSE, wrong, "give train.start an adapter of this model")
+    return Finding(name, gates.OK, f"the adapter of {ready.settings.start} moves logits, by {effect:.2g} at most")
 
 
 # Where one of these fails, passes through the model say nothing new, or cannot be made.

@@ -26,10 +26,9 @@ from ..errors import BadInput, Interrupted, TrainingError
 from ..files import read_json, write_json, write_whole
 from ..plan.search import alive, at_edge, beyond, grid, rounds, survivors, unit_tokens
 from ..records import Device, Example, Log, Progress, TrainSettings, no_log, no_progress
-from . import loss
 from .adapter import fresh_copy
 from .device import peak_bytes, reset_peak
-from .loop import StepItems, step_loss
+from .loop import StepItems, begin_step, step_loss
 from .memory_policy import MemoryPolicy, offloading, recompute, within_memory
 from .probe import examine, refuse
 from .routes import choose_policy
@@ -243,10 +242,10 @@ class _Search:
 
         ready, item, total = self.ready, self.items[index], 0.0
         optimizer.zero_grad(set_to_none=True)
+        begin_step(ready.learned, ready.tuned, item, ready.path, ready.device)
         for batch in item["micro_batches"]:
-            moved = loss.on_device(batch, ready.tuned.device)
             with offloading(self.offload):
-                value = step_loss(ready.learned, ready.tuned, moved, item["weight"], ready.path, ready.device)
+                value = step_loss(ready.learned, ready.tuned, batch, item["weight"], ready.path, ready.device)
             scaler.scale(value).backward()
             total += float(value.detach())
         scaler.unscale_(optimizer)

@@ -11,8 +11,9 @@ from ..records import Device, Example, TrainSettings
 from . import loss, preflight
 from .adapter import adapter_in_16_bit
 from .base import load_tokenizer
-from .objective import Objective, objective
+from .objective import Objective
 from .packing import Packing, choose_packing
+from .preference import objective
 from .routes import Routes, build_routes
 from .tokens import Encoded
 
@@ -70,6 +71,14 @@ class SetUp:
         with preflight.evaluation_mode(self.tuned), loss.precision(self.device):
             yield
 
+    def at_reference(self) -> contextlib.AbstractContextManager[Any]:
+        """Around a pass before the first step: the model that preferences are measured from.
+
+        The bare base under a fresh adapter, the adapter training goes on from as it is.
+        """
+        is_bare = not self.settings.start and hasattr(self.tuned, "disable_adapter")
+        return self.tuned.disable_adapter() if is_bare else contextlib.nullcontext()
+
 
 @contextlib.contextmanager
 def set_up(
@@ -81,7 +90,7 @@ def set_up(
     """
     tokenizer = load_tokenizer(model)
     learned = objective(tokenizer, train, settings, "training")
-    held_out = objective(tokenizer, dev, settings, "dev")
+    held_out = objective(tokenizer, dev, settings, "dev", like=learned)
     first = [path for item in learned.items[:PROBED_ITEMS] for path in item]
     routes = build_routes(model, settings, device, first, tokenizer.pad_token_id)
     with adapter_in_16_bit(routes.tuned, device):

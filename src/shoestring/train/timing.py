@@ -21,8 +21,8 @@ from .device import peak_bytes, reset_peak, resident_bytes
 from .interval import Costs
 from .loop import StepItems, build_trainer
 from .memory_policy import recompute
-from .objective import Preference
 from .packing import Packing
+from .preference import Preference
 from .probe import examine, refuse
 from .routes import choose_policy
 from .saving import Saver
@@ -123,20 +123,16 @@ def spread(num_steps: int, num: int) -> list[int]:
 
 
 def _reference_s(ready: SetUp, clock: Clock) -> float:
-    """Seconds that the reference of preference training takes over all rows, from a few; rows get a made-up one."""
-    import torch
-
+    """Seconds that the reference of preference training takes over all rows, from a few; the others get zeros."""
     total = 0.0
     for made in (ready.learned, ready.held_out):
-        if not isinstance(made, Preference) or not made.items:
+        if not isinstance(made, Preference) or not made.has_reference or not made.items:
             continue
-        few = [made.items[i] for i in spread(len(made.items), REFERENCE_ROWS)]
-        small = Preference(few, made.pad_id, made.beta)
+        few = spread(len(made.items), REFERENCE_ROWS)
         started_s = clock()
-        with ready.scoring():
-            small.prepare(ready.tuned, **ready.budget)
+        with ready.scoring(), ready.at_reference():
+            made.prepare(ready.tuned, only=few, **ready.budget)
         total += (clock() - started_s) * len(made.items) / len(few)
-        made.reference = torch.zeros(len(made.items), 2)
     return total
 
 
@@ -172,13 +168,13 @@ class _Timed:
         )
         stamps: list[float] = []
 
-        def evaluate() -> tuple[float, float]:
+        def evaluate() -> dict[str, float]:
             stamps.append(clock())
             with ready.scoring():
                 dev_loss = ready.held_out.mean_loss(ready.tuned, **ready.budget)
                 metric = float(self.dev_metric(ready.tuned, ready.tokenizer))
             found.eval_s = clock() - stamps[-1]
-            return metric, dev_loss
+            return {"dev_metric": metric, "dev_loss": dev_loss}
 
         watch = Watch(
             model_name=ready.model,

@@ -32,7 +32,8 @@ from .interval import Costs
 from .locate import model_print
 from .loop import StepItems, build_trainer
 from .memory_policy import MemoryPolicy, recompute, shrunk, within_memory
-from .objective import Objective, Preference
+from .objective import Objective
+from .preference import Preference
 from .probe import examine, refuse
 from .resume import find_checkpoint, open_store
 from .routes import choose_policy
@@ -51,9 +52,9 @@ NOTABLE_EVALUATION_FRAC = 0.5  # of a training's time, told
 # Settings that the trained weights do not depend on, or only to rounding.
 NOT_OF_THE_RESULT = (
     *("reasons", "num_threads", "max_new_tokens", "recompute", "num_processes", "parallelism"),
-    *("checkpoints", "interruptions_per_hour"),
+    *("checkpoints", "interruptions_per_hour", "start"),
 )
-REFERENCE = "reference.json"  # of preference training: log-probabilities under the bare base
+REFERENCE = "reference.json"  # of preference training: log-probabilities under the model it starts from
 
 
 def never(wall_s: float) -> Exception | None:
@@ -118,10 +119,11 @@ def train_rung(
                 prepare(out_dir, print_, ready, signals, progress)
                 trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
 
-            def evaluate() -> tuple[float, float]:
+            def evaluate() -> dict[str, float]:
                 with ready.scoring():
-                    dev_loss = ready.held_out.mean_loss(tuned, **budget)
-                    return world.passing(lambda: float(dev_metric(tuned, ready.tokenizer))), dev_loss
+                    dev_loss, more = ready.held_out.measure(tuned, **budget)
+                    metric = world.passing(lambda: float(dev_metric(tuned, ready.tokenizer)))
+                return {"dev_metric": metric, "dev_loss": dev_loss, **more}
 
             def attempt(policy: MemoryPolicy) -> tuple[Schedule, Watch]:
                 cut = packing.within(policy.chosen.micro_batch_tokens)
@@ -148,6 +150,7 @@ def train_rung(
                     eval_steps=eval_steps(len(cut.schedule.steps), settings.num_evals) if dev else frozenset(),
                     patience=settings.patience,
                     evaluate=evaluate,
+                    stop_on="dev_preference" if settings.stop_on == "preference" else "dev_metric",
                     peak_bytes=lambda: peak_bytes(device),
                     should_stop=should_stop,
                     signals=signals,
@@ -210,14 +213,14 @@ def train_rung(
 
 
 def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress: Progress) -> None:
-    """What preference training needs of the bare base, computed once and kept for later sessions.
+    """What preference training needs of the model it starts from, computed once and kept for later sessions.
 
     Raises: Interrupted.
     """
     import torch
 
     both = {"train": ready.learned, "dev": ready.held_out}
-    wanted = {name: made for name, made in both.items() if isinstance(made, Preference)}
+    wanted = {name: made for name, made in both.items() if isinstance(made, Preference) and made.has_reference}
     world = current()
     kept = world.of_first(lambda: read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {})
     if kept.get("fingerprint") != print_:
@@ -232,9 +235,9 @@ def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress
                 )
 
         if name in kept:
-            made.reference = torch.tensor(kept[name], dtype=torch.float32).view(-1, 2)
+            made.reference = torch.tensor(kept[name], dtype=torch.float32)
             continue
-        with ready.scoring():
+        with ready.scoring(), ready.at_reference():
             made.prepare(ready.tuned, tick=tick, **ready.budget)
         kept[name] = made.reference.tolist()
         if world.is_first:
@@ -373,7 +376,7 @@ def thin_history(lines: Sequence[dict[str, float]]) -> tuple[dict[str, float], .
         window.append(line["loss"])
         if line["step"] % stride == 0 or "dev_metric" in line or line is lines[-1]:
             kept: dict[str, float] = {
-                k: line[k] for k in ("step", "learning_rate", "dev_metric", "dev_loss") if k in line
+                k: line[k] for k in ("step", "learning_rate", "dev_metric", "dev_loss", "dev_preference") if k in line
             }
             points.append({**kept, "loss": sum(window) / len(window)})
             window = []

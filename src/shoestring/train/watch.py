@@ -36,7 +36,7 @@ class Watched:
     fingerprint: str
     wall_s: float = 0.0
     peak_bytes: int = 0
-    evals: list[dict[str, float]] = field(default_factory=list)  # step, dev_metric, dev_loss
+    evals: list[dict[str, float]] = field(default_factory=list)  # step, and what evaluate gives
     best_step: int = 0
     best_sha256: str = ""  # of its weights
     best_metric: float = -math.inf
@@ -95,13 +95,14 @@ class Watch:
     state: Watched
     eval_steps: frozenset[int]
     patience: int
-    evaluate: Callable[[], tuple[float, float]]  # (dev metric, dev loss)
+    evaluate: Callable[[], dict[str, float]]  # dev_metric, dev_loss, and dev_preference of preference objectives
     peak_bytes: Callable[[], int]
     should_stop: Callable[[float], Exception | None]  # given the wall seconds at the end of the next step and its save
     signals: Signals
     saver: Saver
     progress: Progress
     report: Callable[[dict[str, Any]], None] = lambda line: None  # to trackers
+    stop_on: str = "dev_metric"  # the measure by which the best adapter is kept
     skips_overflow: bool = False  # float16: the gradient scaler leaves out steps whose gradient overflows
     started_s: float = field(default_factory=time.perf_counter)
     leaving: BaseException | None = None
@@ -170,9 +171,9 @@ class Watch:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         state, began_s = self.state, time.perf_counter()
-        metric, loss = self.evaluate()
+        found = self.evaluate()
         state.eval_s += time.perf_counter() - began_s
-        found = {"dev_metric": metric, "dev_loss": loss}
+        metric, loss = found[self.stop_on], found["dev_loss"]
         state.evals.append({"step": step, **found})
         if metric > state.best_metric or (metric == state.best_metric and loss < state.best_loss):
             state.best_step, state.best_metric, state.best_loss, state.num_worse = step, metric, loss, 0
