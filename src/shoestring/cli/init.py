@@ -47,6 +47,8 @@ data:
 models: [embedded]
 
 budget_usd: 10  # hard stop: no step is begun that would pass it
+# deadline_h: 8  # 'shoestring plan' then picks what is done by then, and says how surely
+# traffic: {{requests_per_month: 100000, prompt_tokens: 300, completion_tokens: 80, months: 12}}  # for the whole bill
 """
 
 

@@ -48,7 +48,7 @@ class Work:
     device: Device
     settings: TrainSettings
     memory: MemoryPrediction
-    train_s: Estimate  # evaluations during training and loading included
+    train_s: Estimate  # a learning-rate search, loading and evaluations during training included
     eval_s: Estimate
     reason: str
 
@@ -103,8 +103,12 @@ def work_of(config: RunConfig, model: str, shape: ModelShape, rows: Rows, device
     speed, num_tokens = time.tokens_per_s, time.num_train_tokens
     # Steps grow with the rows; loading and dev evaluations do not.
     steps = Estimate(num_tokens / speed.value, num_tokens / speed.high, num_tokens / speed.low)
+    search = time.search_s or Estimate(0.0, 0.0, 0.0)
+    searched = 1.0 if config.train.search_tokens else more  # a number of tokens, or a share of training's
     train = {
-        k: getattr(time.train_s, k) + getattr(steps, k) * (more * getattr(rows.error, k) - 1)
+        k: getattr(time.train_s, k)
+        + getattr(steps, k) * (more * getattr(rows.error, k) - 1)
+        + getattr(search, k) * searched
         for k in ("value", "low", "high")
     }
     return Work(

@@ -309,6 +309,8 @@ def _total(
 
 def _notes(config: RunConfig, looked: Sample, shapes: dict[str, ModelShape]) -> list[str]:
     notes = ["curation may drop rows: hours and dollars are of all that were counted"]
+    if config.engine != "shoestring":
+        notes.append(f"hours and memory are those of Shoestring's own loop; {config.engine} may take more")
     if not looked.is_count_exact:
         notes.append(f"the number of rows is estimated: {looked.how}")
     for model, shape in shapes.items():
