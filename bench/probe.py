@@ -145,7 +145,8 @@ def main() -> None:
         seconds, memory = one["seconds"], one["bytes"]
         print(
             f"{one['data']}, {one['model']}: {seconds['predicted']['value']:.1f} s predicted, "
-            f"{seconds['taken']:.1f} taken ({seconds['ratio']:.2f}); peak {memory['ratio']:.2f} of predicted; probed in {one['probe_s']:.0f} s"
+            f"{seconds['taken']:.1f} taken ({seconds['ratio']:.2f}); "
+            f"peak {memory['ratio']:.2f} of predicted; probed in {one['probe_s']:.0f} s"
         )
 
 
