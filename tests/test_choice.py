@@ -252,6 +252,17 @@ def test_embedded_models_are_planned_here_and_elsewhere(
     assert "on the curated rows" in model["tokens_per_row"]["source"] and "low" not in model["tokens_per_row"]
 
 
+def test_a_run_with_traffic_keeps_the_bill_for_its_report(rows: Path) -> None:
+    few = (rows / "tickets.jsonl").read_text().splitlines(keepends=True)[:200]
+    (rows / "few.jsonl").write_text("".join(few))
+    changes = {"models": ["shoestring-1m"], "name": "billed", "data": {"train": "few.jsonl"}, "deadline_h": None}
+    planned_run = planned(rows, "tickets-8b", **changes)
+    planned_run.execute(until="plan")
+    answer = json.loads((planned_run.folder / "choice.json").read_text())
+    assert answer["total"]["best"]["usd"]["value"] > 0
+    assert "your traffic" in (planned_run.folder / "report.html").read_text()
+
+
 # ---- bad input: said clearly, the rest answers -----------------------------------------------
 
 

@@ -19,7 +19,7 @@ from ..train.base import load_tokenizer
 from ..train.objective import count_longest, require_learnable
 from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
-from . import probing
+from . import probing, told
 from .common import planned_for, price, shape, starts, token_counts
 
 if TYPE_CHECKING:
@@ -114,4 +114,6 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         settle=lambda rung: probing.settled(run, rung),
         starts=starts(run),
     )
+    if run.config.traffic is not None:
+        told.note(run)
     return to_json(planned), planned

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError, ModelError
+from ..files import write_json
 from ..market.choice import Choice, is_sure
 from ..market.options import Discarded, Option
 from ..market.terms import term
@@ -20,7 +22,10 @@ from ..plan.figures import Figure, figure
 from ..plan.shapes import ModelShape
 from ..plan.throughput import prior
 from ..records import Device, Estimate
-from .choosing import Weighed
+from .choosing import Weighed, weigh
+
+if TYPE_CHECKING:
+    from ..recipe import Run
 
 
 def told(weighed: Weighed, name: str) -> dict[str, Any]:
@@ -40,6 +45,14 @@ def told(weighed: Weighed, name: str) -> dict[str, Any]:
         "total": None if weighed.total is None else _total(weighed, weighed.total),
         "notes": list(weighed.notes),
     }
+
+
+def note(run: Run) -> None:
+    """choice.json of a run under way, for its report; that it cannot be had stops nothing."""
+    try:
+        write_json(run.folder / "choice.json", told(weigh(run), run.config.name))
+    except (DataError, ModelError) as error:
+        run.log(f"The bill over the months is not added up: {error}")
 
 
 def worth_listing(choice: Choice) -> set[int]:
