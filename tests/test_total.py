@@ -101,6 +101,34 @@ def test_more_in_flight_answers_more_and_memory_limits_it() -> None:
     assert capacity(shape, gpu_table()["T4"], 500, 200, max_batch=exactly(1.0), **args) is None
 
 
+# Requests a second that others measured: vLLM 0.30 in bf16 (tgarg01/silybench-data, run 20260924T125045Z, most users that
+# keep its latency bound), and vLLM 0.2 with all the memory holds (benchmarks of neuralmagic/nm-vllm, May 2024).
+PUBLISHED = (
+    ("Qwen/Qwen3-8B", "H100-SXM", 128, 128, 512, 113.59),
+    ("Qwen/Qwen3-8B", "H100-SXM", 1024, 128, 80, 23.58),
+    ("Qwen/Qwen3-8B", "H100-SXM", 128, 1024, 396, 13.01),
+    ("Qwen/Qwen3-8B", "H100-SXM", 2048, 2048, 40, 1.374),
+    ("Qwen/Qwen3-8B", "H100-SXM", 8192, 512, 7, 0.980),
+    ("meta-llama/Llama-2-7b-hf", "A10G", 256, 128, 10_000, 3.84),
+)
+
+
+@pytest.mark.parametrize(("model", "gpu", "prompt", "completion", "users", "per_s"), PUBLISHED)
+def test_capacity_is_near_what_others_measured(
+    model: str, gpu: str, prompt: int, completion: int, users: int, per_s: float
+) -> None:
+    able = capacity(
+        shape_of(model),
+        gpu_table()[gpu],
+        prompt,
+        completion,
+        stream_frac=value("stream_frac"),
+        floor_s=value("decode_floor_s"),
+        max_batch=exactly(users),
+    )
+    assert able is not None and able.requests_per_s.value == pytest.approx(per_s, rel=0.25)
+
+
 @pytest.fixture
 def routes() -> list[Route]:
     traffic = TrafficConfig(requests_per_month=100_000, prompt_tokens=400, completion_tokens=100)
