@@ -368,8 +368,8 @@ def test_pairs_are_needed_for_preferences(
     assert "chosen and a rejected answer" in capfd.readouterr().err
 
 
-def test_what_was_kept_is_json(rows: Path) -> None:
+def test_what_was_kept_is_json(rows: Path, commands: Weighed) -> None:
     """Infinite ends are written as null, which every reader of JSON takes."""
-    answer = told(weigh(planned(rows, "commands-8b"), TODAY), "commands-8b")
+    answer = told(commands, "commands-8b")
     write_json(rows / "choice.json", answer)
     assert "Infinity" not in (rows / "choice.json").read_text()

@@ -101,8 +101,8 @@ def test_more_in_flight_answers_more_and_memory_limits_it() -> None:
     assert capacity(shape, gpu_table()["T4"], 500, 200, max_batch=exactly(1.0), **args) is None
 
 
-# Requests a second that others measured: vLLM 0.30 in bf16 (tgarg01/silybench-data, run 20260924T125045Z, most users that
-# keep its latency bound), and vLLM 0.2 with all the memory holds (benchmarks of neuralmagic/nm-vllm, May 2024).
+# Requests a second that others measured: vLLM 0.30 in bf16 (tgarg01/silybench-data, run 20260924T125045Z, most users
+# that keep its latency bound), and vLLM 0.2 with all the memory holds (benchmarks of neuralmagic/nm-vllm, May 2024).
 PUBLISHED = (
     ("Qwen/Qwen3-8B", "H100-SXM", 128, 128, 512, 113.59),
     ("Qwen/Qwen3-8B", "H100-SXM", 1024, 128, 80, 23.58),
