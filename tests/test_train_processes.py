@@ -2,20 +2,25 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
+import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from shoestring.errors import BadInput, TrainingError
+from shoestring.errors import BadInput, Interrupted, TrainingError
 from shoestring.records import Device, Example, Message, TrainSettings
 from shoestring.train.division import divide, share_out
-from shoestring.train.processes import call_together
-from shoestring.train.schedule import Schedule
+from shoestring.train.processes import START, call_together
+from shoestring.train.schedule import PASS_TOKENS, Schedule
 from shoestring.train.trainer import train_rung
+from tests import group_work
 from tests.tiny import WORDS, make_model
 
 EXACT = Device("cpu", "cpu", 2**33, 1, "float32", "so that sums can be compared")
@@ -56,22 +61,28 @@ def metric(model, tokenizer) -> float:
     return float(sum(p.detach().abs().sum() for n, p in model.named_parameters() if "lora_B" in n)) % 1.0
 
 
-def train_cases(model: str, folder: Path, names: list[str], log, changes: dict) -> dict:
-    """Each case in this process, or in those of its group."""
-    found = {}
-    for name in names:
-        turned, kind = CASES[name]
-        found[name] = train_rung(
-            model=model,
-            train=rows(24, **kind),
-            dev=rows(5, 500, **kind),
-            out_dir=folder / name,
-            settings=settings(**{**turned, **changes}),
-            device=EXACT,
-            dev_metric=metric,
-            log=log,
-        )
-    return found
+def train_case(model: str, folder: Path, name: str, log, **changes):
+    turned, kind = CASES[name]
+    return train_rung(
+        model=model,
+        train=rows(24, **kind),
+        dev=rows(5, 500, **kind),
+        out_dir=folder,
+        settings=settings(**{**turned, **changes}),
+        device=EXACT,
+        dev_metric=metric,
+        log=log,
+    )
+
+
+def train_cases(model: str, folder: Path, kinds: dict[str, dict], log) -> dict:
+    """Each case under each kind of settings, in this process or in those of its group."""
+    return {
+        f"{name} {kind}": train_case(model, folder / f"{name} {kind}", name, log, **changes)
+        for kind, changes in kinds.items()
+        for name in CASES
+        if not (kind == "fsdp" and name == "padded")  # seconds
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +94,7 @@ def tiny(tmp_path_factory):
 def alone(tiny, tmp_path_factory):
     """The cases as one process trains them: folder and results."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, train_cases(tiny, folder, list(CASES), print, {})
+    return folder, {name: train_case(tiny, folder / name, name, print) for name in CASES}
 
 
 def steps_of(folder: Path) -> list[dict]:
@@ -103,38 +114,124 @@ def assert_same(one: Path, other: Path) -> None:
         assert float((matrix - weights[1][name]).norm() / matrix.norm()) < 1e-5, name
 
 
-def together(tiny, folder, names, **changes):
-    lines = []
-    found = call_together(
-        train_cases,
-        {"model": tiny, "folder": folder, "names": names, "changes": changes},
-        num=2,
-        device=EXACT,
-        folder=folder,
-        hooks={"log": lines.append},
-    )
-    return found, lines
-
-
-def test_a_base_in_shards_trains_as_a_whole_one(tiny, alone, tmp_path):
-    for_one, results = alone
-    measured = {"micro_batch_tokens": "derived", "recompute": "derived"}
-    found, _ = together(tiny, tmp_path, ["padded", "dpo"], parallelism="fsdp", reasons=measured)
-    for name in found:
-        assert_same(for_one / name, tmp_path / name)
-        assert found[name].settings["parallelism"] == "fsdp"
-        for fact in ("adapters", "loss_path", "attention"):
-            assert found[name].settings[fact] == results[name].settings[fact]
+KINDS = {
+    "ddp": {"parallelism": "ddp"},
+    # Passes are measured too, over layers that come and go.
+    "fsdp": {"parallelism": "fsdp", "reasons": {"micro_batch_tokens": "derived", "recompute": "derived"}},
+}
 
 
 def test_two_processes_take_the_steps_of_one(tiny, alone, tmp_path):
     for_one, results = alone
-    found, _ = together(tiny, tmp_path, list(CASES))
-    for name in CASES:
-        assert_same(for_one / name, tmp_path / name)
-        assert found[name].num_steps == results[name].num_steps
-        assert found[name].best_step == results[name].best_step
-        assert found[name].settings["packing"] == results[name].settings["packing"]
-        assert found[name].settings["backend"] == "gloo"
+    job = {"model": tiny, "folder": tmp_path, "kinds": KINDS}
+    found = call_together(train_cases, job, num=2, device=EXACT, folder=tmp_path, hooks={"log": print})
+    assert len(found) == 5
+    for name, result in found.items():
+        one = results[name.split()[0]]
+        assert_same(for_one / name.split()[0], tmp_path / name)
+        assert (result.num_steps, result.best_step) == (one.num_steps, one.best_step)
+        assert result.settings["parallelism"] == name.split()[1]
+        assert result.settings["backend"] == "gloo"
+        for fact in ("packing", "adapters", "loss_path", "attention"):
+            assert result.settings[fact] == one.settings[fact]
     assert results["forest"].settings["packing"] == "prefix forest"
     assert results["padded"].settings["packing"] == "padded rows"
+
+
+def test_a_killed_process_is_named_and_the_rest_is_trained_by_one(tiny, alone, tmp_path):
+    for_one, _ = alone
+    seen = []
+
+    def kill_second(label: str, done: int, total: int | None) -> None:
+        seen.append(done)
+        if label.startswith("train") and done == 3:
+            members = sorted(psutil.Process().children(), key=lambda child: child.create_time())
+            members[1].kill()
+
+    job = {
+        "model": tiny, "train": rows(24), "dev": rows(5, 500), "out_dir": tmp_path / "rung", "device": EXACT,
+        "dev_metric": metric,
+    }  # fmt: skip
+    with pytest.raises(TrainingError, match=r"process 1 of 2 was killed by SIGKILL.*run the same command"):
+        train_rung(**job, settings=settings(num_processes=2, parallelism="ddp"), progress=kill_second)
+    assert not psutil.Process().children()
+    assert len(seen) >= 3
+    train_rung(**job, settings=settings())
+    assert_same(for_one / "padded", tmp_path / "rung")
+
+
+# ---------------------------------------------------------------- processes
+
+
+def test_an_unforeseen_failure_is_named_with_its_process(tmp_path):
+    with pytest.raises(TrainingError, match=r"process 1 of 2 failed: LookupError: no such thing.*rank-1\.txt"):
+        call_together(group_work.fail, {}, num=2, device=EXACT, folder=tmp_path, hooks={"log": print})
+    assert not psutil.Process().children()
+    assert "Traceback" in (tmp_path / "processes" / "rank-1.txt").read_text()
+
+
+def test_the_first_process_is_heard_and_a_signal_to_the_caller_reaches_it(tmp_path):
+    told = []
+
+    def stop(total: int) -> None:
+        told.append(total)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    job = {"numbers": list(range(101))}
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        call_together(group_work.add_up_and_wait, job, num=2, device=EXACT, folder=tmp_path, hooks={"log": stop})
+    assert told == [5050]
+
+
+def test_a_process_ends_with_its_caller():
+    """The end of the pipe that the caller holds is all that it sees of a kill -9."""
+    life, keep = os.pipe()
+    ours, theirs = Pipe()
+    alone = subprocess.Popen(
+        [sys.executable, "-c", START, str(theirs.fileno()), str(life)], pass_fds=(theirs.fileno(), life)
+    )
+    os.close(life)
+    os.close(keep)
+    assert alone.wait(60) == 1
+    ours.close()
+
+
+def test_what_does_not_pickle_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(BadInput, match="dev_metric must be a function of a module"):
+        call_together(lambda log: None, {}, num=2, device=EXACT, folder=tmp_path, hooks={"log": print})
+
+
+def test_more_processes_than_gpus_are_refused(tiny, tmp_path):
+    card = replace(EXACT, kind="cuda", num_devices=2)
+    with pytest.raises(BadInput, match=r"num_processes = 3, and this machine has 2 x cpu; give at most 2"):
+        train_rung(
+            model=tiny, train=rows(4), dev=[], out_dir=tmp_path, settings=settings(num_processes=3), device=card,
+            dev_metric=metric,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- division
+
+
+def test_a_step_is_divided_by_computed_tokens():
+    """Rows of 100 tokens in two micro-batches, then one of 400: half of the tokens each."""
+    sizes = {0: 100, 1: 100, 2: 100, 3: 100, 4: 400}
+    size = lambda batch: sum(sizes[row] for row in batch)  # noqa: E731
+    assert share_out(((0, 1), (2, 3), (4,)), size, 2) == (((0, 1), (2, 3)), ((4,),))
+    assert share_out(((0, 1, 2, 3),), size, 2) == (((0, 1),), ((2, 3),))
+    assert share_out(((4,),), size, 3) == (((4,),), (), ())
+
+
+@pytest.mark.parametrize("num", [2, 3, 8])
+def test_a_division_loses_no_row_and_is_nearly_even(num):
+    rng = random.Random(num)
+    lengths = [rng.choice([20, 50, 300]) for _ in range(60)]
+    size = lambda batch: len(batch) * max(lengths[row] for row in batch)  # noqa: E731
+    order = sorted(range(60), key=lengths.__getitem__)
+    step = tuple(tuple(order[at : at + 7]) for at in range(0, 60, 7))
+    made = divide(Schedule((step,), tuple(lengths), (0,)), size, num)
+    assert [row for share in made.shares[0] for batch in share for row in batch] == order
+    assert made.schedule.steps == (tuple(batch for share in made.shares[0] for batch in share),)
+    assert made.schedule.computed_tokens == (sum(map(size, made.schedule.steps[0])),)
+    loads = [sum(size(batch) + PASS_TOKENS for batch in share) for share in made.shares[0]]
+    assert max(loads) <= sum(loads) / num + max(lengths) + PASS_TOKENS
