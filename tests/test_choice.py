@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shoestring.cli.main import run
+from shoestring.errors import ModelError
 from shoestring.files import write_json
 from shoestring.market.options import Option
 from shoestring.market.table import snapshot
@@ -153,6 +154,16 @@ def test_more_gpus_are_weighed_where_time_presses_or_one_cannot_hold_the_model(r
     assert several.work is not None and several.work.settings.parallelism == "fsdp"
     assert any("is not stated" in note for note in several.notes)
     assert any(d.code == "does_not_fit" and d.gpu == "L40S" for d in large.discarded)
+
+
+def test_rows_too_long_for_seq_len_are_not_counted(rows: Path) -> None:
+    """As curation drops them: of rows that are all longer than the limit none is left, and that is said."""
+    whole = weigh(planned(rows, "tickets-8b"), TODAY).rows["Qwen/Qwen3-8B"]
+    middle = sorted(whole.counts.paths)[len(whole.counts.paths) // 2]
+    half = weigh(planned(rows, "tickets-8b", train={"seq_len": middle}), TODAY).rows["Qwen/Qwen3-8B"]
+    assert 0.3 * whole.num_train < half.num_train < 0.8 * whole.num_train
+    with pytest.raises(ModelError, match="every row of the sample is longer than 20 tokens"):
+        weigh(planned(rows, "tickets-8b", train={"seq_len": 20}), TODAY)
 
 
 def test_market_device_leaves_only_that_gpu(rows: Path) -> None:

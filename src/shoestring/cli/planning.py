@@ -84,13 +84,17 @@ def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
 
 
 def _show_data(answer: dict[str, Any]) -> None:
+    said: dict[str, list[str]] = {}  # models with equal lengths share a line
     for model in answer["data"]["models"]:
         tokens, longest = model["tokens_per_row"], model["longest_row_tokens"]
-        say(
-            f"{model['model']}: {model['rows_train']['value']:,} training rows of {_plain(tokens)} tokens, the longest "
+        text = (
+            f"{model['rows_train']['value']:,} training rows of {_plain(tokens)} tokens, the longest "
             f"{longest['value']:,.0f} ({tokens['source'].removeprefix('the data files; ')}); "
             f"{model['rows_eval']['value']:,} held out"
         )
+        said.setdefault(text, []).append(model["model"])
+    for text, models in said.items():
+        say(f"{', '.join(models)}: {text}")
 
 
 def _plain(figure: dict[str, Any]) -> str:
@@ -182,10 +186,9 @@ def _show_total(total: dict[str, Any], show_all: bool) -> None:
     traffic = total["traffic"]
     asked, months = traffic["requests_per_month"]["value"], traffic["months"]["value"]
     say()
-    say(
-        f"Over {months:g} months at {asked:,.0f} requests a month of {traffic['prompt_tokens']['value']:,} + "
-        f"{traffic['completion_tokens']['value']:,} tokens:"
-    )
+    tokens = f"{traffic['prompt_tokens']['value']:,} + {traffic['completion_tokens']['value']:,} tokens"
+    over = f"{months:g} month{'s' if months != 1 else ''}"
+    say(f"Over {over} at {asked:,.0f} requests a month of {tokens}:")
     once = "; ".join(f"{p['part']} {usd(p['usd']['value'])}" for p in total["once"] if p["usd"]["value"])
     say(f"paid once: {usd_text(total['once_usd'])} ({once})")
     served = [w for w in total["own"] if show_all or w["is_listed"]]

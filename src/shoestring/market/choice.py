@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def _why(
 
 
 def _why_nothing(discarded: Sequence[Discarded]) -> str:
-    codes = {d.code for d in discarded}
+    codes = Counter(d.code for d in discarded)
     if not codes:
         return "there is nothing to choose from: no offer and no service"
     remedies = {
@@ -98,5 +99,5 @@ def _why_nothing(discarded: Sequence[Discarded]) -> str:
         "over_budget": "a larger budget_usd",
         "model_unknown": "models that are in a local folder or in 'shoestring models'",
     }
-    names = [remedies[code] for code in remedies if code in codes]
-    return f"no option is left of {len(discarded)}; try {', '.join(names) or 'other models'}"
+    names = [remedies[code] for code, _ in codes.most_common() if code in remedies]
+    return f"no option is left of {len(discarded)}; try {' or '.join(names) or 'other models'}"

@@ -20,7 +20,7 @@ from ..files import write_json
 from ..ladder import models_of
 from ..market.choice import Choice, choose, is_sure
 from ..market.offers import MACHINES_AT_HAND, Offer
-from ..market.options import Discarded, Option, Order, here, larger, of_offers, of_services, smallest
+from ..market.options import Discarded, Option, Order, does_not_fit, here, larger, of_offers, of_services, smallest
 from ..market.prices import price_for
 from ..market.serving import api_routes, own_routes
 from ..market.table import load
@@ -164,7 +164,9 @@ def _rows(
     counts, error, how = quick_counts(examples, evals, folder_at_hand(model), shape.family)
     given = run.config.train.seq_len
     limit = min(given or shape.context_tokens, shape.context_tokens)
+    num_read = len(counts.prompt)
     counts = _within(counts, limit)
+    num_train = max(1, round(num_train * len(counts.prompt) / num_read))
     prompt, answer = tiled(counts.prompt, min(num_train, MAX_ROWS)), tiled(counts.answer, min(num_train, MAX_ROWS))
     if looked.num_examples > len(examples):  # the longest row is likely not in the sample
         answer = _with_longer(prompt, answer, limit)
@@ -244,7 +246,11 @@ def _of_model(
         return options
 
     options = weigh_orders(smallest(config, offers))
-    if not any(is_sure(option) and option.num_gpus == 1 for option in options):  # one is too small, or too slow
+    fits_one = any(
+        not does_not_fit(work) for (_, num), found_works in works.items() if num == 1 for work in found_works
+    )
+    in_time = not config.deadline_h or any(is_sure(option) and option.num_gpus == 1 for option in options)
+    if not (fits_one and in_time):
         weigh_orders(larger(config, offers))
     _here(run, model, shape, rows, wanted, found, today)
     if wanted is None:
