@@ -21,6 +21,7 @@ from shoestring.cli import listing
 from shoestring.cli.main import run
 from shoestring.cli.progress import Screen
 from shoestring.cli.tables import arms_table, clip, far_table, table, usd_span, width_of
+from shoestring.records import NOTE
 from shoestring.runfolder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -435,6 +436,17 @@ def test_lines_off_a_terminal_are_few_and_say_how_long() -> None:
     assert lines[0] == "training: 10/100, about 90 s left"
     assert len(lines) == 10
     assert lines[-1] == "Rung done"
+
+
+def test_what_work_has_cost_so_far_stands_in_its_line() -> None:
+    """The note changes; it is the same task all the same."""
+    clock = [0.0]
+    stream = io.StringIO()
+    with Screen(stream, lambda: clock[0], heartbeat_s=None) as screen:
+        for done in range(12):
+            clock[0] = float(done)
+            screen.progress(f"train tiny{NOTE}${done} spent of $20 predicted", done, 20)
+    assert stream.getvalue() == "train tiny: 10/20, about 10 s left, $10 spent of $20 predicted\n"
 
 
 def test_a_stage_that_says_nothing_for_long_still_shows_life() -> None:

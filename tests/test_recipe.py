@@ -14,6 +14,7 @@ from shoestring.errors import BudgetStopped, ConfigError, DataError
 from shoestring.files import read_json, read_jsonl, write_jsonl
 from shoestring.recipe import Run
 from shoestring.records import Message, no_progress
+from shoestring.stages import rungs
 from shoestring.stages.deciding import paying
 
 COLOURS = ("red", "green", "blue")
@@ -466,3 +467,29 @@ def test_an_endpoint_sees_what_the_one_before_it_spent_and_what_a_kill_left_out(
     run.ledger.path.write_text("".join(line for line in lines if "endpoint hosted" not in line))
     paying(run, first, 1)(prompts, no_progress)
     assert run.ledger.spent_usd() == pytest.approx(spent_usd)
+
+
+def test_a_training_that_costs_more_than_predicted_stops_within_the_budget_and_goes_on_when_raised(
+    finished, tmp_path, monkeypatch, capfd
+):
+    """At a dollar a second; the prediction is set aside, as if it had been far too low."""
+    budget_usd, more = 0.5, "market: {price_usd_per_hour: 3600}\n"
+    monkeypatch.setattr(rungs, "check_budget", lambda *_: None)
+    folder = tmp_path / "runs/colours/rungs/shoestring-1m"
+    arguments = ["run", str(tmp_path / "run.yaml"), "--runs-dir", str(tmp_path / "runs"), "--json"]
+    write_run(tmp_path, budget_usd=budget_usd, more=more)
+    for _ in range(2):  # again with the same budget: nothing is loaded, no step is begun
+        assert command(arguments) == 4
+        told = json.loads(capfd.readouterr().out)["error"]
+        assert told["type"] == "BudgetStopped" and "raise budget_usd" in told["message"]
+        assert (
+            len(read_jsonl(folder / "steps.jsonl")) == 1
+            and (folder / "checkpoints/checkpoint-1/COMPLETE.json").exists()
+        )
+
+    write_run(tmp_path, budget_usd=1e6, more=more)
+    assert command(arguments) == 3
+    assert capfd.readouterr().out
+    weights = "rungs/shoestring-1m/adapter/adapter_model.safetensors"
+    assert (tmp_path / "runs/colours" / weights).read_bytes() == (finished[1].folder / weights).read_bytes()
+    assert len(read_jsonl(folder / "steps.jsonl")) > 1

@@ -358,3 +358,23 @@ def test_an_interruption_waits_for_the_checkpoint_and_its_upload(rung, place):
     assert [p.name for p in (rung.folder / "checkpoints").iterdir()] == ["checkpoint-1"]
     found = [p for p in fsspec.filesystem("memory").find("/bucket") if p.endswith(f"checkpoint-1/{checkpoint.MARKER}")]
     assert len(found) == 1
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def test_the_guard_is_asked_for_the_end_of_the_next_step(rung):
+    """So that no step is begun that would pass the budget."""
+    asked = []
+    rung(stop=lambda wall_s: asked.append(wall_s))
+    rows = [json.loads(line) for line in (rung.folder / "steps.jsonl").read_text().splitlines()]
+    for wall_s, row in zip(asked, rows, strict=False):
+        assert wall_s >= row["wall_s"] + row["num_tokens"] / row["tokens_per_s"] - 0.01
+
+
+def test_a_session_begins_no_step_that_would_pass_the_budget(rung):
+    with pytest.raises(BudgetStopped):
+        rung(stop=stop_at(3))
+    with pytest.raises(BudgetStopped):
+        rung(stop=stop_at(1))
+    assert recorded(rung.folder) == [1, 2, 3]

@@ -21,6 +21,8 @@ from .messages import example_to_json as example_to_json
 from .messages import message_to_json as message_to_json
 
 # progress(label, done, total): total None when unknown. Stages call it; the command line draws it.
+# What follows NOTE in a label changes as the work goes on, such as what it has cost so far.
+NOTE = " | "
 Progress = Callable[[str, int, int | None], None]
 
 

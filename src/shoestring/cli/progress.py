@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from ..records import NOTE
 from ..units import duration
 
 QUIET_S = 2.0  # shorter work is not worth a bar
@@ -31,6 +32,7 @@ class Task:
     done: int
     total: int | None
     updated_s: float
+    note: str = ""
     bar: Any = field(default=None)
 
     def left_s(self, now_s: float) -> float | None:
@@ -45,7 +47,7 @@ class Task:
         part = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
         left = self.left_s(now_s)
         tail = f", about {duration(left)} left" if left else f", {duration(now_s - self.started_s)} so far"
-        return f"{self.label}: {part}{tail}"
+        return f"{self.label}: {part}{tail}{f', {self.note}' if self.note else ''}"
 
 
 class Screen:
@@ -83,13 +85,14 @@ class Screen:
 
     def progress(self, label: str, done: int, total: int | None) -> None:
         """The Progress that stages call."""
+        label, _, note = label.partition(NOTE)
         with self._lock:
             now_s = self.clock()
             task = self._tasks.get(label)
             if task is None or done < task.done:  # new, or begun again
                 self._drop(label)
                 task = self._tasks[label] = Task(label, now_s, done, done, total, now_s)
-            task.done, task.total, task.updated_s = done, total, now_s
+            task.done, task.total, task.updated_s, task.note = done, total, now_s, note
             if self.is_live:
                 self._draw(task)
             else:
@@ -139,9 +142,8 @@ class Screen:
             while len(self._tasks) > NUM_BARS:
                 self._drop(min(self._tasks.values(), key=lambda other: other.updated_s).label)
         left = task.left_s(self.clock())
-        self._bars.update(
-            task.bar, completed=task.done, total=task.total, left=f"{duration(left)} left" if left is not None else ""
-        )
+        words = [*([f"{duration(left)} left"] if left is not None else []), *([task.note] if task.note else [])]
+        self._bars.update(task.bar, completed=task.done, total=task.total, left=", ".join(words))
 
     def _stop_bars(self) -> None:
         if self._bars is not None:

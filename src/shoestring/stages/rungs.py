@@ -15,6 +15,7 @@ from ..evaluate.score import metric_value, score_arm
 from ..files import read_json, write_json
 from ..plan.engines import OURS
 from ..records import (
+    NOTE,
     ArmScore,
     Curated,
     Estimate,
@@ -169,18 +170,10 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
     dev = dev_rows(run, curated, rung.settings)
 
-    def should_stop(wall_s: float) -> Exception | None:
-        spent_usd = before_usd + wall_s * rung.price_usd_per_hour / SECONDS_PER_HOUR
-        if spent_usd <= run.config.budget_usd:
-            return None
-        return BudgetStopped(
-            f"spent {usd(spent_usd)} of the budget of {usd(run.config.budget_usd)} while training {rung.model}; "
-            "a checkpoint is saved: raise budget_usd and run the same command again to continue"
-        )
-
-    before_usd = spent_before_usd(run, rung)
-    settings = searching.settled(run, rung, curated, should_stop)
-    before_usd = spent_before_usd(run, rung)  # the search's cost included
+    spending = Spending(run, rung)
+    spending.refuse_if_spent()
+    settings = searching.settled(run, rung, curated, spending.should_stop)
+    spending = Spending(run, rung)  # the search's cost included
     trained = trainer(run)(
         model=rung.model,
         train=curated.train,
@@ -189,12 +182,49 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
         settings=settings,
         device=device(run),
         dev_metric=DevMetric(run.config.task, tuple(dev), curated.labels, settings.max_new_tokens),
-        should_stop=should_stop,
-        progress=run.progress,
+        should_stop=spending.should_stop,
+        progress=spending.progress,
         log=run.log,
         tracking=Tracking(tuple(run.config.train.trackers), f"{run.config.name}/{rung.model}"),
     )
     return to_json(trained), trained
+
+
+class Spending:
+    """The budget guard of one training: what it costs as it goes on, and whether the next step may begin."""
+
+    def __init__(self, run: Run, rung: RungPlan) -> None:
+        self.run, self.rung = run, rung
+        self.usd_per_s = rung.price_usd_per_hour / SECONDS_PER_HOUR
+        self.before_usd = self.spent_usd = spent_before_usd(run, rung)
+
+    def should_stop(self, wall_s: float) -> Exception | None:
+        """wall_s: of the training's seconds once the next step is done and saved."""
+        self.spent_usd = self.before_usd + wall_s * self.usd_per_s
+        if self.spent_usd <= self.run.config.budget_usd:
+            return None
+        return BudgetStopped(
+            f"the next step of training {self.rung.model} could bring the cost to {usd(self.spent_usd)}, past the "
+            f"budget of {usd(self.run.config.budget_usd)}; what is trained is saved: raise budget_usd and run the same "
+            "command again to continue"
+        )
+
+    def refuse_if_spent(self) -> None:
+        """Before anything is loaded. Raises: BudgetStopped where an earlier session left too little for one step."""
+        wall_s = self.run.ledger.live_s().get(self.run.run_folder.rung(self.rung.model).name, 0.0)
+        stopped = self.should_stop(wall_s + self.rung.train_s.value / max(1, self.rung.num_steps)) if wall_s else None
+        if stopped:
+            raise stopped
+
+    def progress(self, label: str, done: int, total: int | None) -> None:
+        """The run's progress with dollars: those of the step under way included."""
+        if self.usd_per_s:
+            predicted_usd = self.before_usd + self.rung.train_s.value * self.usd_per_s
+            label += (
+                f"{NOTE}{usd(self.spent_usd)} spent of {usd(predicted_usd)} predicted, "
+                f"budget {usd(self.run.config.budget_usd)}"
+            )
+        self.run.progress(label, done, total)
 
 
 @dataclass(frozen=True, slots=True)

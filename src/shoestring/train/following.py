@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .watch import Watch
+from .watch import T, Watch
 from .world import World
 
 
@@ -29,6 +30,9 @@ class Leading(Watch):
         self.world.of_first(lambda: (stop, self.leaving))
         return save, stop
 
+    def decided(self, decide: Callable[[], T]) -> T:
+        return self.world.of_first(decide)
+
 
 class Following(Watch):
     """Any other's: takes part in evaluations, writes nothing."""
@@ -38,6 +42,11 @@ class Following(Watch):
     def __post_init__(self) -> None:
         self.before_s = self.state.wall_s
         self.steps_file = Path(os.devnull).open("a", encoding="utf-8")  # noqa: SIM115 - closed as Watch's is
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        told: T = self.world.of_first(_unasked)
+        self.world.is_left = told is not None
+        return told
 
     def after_step(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> tuple[bool, bool]:
         if step in self.eval_steps:
@@ -51,6 +60,6 @@ class Following(Watch):
         return False, stop
 
 
-def _unasked() -> tuple[bool, BaseException | None]:
+def _unasked() -> Any:
     """What the others would decide: they never do."""
     raise AssertionError("only the first process decides")

@@ -12,10 +12,11 @@ import shutil
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import Interrupted, TrainingError
 from ..files import sync_file, sync_folder, write_jsonl
@@ -26,6 +27,8 @@ from .snapshot import TAKEN, Copier, Snapshot, Uncopied, take
 if TYPE_CHECKING:
     from .saving import Saver
 
+T = TypeVar("T")
+STEPS_LOOKED_AT = 20  # for how long the next one may take
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -48,6 +51,7 @@ class Watched:
     eval_s: float = 0.0  # of all evaluations
     tracking: dict[str, str] = field(default_factory=dict)  # run ids, by tracker
     saving: dict[str, Any] = field(default_factory=dict)  # interval.Costs
+    step_s: float = 0.0  # longest of the last steps
 
     def to_json(self) -> dict[str, Any]:
         return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(self).items()}
@@ -110,7 +114,7 @@ class Watch:
     def __post_init__(self) -> None:
         self.before_s = self.state.wall_s
         self.step_s = time.perf_counter()
-        self.longest_step_s = self.longest_eval_s = 0.0
+        self.last_steps_s: deque[float] = deque([self.state.step_s], maxlen=STEPS_LOOKED_AT)
         self.steps_file = (self.out_dir / "steps.jsonl").open("a", encoding="utf-8")
 
     def wall_s(self) -> float:
@@ -138,12 +142,12 @@ class Watch:
             "tokens_per_s": round(tokens / max(now - self.step_s, 1e-9), 1),
             "wall_s": round(self.wall_s(), 3),
         }
-        self.longest_step_s = max(self.longest_step_s, now - self.step_s)
+        self.last_steps_s.append(now - self.step_s)
+        self.state.step_s = max(self.last_steps_s)
         last = step == len(self.schedule.steps)
         save = last
         if step in self.eval_steps:
             line |= self._evaluate(step)
-            self.longest_eval_s = max(self.longest_eval_s, time.perf_counter() - now)
             save = True
         self.steps_file.write(json.dumps(line) + "\n")
         self.steps_file.flush()
@@ -158,8 +162,23 @@ class Watch:
 
     def ahead_s(self, step: int) -> float:
         """Seconds that the next step can take with what follows it: its evaluation, and a save to stop with."""
-        evaluates = step + 1 in self.eval_steps
-        return self.longest_step_s + (self.longest_eval_s if evaluates else 0.0) + self.saver.costs.latency_s
+        state = self.state
+        eval_s = state.eval_s / len(state.evals) if step + 1 in self.eval_steps and state.evals else 0.0
+        return state.step_s + eval_s + self.saver.costs.latency_s
+
+    def begin(self, step: int) -> None:
+        """Before the first step of a session that continues after step.
+
+        Raises: what should_stop returns for the next step.
+        """
+        self.step_s = time.perf_counter()
+        self.leaving = self.decided(lambda: self.should_stop(self.wall_s() + self.ahead_s(step)) if step else None)
+        if self.leaving is not None:
+            raise self.leaving
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What this process decides; of several the first one does for all."""
+        return decide()
 
     def save(self, take: Callable[[], Snapshot]) -> None:
         """Save the training as it is; raises what asked for the stop, once that is written."""
@@ -198,7 +217,7 @@ class Watch:
 
         class WatchCallback(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                watch.step_s = time.perf_counter()
+                watch.begin(state.global_step)
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
                 if logs is None or "loss" not in logs:
