@@ -80,6 +80,8 @@ def test_every_offer_is_an_option_or_out_with_its_reason(commands: Weighed) -> N
     services = {o.seller for o in choice.options if o.kind == "managed"}
     services |= {d.seller for d in choice.discarded if d.code in ("rate_unknown", "not_offered", "closed")}
     assert {"tinker", "together", "openai", "fireworks"} <= services
+    openai = next(d for d in choice.discarded if d.seller == "openai")
+    assert openai.code == "closed" and "2027-01-06" in openai.reason
 
 
 def test_what_is_kept_fits_at_the_high_end(commands: Weighed) -> None:

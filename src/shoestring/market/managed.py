@@ -214,7 +214,7 @@ def quote(
         rules.append(f"the rate stands on a page without a date, check it at {terms.source}")
     elif age_days > STALE_DAYS:
         rules.append(f"the rate is {age_days} days old, check it at {terms.source}")
-    rules += [words for words in (terms.note, _closing_words(provider, terms, today)) if words]
+    rules += [words for words in (terms.note, closing_words(provider, terms, today)) if words]
     return ManagedQuote(
         provider=provider,
         model=model,
@@ -323,7 +323,8 @@ def _serving_usd(terms: Terms, rate: Rate, job: Job) -> tuple[float | None, list
     return (None if unknown else total), unknown
 
 
-def _closing_words(provider: str, terms: Terms, today: date) -> str:
+def closing_words(provider: str, terms: Terms, today: date) -> str:
+    """That a service takes no more jobs, and since when; empty where it does."""
     if terms.closed is None or terms.closed_to_new is None:
         return ""
     if today >= terms.closed:

@@ -14,6 +14,7 @@ from datetime import date
 
 from ..config import PREFERENCES, RunConfig
 from ..errors import BadInput
+from ..plan.memory import FIT_FRAC
 from ..plan.spot import Hazard, billed, expected_wait_h, finish_frac
 from ..records import Estimate
 from ..units import SECONDS_PER_HOUR, duration, gib, usd
@@ -208,7 +209,7 @@ def does_not_fit(work: Work) -> bool:
 def unfit(work: Work, seller: str = "") -> Discarded:
     """The work on a device that cannot hold it, whoever rents it."""
     reason = f"needs {gib(work.memory.device_expected_bytes)}, up to {gib(work.memory.device_high_bytes)}"
-    reason += f", of {gib(work.device.memory_bytes)} ({work.memory.phase.replace('_', ' ')})"
+    reason += f"; {FIT_FRAC:.0%} of {gib(work.device.memory_bytes)} may be used ({work.memory.phase.replace('_', ' ')})"
     each = f" on each of {work.device.num_devices}" if work.device.num_devices > 1 else ""
     return Discarded("does_not_fit", work.model, work.method, work.device.name, seller, False, reason + each)
 
@@ -286,7 +287,11 @@ def of_services(
     options: list[Option] = []
     out: list[Discarded] = []
     lengths = rows.counts.lengths
-    for provider in managed.TERMS:
+    for provider, terms in managed.TERMS.items():
+        closed = managed.closing_words(provider, terms, today)
+        if closed:
+            out.append(Discarded("closed", model, "lora", "", provider, False, closed))
+            continue
         try:
             found = managed.quote(
                 provider,
@@ -304,9 +309,7 @@ def of_services(
             out.append(Discarded("not_offered", model, "lora", "", provider, False, str(error)))
             continue
         code = reason = ""
-        if not found.is_open:
-            code, reason = "closed", next((r for r in found.rules if "new customers" in r or "ended" in r), "closed")
-        elif config.train.objective in PREFERENCES:
+        if config.train.objective in PREFERENCES:
             code, reason = "rate_unknown", "its rate for training on preferences is not stated"
         elif found.train_usd is None:
             code, reason = "rate_unknown", found.unknown[0]
