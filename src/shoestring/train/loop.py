@@ -47,6 +47,7 @@ class StepItems:
             "beside": [batch for batch in beside if batch is not None],
             "weight": weight,
             "num_own": len(own),
+            "num_alike": self.world.size if self.shares is None else 1,  # processes that run all of the step
         }
 
     def _fillers(self, index: int) -> Step:
@@ -64,7 +65,7 @@ def begin_step(objective: Objective, model: Any, item: dict[str, Any], path: str
     beside = [loss.on_device(batch, model.device) for batch in item["beside"]]
     # A precision of its own: what autocast keeps of weights without gradient must not serve a pass with one.
     with loss.precision(device):
-        known = objective.begin(model, beside, item["num_own"], item["weight"], path)
+        known = objective.begin(model, beside, item["num_own"], item["weight"] * item["num_alike"], path)
     item["micro_batches"] = [{**loss.on_device(batch, model.device), **known} for batch in item["micro_batches"]]
 
 
