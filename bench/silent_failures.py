@@ -238,14 +238,14 @@ def adapter_of_another_prefix(ready: SetUp) -> Any:
     """Weights saved under names that nothing reads: they load without an error, and do nothing."""
     from safetensors.torch import load_file, save_file
 
-    whole = probe.save_adapter
+    whole = probe.save_trained
 
     def save(tuned: Any, folder: Any) -> None:
         whole(tuned, folder)
         file = folder / "adapter_model.safetensors"
         save_file({k.replace("model.layers", "layers"): v for k, v in load_file(file).items()}, file)
 
-    return mock.patch.object(probe, "save_adapter", save)
+    return mock.patch.object(probe, "save_trained", save)
 
 
 def another_reference(ready: SetUp) -> Any:

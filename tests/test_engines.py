@@ -21,7 +21,7 @@ from shoestring.train.engines import worker
 from shoestring.train.engines.job import Passes, row_of, terms_of, write_job
 from shoestring.train.engines.process import child, interpreter
 from shoestring.train.engines.rung import train_with_engine
-from shoestring.train.loop import save_adapter
+from shoestring.train.loop import save_trained
 from shoestring.train.objective import encode_item
 from shoestring.train.tokens import Encoded
 from tests.test_train_trainer import HALF, additions, settings
@@ -47,7 +47,7 @@ def make_adapter(tiny, folder):
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.1)
-    save_adapter(tuned, folder)
+    save_trained(tuned, folder)
     return folder
 
 

@@ -90,8 +90,11 @@ def test_shoestring_is_the_run_planners_own_formula():
     asked = {"method": "lora", "lora_rank": 16, "micro_batch_tokens": 512, "row_tokens": 512, "loss_frac": 1.0}
     own = own_memory(shape_of("meta-llama/Llama-3.2-1B"), device=device_of("A10G"), **asked)
     assert whole == own and recomputed.allocated_expected_bytes < whole.allocated_expected_bytes
-    with pytest.raises(BadInput, match="method = 'full'"):
-        predict(stack="shoestring", method="full")
+    asked |= {"method": "full", "lora_rank": 0}
+    own = own_memory(shape_of("meta-llama/Llama-3.2-1B"), device=device_of("A10G"), **asked)
+    assert predict(stack="shoestring", method="full", gradient_checkpointing=False) == own
+    with pytest.raises(BadInput, match="optimizer than AdamW"):
+        predict(stack="shoestring", method="full", optimizer="adamw_8bit")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -5,7 +5,7 @@ import torch
 
 from shoestring.records import Device
 from shoestring.train import fp8, fused, parity
-from shoestring.train.loop import save_adapter
+from shoestring.train.loop import save_trained
 from tests.test_train_fused import bare_loss, fuse, tiny, tuned_and_loss  # noqa: F401
 from tests.test_train_trainer import HALF
 
@@ -59,13 +59,13 @@ def test_the_products_are_those_of_the_rounded_matrices():
 
 def test_lora_trains_on_it_and_the_adapter_is_pefts(tiny, tmp_path):  # noqa: F811
     tuned, of_rows = tuned_and_loss(tiny, HALF)
-    save_adapter(tuned, tmp_path / "before")
+    save_trained(tuned, tmp_path / "before")
     sixteen, bare = parity.measure(tuned, of_rows), bare_loss(tuned, of_rows)
     weights = sum(layer.base_layer.weight.nbytes for layer in fused.lora_layers(tuned))
     assert fp8.convert_checked(tuned, of_rows) == ""
     held = sum(t.nbytes for layer in fused.lora_layers(tuned) for t in layer.base_layer.buffers())
     assert held < 0.6 * weights  # of 32 x 32 matrices, whose scales count
-    save_adapter(tuned, tmp_path / "after")
+    save_trained(tuned, tmp_path / "after")
     for path in (tmp_path / "before").iterdir():
         assert path.read_bytes() == (tmp_path / "after" / path.name).read_bytes()
 

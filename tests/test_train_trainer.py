@@ -100,14 +100,14 @@ def test_the_loss_is_the_models_own_on_answer_tokens(tiny):
     theirs = model(input_ids=batch["ids"], attention_mask=mask, labels=labels).loss
     theirs.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    for path in (loss.AT_LOSS_TOKENS, loss.FULL):
+    for path in (loss.CHUNKED, loss.AT_LOSS_TOKENS, loss.FULL):
         model.zero_grad()
         ours = loss.loss_sum(model, batch, path) / len(batch["targets"])
         ours.backward()
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
-    assert loss.choose_path(model, batch) == loss.AT_LOSS_TOKENS
+    assert loss.choose_path(model, batch) == loss.CHUNKED
     model.config.final_logit_softcapping = 30.0
     assert loss.choose_path(model, batch) == loss.FULL
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import ConfigError
 from .sections import CurateConfig as CurateConfig
@@ -113,13 +113,17 @@ class TrainConfig(Section):
     lora_rank: int | None = Field(default=None, ge=1, le=1024)
     """Rank of the adapter matrices."""
     lora_alpha: float | None = Field(default=None, gt=0)
-    """Scale numerator; default equals 2 x rank."""
+    """Scale numerator; default equals 2 x rank, with rslora 2 x the root of the default rank."""
     batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of the rows in one optimizer step, padding included."""
     micro_batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of one forward and backward pass: padding included, shared beginnings once."""
     recompute: int | None = Field(default=None, ge=0)
     """Layers that run again in backward instead of keeping what they computed; default: as few as memory allows."""
+    dora: bool = False
+    """Adapters learn direction and length of each weight row apart (DoRA)."""
+    rslora: bool = False
+    """Scale adapters by alpha over the square root of the rank (rsLoRA): high ranks then learn as fast as low ones."""
     fp8: bool = False
     """Hold the frozen base in FP8 on cards that multiply it, if the loss stays the same; not yet measured on a card."""
     seq_len: int | None = Field(default=None, ge=16)
@@ -222,8 +226,8 @@ class RunConfig(Section):
     data: DataConfig
     models: list[str] = Field(default=["embedded"], min_length=1)
     """Ladder rungs: hub names, folders (relative to the run file), or the family name `embedded`."""
-    method: Literal["auto", "lora", "qlora"] = "auto"
-    """auto: LoRA where the 16-bit base fits, else QLoRA."""
+    method: Literal["auto", "lora", "qlora", "full"] = "auto"
+    """auto: LoRA where the 16-bit base fits, else QLoRA; full trains every weight, at 16 bytes a parameter."""
     engine: Literal["shoestring", "trl", "unsloth", "axolotl"] = "shoestring"
     """Whose trainer; the others run in a process of their own, on the rows, tokens and settings of this run."""
     budget_usd: float = Field(default=10.0, ge=0)
@@ -239,6 +243,24 @@ class RunConfig(Section):
     market: MarketConfig = MarketConfig()
     traffic: TrafficConfig | None = None
     synth: SynthConfig = SynthConfig()
+
+    @field_validator("train", mode="after")
+    @classmethod
+    def _switches_agree(cls, train: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        """What belongs to adapters, or to a frozen base, does not go with training every weight."""
+        adapters = [key for key in ("dora", "rslora", "lora_rank", "lora_alpha", "start", "fp8") if getattr(train, key)]
+        if info.data.get("method") == "full" and adapters:
+            why = "holds a frozen base" if adapters == ["fp8"] else "is of adapters"
+            raise ValueError(
+                f"{', '.join(adapters)} {why}, and method: full trains every weight without one; "
+                "leave it out, or set method: lora"
+            )
+        if train.parallelism == "fsdp" and (info.data.get("method") == "full" or train.dora):
+            what = "dora" if train.dora else "method: full"
+            raise ValueError(f"fsdp holds a frozen base in shards, and {what} needs it whole; set parallelism: ddp")
+        if train.dora and train.fp8:
+            raise ValueError("dora needs the rows of the base as they are, and fp8 rounds them; set one of the two")
+        return train
 
     @model_validator(mode="before")
     @classmethod

@@ -223,8 +223,8 @@ class StartAdapter:
 class TrainSettings:
     """Every value training runs with, resolved before it starts; reasons says where each came from."""
 
-    method: str  # lora, qlora
-    lora_rank: int
+    method: str  # lora, qlora, full
+    lora_rank: int  # 0 under full
     lora_alpha: float
     learning_rate: float
     num_epochs: float
@@ -256,6 +256,8 @@ class TrainSettings:
     stop_on: str = "task"  # task: the task metric on dev rows; preference: the share of dev pairs preferred
     start: str = ""  # folder of the adapter that training goes on from, "" for a fresh one
     start_sha256: str = ""  # of its weights
+    dora: bool = False  # adapters learn a direction, and a length of each output row
+    rslora: bool = False  # adapters are scaled by alpha over the root of the rank, not over the rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +265,9 @@ class RungPlan:
     """Prediction for one rung, made before any money is spent."""
 
     model: str
-    method: str  # lora, qlora
+    method: str  # lora, qlora, full
     num_params: int
-    num_adapter_params: int
+    num_adapter_params: int  # that learn; all of them under full
     device: Device
     settings: TrainSettings
     peak_bytes: Estimate
@@ -299,7 +301,7 @@ class TrainResult:
 
     model: str
     method: str
-    adapter_dir: str  # relative to the run folder
+    adapter_dir: str  # what was trained, relative to the run folder: the adapter, or the whole model under full
     num_steps: int
     stopped_early: bool
     best_step: int
@@ -316,7 +318,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class MergeCheck:
-    """Merged weights against base + adapter, on held-out prompts, after reload from disk."""
+    """Merged weights against base + adapter (under full, the trained weights), on held-out prompts, after reload."""
 
     num_tokens: int
     mean_abs_logprob_diff: float

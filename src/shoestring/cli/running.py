@@ -258,10 +258,11 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
         emit({**summary_of(run), "export": result})
     else:
         check = result["merge_check"]
-        say(f"adapter: {run.folder / result['adapter_dir']}")
+        trained_dir = run.folder / result["adapter_dir"]
+        say(f"{trained_dir.name + ':':8} {trained_dir}")
         say(f"merged:  {run.folder / result['merged_dir']}")
         say(
-            f"merged against adapter on {check['num_tokens']:,} tokens: same first choice on "
+            f"merged against {trained_dir.name} on {check['num_tokens']:,} tokens: same first choice on "
             f"{check['top1_agreement_frac']:.2%}, mean difference of log-probability "
             f"{check['mean_abs_logprob_diff']:.2g} ({'passed' if check['passed'] else 'FAILED'})"
         )

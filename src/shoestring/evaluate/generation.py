@@ -167,6 +167,7 @@ def load_generator(
     """A model, with an adapter if given, ready to generate; the adapter is not merged.
 
     over_all_gpus: its layers one after the other on the GPUs of this machine, for a base that fits none of them.
+    method: full: adapter_dir holds the whole model, rounded here to the device's type.
     Raises: ModelError, MissingDependency.
     """
     import torch
@@ -174,8 +175,10 @@ def load_generator(
     if device.kind == "cpu":
         torch.set_num_threads(device.num_threads)
     tokenizer = load_tokenizer(model)
-    network = load_base(model, device=device, quantise=method == "qlora", over_all_gpus=over_all_gpus)
-    if adapter_dir is not None:
+    is_full = method == "full" and adapter_dir is not None
+    name, quantise = str(adapter_dir) if is_full else model, method == "qlora"
+    network = load_base(name, device=device, quantise=quantise, over_all_gpus=over_all_gpus)
+    if adapter_dir is not None and not is_full:
         from peft import PeftModel
 
         try:

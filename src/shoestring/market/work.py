@@ -15,7 +15,6 @@ from ..records import Device, Estimate, TokenCounts, TrainSettings
 from ..units import SECONDS_PER_HOUR
 
 MAX_ROWS = 2000  # lengths looked at; the rest of the rows are like them
-PRECISION = {"lora": "16-bit", "qlora": "NF4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class Work:
 
     @property
     def precision(self) -> str:
-        """What the frozen weights are held in."""
-        return "NF4" if self.method == "qlora" else self.device.dtype
+        """What the weights are held in."""
+        return {"qlora": "NF4", "full": "float32"}.get(self.method, self.device.dtype)
 
     @property
     def hours(self) -> Estimate:
@@ -97,6 +96,7 @@ def work_of(config: RunConfig, model: str, shape: ModelShape, rows: Rows, device
         row_tokens=settings.seq_len,
         num_recomputed=settings.recompute or 0,
         num_shards=settings.num_processes if settings.parallelism == FSDP else 1,
+        dora=settings.dora,
     )
     time = predict_time(shape, settings, rows.counts, device, num_dev_rows=rows.num_dev)
     more = rows.num_train / len(rows.counts.prompt)

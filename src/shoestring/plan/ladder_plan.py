@@ -11,7 +11,7 @@ from ..records import Device, Estimate, Plan, RungPlan, StartAdapter, TokenCount
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .dev_rows import held_to_share
 from .engines import OURS
-from .memory import predict_memory
+from .memory import num_trained_params, predict_memory
 from .parallel import FSDP
 from .settings import resolve_settings
 from .shapes import ModelShape
@@ -124,6 +124,7 @@ def plan_rung(
         row_tokens=settings.seq_len,
         num_recomputed=settings.recompute or 0,
         num_shards=settings.num_processes if settings.parallelism == FSDP else 1,
+        dora=settings.dora,
     )
     if num_dev_rows is None:
         num_dev_rows = max(1, round(len(counts.prompt) * DEV_FRAC))
@@ -137,7 +138,7 @@ def plan_rung(
         model=model,
         method=settings.method,
         num_params=shape.num_params,
-        num_adapter_params=shape.num_adapter_params(settings.lora_rank),
+        num_adapter_params=num_trained_params(shape, settings.method, settings.lora_rank, settings.dora),
         device=device,
         settings=settings,
         # As train/ measures it: tensors on CUDA, the resident process elsewhere. The verdict is of the device.

@@ -4,7 +4,10 @@ Sources: which activations a transformer layer keeps, Korthikanti et al. 2022 (a
 section 4); LoRA trains rank x (in + out) parameters a matrix, Hu et al. 2021 (arXiv 2106.09685);
 NF4 with double quantisation holds 4 + 8/64 + 32/(64 x 256) = 4.127 bits a parameter, Dettmers et al.
 2023 (arXiv 2305.14314, section 3). The activation coefficients below are Korthikanti's derivation done
-again for Llama layers under PEFT, and agree with the bytes autograd keeps (tests/test_plan.py).
+again for Llama layers, and agree with the bytes autograd keeps (tests/test_plan.py, tests/test_train_methods.py).
+
+Trained whole, a model is held in float32 with gradients and two moments likewise, 16 bytes a parameter, and autocast
+copies its matrices to 16 bits for each pass: 2 more (mixed precision, Micikevicius et al. 2018, arXiv 1710.03740).
 """
 
 from __future__ import annotations
@@ -28,6 +31,22 @@ ACTIVATION_BYTES = {
     "16": {"hidden": 12, "intermediate": 8, "q_dim": 4, "kv_dim": 4},
     "32": {"hidden": 16, "intermediate": 16, "q_dim": 8, "kv_dim": 8},
 }
+# The same where every weight learns: a norm's float32 output before it is scaled (4 + 4), and a copy of its own for
+# each of q, k, v, gate and up, whose weights want their input (5 x 2; float32 shares one: 4 + 4).
+FULL_ACTIVATION_BYTES = {
+    "16": {"hidden": 26, "intermediate": 8, "q_dim": 4, "kv_dim": 4},
+    "32": {"hidden": 24, "intermediate": 16, "q_dim": 8, "kv_dim": 8},
+}
+# DoRA keeps more than LoRA: of every matrix what the base and what the adapter gave, which its lengths multiply.
+DORA_MORE_BYTES = {
+    "16": {"hidden": 14, "intermediate": 8, "q_dim": 6, "kv_dim": 8},
+    "32": {"hidden": 16, "intermediate": 16, "q_dim": 8, "kv_dim": 16},
+}
+# Of one matrix at a time, in PEFT 0.21: the identity it multiplies A and B with, in float32 and 16 bits, and their
+# product, the weight and the sum in float32 or on the way there; for each entry of (input, input) and (output, input).
+DORA_SQUARE_BYTES, DORA_MATRIX_BYTES = 6, 18
+HEAD_CHUNK_BYTES = 32 * 2**20  # float32 logits that are there at a time: train.head_loss
+HEAD_CHUNK_COPIES = 3  # logits, their softmax, a 16-bit copy
 NUM_ADAPTED = 7  # q, k, v, o, gate, up, down: each keeps a vector of length rank a token
 # train/attention.py takes rows to SHORT_ROW_TOKENS on a CPU in bfloat16, and keeps their attention weights:
 # fp32 softmax and 16-bit copy.
@@ -78,7 +97,9 @@ class MemoryPrediction:
 
 
 def weight_bytes(shape: ModelShape, method: str, dtype: str) -> int:
-    """Bytes of the frozen base: NF4 for its linear layers under qlora, the rest in dtype."""
+    """Bytes of the model's weights: NF4 for its linear layers under qlora, the rest in dtype; float32 under full."""
+    if method == "full":
+        return shape.num_params * DTYPE_BYTES["float32"]
     if method == "qlora":
         rest = shape.num_params - shape.num_linear_params
         return round(shape.num_linear_params * NF4_BYTES_PER_PARAM + rest * DTYPE_BYTES[dtype])
@@ -89,9 +110,21 @@ def _width(dtype: str) -> str:
     return "32" if dtype == "float32" else "16"
 
 
-def activation_bytes_per_token(shape: ModelShape, lora_rank: int, device: Device, row_tokens: int) -> int:
+def num_trained_params(shape: ModelShape, method: str, lora_rank: int, dora: bool = False) -> int:
+    """Parameters that learn."""
+    if method == "full":
+        return shape.num_params
+    return shape.num_adapter_params(lora_rank) + (shape.num_dora_params if dora else 0)
+
+
+def activation_bytes_per_token(
+    shape: ModelShape, lora_rank: int, device: Device, row_tokens: int, *, method: str = "lora", dora: bool = False
+) -> int:
     """Bytes kept for backward a token, over all layers, without recomputation; rows have row_tokens each."""
-    each = ACTIVATION_BYTES[_width(device.dtype)]
+    width = _width(device.dtype)
+    each = (FULL_ACTIVATION_BYTES if method == "full" else ACTIVATION_BYTES)[width]
+    if dora:
+        each = {name: each[name] + more for name, more in DORA_MORE_BYTES[width].items()}
     short = device.kind == "cpu" and device.dtype == "bfloat16" and row_tokens <= SHORT_ROW_TOKENS
     layer = (
         each["hidden"] * shape.hidden
@@ -115,6 +148,7 @@ def predict_memory(
     row_tokens: int | None = None,
     num_recomputed: int = 0,
     num_shards: int = 1,
+    dora: bool = False,
 ) -> MemoryPrediction:
     """Peak memory of training; micro_batch_tokens padding included, loss_frac of them bear loss.
 
@@ -122,32 +156,43 @@ def predict_memory(
     num_shards: devices over which the layers of the base are spread; each holds one part, and two layers in their turn.
     row_tokens: length of a row, where attention depends on it (default: the whole micro-batch is one row).
     """
-    dtype = device.dtype
+    dtype, is_full = device.dtype, method == "full"
     weights = weight_bytes(shape, method, dtype)
     if num_shards > 1:
         width = NF4_BYTES_PER_PARAM if method == "qlora" else DTYPE_BYTES[dtype]
         layers = shape.num_linear_params * width
         weights = round(weights - layers + layers / num_shards + 2 * layers / shape.num_layers)
-    num_adapter = shape.num_adapter_params(lora_rank)
-    adapter, gradients = num_adapter * ADAPTER_BYTES_PER_PARAM, num_adapter * 4
-    moments = num_adapter * ADAM_BYTES_PER_PARAM
-    activations = activation_bytes_per_token(shape, lora_rank, device, row_tokens or micro_batch_tokens)
+    num_trained = num_trained_params(shape, method, lora_rank, dora)
+    adapter, gradients = 0 if is_full else num_trained * ADAPTER_BYTES_PER_PARAM, num_trained * 4
+    moments = num_trained * ADAM_BYTES_PER_PARAM
+    activations = activation_bytes_per_token(
+        shape, lora_rank, device, row_tokens or micro_batch_tokens, method=method, dora=dora
+    )
     recomputed_frac = min(num_recomputed, shape.num_layers) / shape.num_layers
     in_turn = activations / shape.num_layers if recomputed_frac else 0
-    inputs = recomputed_frac * shape.num_layers * shape.hidden * DTYPE_BYTES[dtype]
+    inputs = recomputed_frac * shape.num_layers * shape.hidden * DTYPE_BYTES["float32" if is_full else dtype]
     activations = round((activations * (1 - recomputed_frac) + in_turn + inputs) * micro_batch_tokens)
     logits = round(loss_frac * micro_batch_tokens) * shape.vocab * LOGIT_BYTES[_width(dtype)]
+    copies = table_gradient = 0
+    if is_full:
+        logits = min(logits, HEAD_CHUNK_COPIES * HEAD_CHUNK_BYTES)
+        if dtype != "float32":
+            copies = (shape.num_linear_params + shape.num_embedding_params) * DTYPE_BYTES[dtype]
+        table_gradient = shape.num_embedding_params * DTYPE_BYTES["float32"]  # before it joins the others
     # One layer's gradients in flight: gate, up and their product, and the residual stream, in fp32.
     in_flight = micro_batch_tokens * (3 * shape.intermediate + 2 * shape.hidden) * 4
     largest_matrix = shape.hidden * max(shape.intermediate, shape.num_heads * shape.head_dim)
     dequantised = largest_matrix * DTYPE_BYTES[dtype] if method == "qlora" else 0
+    if dora:
+        dequantised += DORA_SQUARE_BYTES * shape.intermediate**2 + DORA_MATRIX_BYTES * largest_matrix
     runtimes = list(RUNTIME_BYTES[device.kind])
     if device.kind == "cpu" and dtype == "bfloat16":
         runtimes = [a + b for a, b in zip(runtimes, CPU_BFLOAT16_KERNEL_BYTES, strict=True)]
 
     # Loading streams tensor by tensor; the largest one exists twice (file and device).
     load = weights + max(largest_matrix, shape.num_embedding_params) * DTYPE_BYTES[dtype]
-    backward = weights + adapter + gradients + moments + activations + logits + in_flight + dequantised
+    passing = copies + table_gradient + dequantised
+    backward = weights + adapter + gradients + moments + activations + logits + in_flight + passing
     step = weights + adapter + gradients + moments + adapter
     phase, allocated = max((("load", load), ("backward", backward), ("optimizer_step", step)), key=lambda p: p[1])
     varying = activations + logits + in_flight if phase == "backward" else 0
@@ -158,8 +203,9 @@ def predict_memory(
     parts = {
         "weights": weights,
         "adapter": adapter,
-        "gradients": gradients,
+        "gradients": gradients + table_gradient,
         "optimizer": moments,
+        "copies": copies,
         "activations": activations + in_flight,
         "logits": logits,
         "dequantised": dequantised,

@@ -72,10 +72,10 @@ def predict_memory(
 def refuse_own(asked: Asked) -> None:
     """Raises: BadInput naming what Shoestring's own loop does not do, or what is not predicted of it."""
     refused = {
-        f"method = {asked.method!r}": asked.method == "full",
         f"quantisation = {asked.quantisation!r}": asked.quantisation not in ("none", "nf4", "nf4-dq"),
+        "another optimizer than AdamW": asked.optimizer.moment_bytes is not None,
         f"parallelism = {asked.parallelism!r}": asked.parallelism != "single",
-        "lora_targets other than all-linear": asked.targets != ALL_LINEAR,
+        "lora_targets other than all-linear": asked.method != "full" and asked.targets != ALL_LINEAR,
         "modules_to_save": bool(asked.saved),
     }
     for what, is_asked in refused.items():

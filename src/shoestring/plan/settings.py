@@ -7,8 +7,9 @@ batches. Tinker cookbook, hyperparam_utils: the learning rate by hidden size.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..config import PREFERENCES, MarketConfig, RunConfig, TaskConfig
@@ -17,8 +18,8 @@ from ..records import Device, StartAdapter, TokenCounts, TrainSettings
 from ..units import count, round_up
 from . import search
 from .dev_rows import MAX_DEV_ROWS
-from .memory import LOSS_FRAC_DEFAULT, MemoryPrediction, predict_memory
-from .parallel import FSDP, choose_num_processes, choose_parallelism
+from .memory import MemoryPrediction, predict_memory
+from .parallel import DDP, FSDP, choose_num_processes, choose_parallelism
 from .shapes import ModelShape
 
 NARROW_KINDS = ("classify", "extract")
@@ -35,6 +36,8 @@ LR_OBJECTIVE_FRAC = {
     "kto": (1 / 40, "as for dpo"),
     "orpo": (0.4, "as 8e-6 of its paper (2403.07691) is to the 2e-5 of full supervised fine-tuning"),
 }
+SEARCHED_FULL_PARAMS = 1_000_000_000
+NO_ADAPTER = "no adapter: every weight is trained"
 
 TINY_PARAMS = 100_000_000  # below: a demonstration model, which learns little a step
 EPOCHS, EPOCHS_TINY_MIN, EPOCHS_TINY_MAX = 3.0, 3.0, 10.0
@@ -82,19 +85,30 @@ def resolve_settings(
         return value[key]
 
     narrow = config.task.kind in NARROW_KINDS
+    usual_rank, is_full = RANK_NARROW if narrow else RANK_WIDE, config.method == "full"
     rank = put(
         "lora_rank",
-        RANK_NARROW if narrow else RANK_WIDE,
-        f"{config.task.kind} is a {'narrow' if narrow else 'broad'} task: "
+        0 if is_full else usual_rank,
+        NO_ADAPTER
+        if is_full
+        else f"{config.task.kind} is a {'narrow' if narrow else 'broad'} task: "
         f"{RANK_NARROW} suffices for narrow ones, else {RANK_WIDE}; {REGRET}",
     )
-    put("lora_alpha", ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for")
+    put("rslora", given.rslora, "default: off")
+    put("dora", given.dora, "default: off, for what it costs in time")
+    put("lora_alpha", *_lora_alpha(rank, usual_rank, value["rslora"]))
     if start is not None:
         _as_started(given, start, value, reasons)
         rank = value["lora_rank"]
     objective = given.objective
-    rate, rate_reason = _learning_rate(shape, objective)
+    rate, rate_reason = _learning_rate(shape, objective, config.method)
     searches = given.learning_rate == SEARCH
+    if searches and is_full and shape.num_params > SEARCHED_FULL_PARAMS:
+        raise ModelError(
+            f"train.learning_rate: search keeps whole models and their moments of each rate, and {shape.name} has "
+            f"{count(shape.num_params)} parameters ({count(SEARCHED_FULL_PARAMS)} at most under method: full); give a "
+            "number, or search with method: lora and give a tenth of what it finds"
+        )
     put("learning_rate", rate, f"{rate_reason}; the search begins around it" if searches else rate_reason)
 
     rows_per_step = _rows_per_step(len(lengths))
@@ -108,8 +122,8 @@ def resolve_settings(
     batch = put(
         "batch_tokens",
         max(MIN_BATCH_TOKENS, seq_len, round_up(rows_per_step * median(lengths), ROUND_TOKENS)),
-        f"about {rows_per_step} rows of the median {median(lengths)} tokens; LoRA tolerates large batches worse than "
-        f"full fine-tuning; {REGRET}",
+        f"about {rows_per_step} rows of the median {median(lengths)} tokens"
+        + ("" if is_full else f"; LoRA tolerates large batches worse than full fine-tuning; {REGRET}"),
     )
     training_tokens = round(sum(min(n, seq_len * (2 if counts.rejected else 1)) for n in lengths) * value["num_epochs"])
     tokens, search_reason = search.default_tokens(training_tokens, batch)
@@ -119,30 +133,28 @@ def resolve_settings(
     is_ours = config.engine == "shoestring"
     num = put("num_processes", *(choose_num_processes(device) if is_ours else (1, "the engine's own")))
     row = min(seq_len, batch)
-    method, reasons["method"] = choose_method(config.method, shape, rank, row, device, loss_frac)
+    predict = functools.partial(
+        predict_memory, shape, lora_rank=rank, device=device, loss_frac=loss_frac, dora=value["dora"]
+    )
+    method, reasons["method"] = choose_method(config.method, predict, row, device)
 
     def in_shards(num_shards: int) -> MemoryPrediction:
         sharded = "lora" if config.method == "auto" else method  # NF4 that fits no card is a last resort
-        return predict_memory(
-            shape,
-            method=method if num_shards == 1 else sharded,
-            lora_rank=rank,
-            micro_batch_tokens=row,
-            device=device,
-            loss_frac=loss_frac,
-            num_shards=num_shards,
-        )
+        return predict(method=method if num_shards == 1 else sharded, micro_batch_tokens=row, num_shards=num_shards)
 
-    value["parallelism"], reasons["parallelism"] = choose_parallelism(given.parallelism, num, in_shards)
+    if num > 1 and given.parallelism == "auto" and (is_full or value["dora"]):
+        value["parallelism"], reasons["parallelism"] = DDP, "shards are of a frozen base without DoRA"
+    else:
+        value["parallelism"], reasons["parallelism"] = choose_parallelism(given.parallelism, num, in_shards)
     num_shards = num if value["parallelism"] == FSDP else 1
     if num_shards > 1 and config.method == "auto":
         method, reasons["method"] = "lora", f"in {num} shards: {in_shards(num).reason}"
-    put("micro_batch_tokens", *_micro_batch(shape, method, rank, seq_len, batch, device, loss_frac, num_shards))
+    predict = functools.partial(predict, method=method, row_tokens=seq_len, num_shards=num_shards)
+    put("micro_batch_tokens", *_micro_batch(predict, seq_len, batch))
     if value["micro_batch_tokens"] > batch:
         value["micro_batch_tokens"] = batch
         reasons["micro_batch_tokens"] += f"; held to batch_tokens = {batch}"
-    micro = value["micro_batch_tokens"]
-    put("recompute", *_recompute(shape, method, rank, micro, seq_len, device, loss_frac, num_shards))
+    put("recompute", *_recompute(predict, shape.num_layers, value["micro_batch_tokens"]))
     put("fp8", given.fp8, "default: off, as it was not yet measured on a card")
     put("num_threads", device.num_threads, "threads of the device")
     put("num_dev_rows", given.num_dev_rows or MAX_DEV_ROWS, "held to a share of training's time by plan.dev_rows")
@@ -157,7 +169,9 @@ def resolve_settings(
     put("checkpoints", given.checkpoints, "default: the run folder alone")
     value["interruptions_per_hour"], reasons["interruptions_per_hour"] = interruptions(config.market, device)
     reasons["warmup_frac"] = f"{WARMUP_FRAC:.0%} of the steps, then cosine to zero"
-    reasons["weight_decay"] = f"none on adapters; {REGRET}"
+    reasons["weight_decay"] = (
+        "none: it would pull the weights of the base towards zero" if is_full else f"none on adapters; {REGRET}"
+    )
     reasons["max_grad_norm"] = "the usual clip; a non-finite norm stops training"
     reasons["seed"] = GIVEN if "seed" in config.model_fields_set else "default"
     reasons["engine"] = GIVEN if "engine" in config.model_fields_set else "default"
@@ -208,19 +222,36 @@ def _stop_on(config: RunConfig) -> tuple[str, str]:
     return "task", f"the metric of {kind} is what the bar is set on"
 
 
-def usual_learning_rate(model_type: str, hidden: int, objective: str = "sft") -> float:
-    """Peak rate of LoRA for a model of this type and hidden size."""
-    rate = LR_FULL * LR_LORA_FACTOR * (LR_HIDDEN / hidden) ** LR_EXPONENT.get(model_type, 0.0)
+def usual_learning_rate(model_type: str, hidden: int, objective: str = "sft", method: str = "lora") -> float:
+    """Peak rate for a model of this type and hidden size; of adapters ten times that of full fine-tuning."""
+    factor = 1.0 if method == "full" else LR_LORA_FACTOR
+    rate = LR_FULL * factor * (LR_HIDDEN / hidden) ** LR_EXPONENT.get(model_type, 0.0)
     return rate * LR_OBJECTIVE_FRAC.get(objective, (1.0, ""))[0]
 
 
-def _learning_rate(shape: ModelShape, objective: str) -> tuple[float, str]:
+def _lora_alpha(rank: int, usual_rank: int, rslora: bool) -> tuple[float, str]:
+    """Source of rsLoRA: Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2."""
+    if not rank:
+        return 0.0, NO_ADAPTER
+    if rslora:
+        alpha = float(f"{ALPHA_PER_RANK * math.sqrt(usual_rank):.6g}")
+        return alpha, (
+            f"{ALPHA_PER_RANK:g} x root of {usual_rank}: at that rank alpha / root of rank is the scale of LoRA, "
+            f"{ALPHA_PER_RANK:g}, which the learning rate is set for"
+        )
+    return ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} x rank, the convention the learning rate is set for"
+
+
+def _learning_rate(shape: ModelShape, objective: str, method: str) -> tuple[float, str]:
     exponent = LR_EXPONENT.get(shape.model_type, 0.0)
-    rate = usual_learning_rate(shape.model_type, shape.hidden, objective)
-    reason = (
-        f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x ({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}; "
-        "ten times full fine-tuning, Tinker cookbook hyperparam_utils"
-    )
+    rate = usual_learning_rate(shape.model_type, shape.hidden, objective, method)
+    width = f"({LR_HIDDEN}/{shape.hidden})^{exponent:g} for {shape.model_type}"
+    if method == "full":
+        reason = f"{LR_FULL:g} x {width}; a tenth of LoRA's: {REGRET}"
+    else:
+        reason = (
+            f"{LR_FULL:g} x {LR_LORA_FACTOR:g} x {width}; ten times full fine-tuning, Tinker cookbook hyperparam_utils"
+        )
     if objective in LR_OBJECTIVE_FRAC:
         frac, why = LR_OBJECTIVE_FRAC[objective]
         reason += f"; x {frac:g} for {objective}, {why}"
@@ -262,18 +293,16 @@ def _seq_len(shape: ModelShape, lengths: Sequence[int]) -> tuple[int, str]:
 
 
 def choose_method(
-    asked: str, shape: ModelShape, lora_rank: int, row_tokens: int, device: Device, loss_frac: float = LOSS_FRAC_DEFAULT
+    asked: str, predict: Callable[..., MemoryPrediction], row_tokens: int, device: Device
 ) -> tuple[str, str]:
-    """lora where the 16-bit base fits with one longest row, else qlora; with the reason."""
+    """lora where the 16-bit base fits with one longest row, else qlora; with the reason.
+
+    predict: predict_memory with all but the method and the micro-batch given. Never full: LoRA learns narrow tasks as
+    well (LoRA Without Regret) on a third of the memory and two thirds of the products.
+    """
     if asked != "auto":
         return asked, GIVEN
-
-    def verdict(method: str) -> MemoryPrediction:
-        return predict_memory(
-            shape, method=method, lora_rank=lora_rank, micro_batch_tokens=row_tokens, device=device, loss_frac=loss_frac
-        )
-
-    lora = verdict("lora")
+    lora = predict(method="lora", micro_batch_tokens=row_tokens)
     if lora.verdict != "does_not_fit":
         return "lora", f"the {device.dtype} base fits: {lora.reason}"
     if device.kind == "mps":
@@ -281,29 +310,11 @@ def choose_method(
     return "qlora", f"the {device.dtype} base does not fit ({lora.reason}), NF4 holds a quarter"
 
 
-def _micro_batch(
-    shape: ModelShape,
-    method: str,
-    lora_rank: int,
-    seq_len: int,
-    batch: int,
-    device: Device,
-    loss_frac: float,
-    num_shards: int = 1,
-) -> tuple[int, str]:
+def _micro_batch(predict: Callable[..., MemoryPrediction], seq_len: int, batch: int) -> tuple[int, str]:
     """Halve the batch until the prediction's high end fits, but never below one longest row."""
     micro = max(batch, seq_len)
     while True:
-        predicted = predict_memory(
-            shape,
-            method=method,
-            lora_rank=lora_rank,
-            micro_batch_tokens=micro,
-            device=device,
-            loss_frac=loss_frac,
-            row_tokens=seq_len,
-            num_shards=num_shards,
-        )
+        predicted = predict(micro_batch_tokens=micro)
         if predicted.verdict == "fits":
             whole = "the whole batch at once" if micro >= batch else "as much of the batch as fits"
             return micro, f"{whole}: {predicted.reason}"
@@ -313,28 +324,11 @@ def _micro_batch(
 
 
 def _recompute(
-    shape: ModelShape,
-    method: str,
-    lora_rank: int,
-    micro: int,
-    seq_len: int,
-    device: Device,
-    loss_frac: float,
-    num_shards: int = 1,
+    predict: Callable[..., MemoryPrediction], num_layers: int, micro_batch_tokens: int
 ) -> tuple[int | None, str]:
     """As few layers as make the smallest pass fit; None where none is needed, or all are not enough."""
-    for num in range(shape.num_layers + 1):
-        predicted = predict_memory(
-            shape,
-            method=method,
-            lora_rank=lora_rank,
-            micro_batch_tokens=micro,
-            device=device,
-            loss_frac=loss_frac,
-            row_tokens=seq_len,
-            num_recomputed=num,
-            num_shards=num_shards,
-        )
+    for num in range(num_layers + 1):
+        predicted = predict(micro_batch_tokens=micro_batch_tokens, num_recomputed=num)
         if predicted.verdict != "does_not_fit":
             break
     else:

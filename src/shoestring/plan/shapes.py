@@ -55,6 +55,14 @@ class ModelShape:
         """Parameters of a LoRA of this rank on every linear layer except the output head."""
         return lora_rank * self.num_lora_params_per_rank
 
+    @property
+    def num_dora_params(self) -> int:
+        """Lengths that DoRA learns, one for each output of a linear layer. Source: arXiv 2402.09353, section 4.1."""
+        q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.num_layers * (
+            q_dim + 2 * kv_dim + 2 * self.hidden + (self.num_mlp_matrices - 1) * self.intermediate
+        )
+
 
 # What a config class leaves unsaid. norms: vectors of length hidden a layer; qk_norm: "head" one
 # vector of head_dim each for q and k, "all" one over all heads; bias: projections that always have one.

@@ -20,7 +20,7 @@ from .predict import base_bytes, refuse_own
 from .question import Asked, read
 from .shapes import architecture_of
 from .stacks import Stack, stream_width
-from .throughput import micro_batch_s, prior, priors
+from .throughput import micro_batch_s, optimizer_step_s, prior, priors
 
 # Bytes moved a token and layer outside matrix products, for each unit of hidden, intermediate, q_dim and kv_dim:
 # forward, backward. eager: counted over the operations of a Llama layer of transformers 5.24 in bfloat16 (2026-11-28,
@@ -124,7 +124,10 @@ def _own(asked: Asked) -> ThroughputPrediction:
     seconds = micro_batch_s(
         asked.shape, asked.method, asked.lora_rank, asked.num_tokens, asked.seq_len, asked.device, num_recomputed
     )
-    step = prior(asked.device, "step_floor_s").value.scaled(1 / asked.grad_accum)
+    floor, update = prior(asked.device, "step_floor_s").value, optimizer_step_s(asked.num_trained_params, asked.device)
+    step = Estimate(*(getattr(floor, k) + getattr(update, k) for k in ("value", "low", "high"))).scaled(
+        1 / asked.grad_accum
+    )
     return ThroughputPrediction(
         tokens_per_s_per_gpu=asked.num_tokens / (seconds.value + step.value),
         tokens_per_s_per_gpu_low=asked.num_tokens / (seconds.high + step.high),

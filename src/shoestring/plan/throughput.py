@@ -1,7 +1,8 @@
 """Seconds of one fine-tune: load + steps x floor + FLOPs / achieved rate + evaluation.
 
 FLOPs of LoRA without recomputation are 4N a token: 2N forward and 2N for the gradient of the inputs;
-the frozen weights need no gradient. The adapter itself costs
+the frozen weights need no gradient. Trained whole, a model takes 2N more for that, and its head 4 more for each entry:
+one for the weight's gradient, one for logits computed again (train.head_loss). The adapter itself costs
 6 a parameter, attention 6 x positions attended x q_dim a layer, the output head 4 x vocab x hidden where loss
 is borne. Rates and floors are priors (priors.csv) with a low and a high until this machine has been measured.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..records import Device, Estimate, TokenCounts, TrainSettings
 from .devices import gpu_spec
+from .memory import num_trained_params
 from .parallel import speed_up
 from .search import MAX_ADDED, alive, num_units
 from .shapes import ModelShape
@@ -30,6 +32,7 @@ FORWARD_FRAC = 0.5  # of a token's FLOPs in training: forward alone
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.
 LONGEST_OF_BATCH_QUANTILE = 0.97
+OPTIMIZER_BYTES = 40  # moved for a parameter and step
 NF4_READ_WRITE_BYTES = 2.5  # dequantising a parameter reads half a byte and writes two
 NF4_CPU_SLOWDOWN = Estimate(1.2, 1.05, 2.0)  # 1.10 and 1.20 measured on shoestring-3m, 2026-11-24; other sizes unknown
 
@@ -101,9 +104,13 @@ def achieved_flops_per_s(device: Device, num_threads: int) -> Estimate:
     return Estimate(*(getattr(one, k) * num_threads ** getattr(exponent, k) for k in ("value", "low", "high")))
 
 
-def train_flops_per_token(shape: ModelShape, lora_rank: int, row_tokens: float, loss_frac: float) -> float:
+def train_flops_per_token(
+    shape: ModelShape, lora_rank: int, row_tokens: float, loss_frac: float, method: str = "lora"
+) -> float:
     """FLOPs of forward and backward a token, without recomputation; causal attention sees half of row_tokens."""
     attention = 12 * shape.num_layers * shape.num_heads * shape.head_dim * (row_tokens / 2)
+    if method == "full":
+        return 6 * shape.num_linear_params + attention + 8 * shape.vocab * shape.hidden * loss_frac
     head = 4 * shape.vocab * shape.hidden * loss_frac
     return 4 * shape.num_linear_params + 6 * shape.num_adapter_params(lora_rank) + attention + head
 
@@ -135,12 +142,23 @@ def micro_batch_s(
     num_recomputed: int = 0,
 ) -> Estimate:
     """Seconds of one micro-batch of full rows on a GPU, every token bearing loss, without the optimizer step."""
-    flops = num_tokens * train_flops_per_token(shape, lora_rank, row_tokens, 1.0)
+    flops = num_tokens * train_flops_per_token(shape, lora_rank, row_tokens, 1.0, method)
     flops += num_tokens * _recompute_flops_per_token(shape, num_recomputed)
     rate = achieved_flops_per_s(device, device.num_threads)
     compute = Estimate(flops / rate.value, flops / rate.high, flops / rate.low)
     floor = prior(device, "layer_floor_s").value.scaled(shape.num_layers)
     return _sum(compute, floor, *([_dequantise_s(shape, 1, device)] if method == "qlora" else []))
+
+
+def optimizer_step_s(num_trained: int, device: Device) -> Estimate:
+    """Seconds of clipping and AdamW on float32 weights: seven words of four bytes moved for a step, three to clip."""
+    spec = gpu_spec(device.name) if device.kind == "cuda" else None
+    if device.kind == "cuda":
+        rate = prior(device, "stream_frac").value.scaled(spec.mem_bw_bytes_per_s if spec else 300e9)
+    else:
+        rate = prior(device, "stream_bytes_per_s").value
+    size = num_trained * OPTIMIZER_BYTES
+    return Estimate(size / rate.value, size / rate.high, size / rate.low)
 
 
 def quantile(lengths: Sequence[int], q: float) -> int:
@@ -226,7 +244,7 @@ def predict_time(
     computed += FORWARD_FRAC * _forward_tokens(settings.objective, tokens_per_epoch, num_tokens)
 
     rate = achieved_flops_per_s(device, settings.num_threads)
-    flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac)
+    flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac, settings.method)
     flops += computed * _recompute_flops_per_token(shape, settings.recompute or 0)
     slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
     compute = Estimate(
@@ -236,6 +254,8 @@ def predict_time(
     )
     if settings.method == "qlora" and device.kind == "cuda":
         compute = _sum(compute, _dequantise_s(shape, num_micro, device))
+    num_trained = num_trained_params(shape, settings.method, settings.lora_rank, settings.dora)
+    compute = _sum(compute, optimizer_step_s(num_trained, device).scaled(num_steps))
     layer, step = prior(device, "layer_floor_s").value, prior(device, "step_floor_s").value
     load = prior(device, "load_s").value
     dev_answers = counts.answer[:num_dev_rows] or counts.eval_answer[:num_dev_rows]

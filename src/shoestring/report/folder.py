@@ -125,12 +125,14 @@ def next_step(verdict: Mapping[str, Any], folder: Path, exported: Mapping[str, A
 
     exported: the result of the export record.
     """
-    adapter_dir = f"rungs/{rung_name(str(verdict.get('model')))}/adapter"
-    if exported and verdict.get("kind") == "finetune" and exported.get("adapter_dir") == adapter_dir:
+    rung = f"rungs/{rung_name(str(verdict.get('model')))}"
+    adapter_dir = str((exported or {}).get("adapter_dir"))
+    what = adapter_dir.removeprefix(f"{rung}/")  # adapter, or the model that was trained whole
+    if exported and verdict.get("kind") == "finetune" and what != adapter_dir:
         passed = (exported.get("merge_check") or {}).get("passed")
         merged = f"merged weights in {folder / exported['merged_dir']}"
-        return f"serve it: the adapter is in {folder / adapter_dir}, {merged}" + (
-            "" if passed else " (they differ from the adapter: serve the adapter)"
+        return f"serve it: the {what} is in {folder / adapter_dir}, {merged}" + (
+            "" if passed else f" (they differ from the {what}: serve the {what})"
         )
     return str(verdict.get("next_step") or "").replace(RUN, shlex.quote(str(folder)))
 

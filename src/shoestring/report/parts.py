@@ -229,16 +229,16 @@ def environment(run: RunFiles) -> Markup:
     rows = [[esc(key), esc(value)] for key, value in _flat(run.meta)]
     if run.exported:
         check = run.exported.get("merge_check") or {}
-        rows.append([esc("adapter"), join(f"<code>{esc(run.exported.get('adapter_dir', ''))}</code>")])
+        rows.append([esc("trained weights"), join(f"<code>{esc(run.exported.get('adapter_dir', ''))}</code>")])
         rows.append([esc("merged weights"), join(f"<code>{esc(run.exported.get('merged_dir', ''))}</code>")])
         if check:
             said = (
                 f"{'passed' if check.get('passed') else 'failed'}: mean |Δ log-probability| "
                 f"{check.get('mean_abs_logprob_diff', 0):.2g} on {check.get('num_tokens', 0):,} tokens, same top token "
                 f"{check.get('top1_agreement_frac', 0):.2%} "
-                f"(the adapter itself moves {check.get('adapter_effect', 0):.2g})"
+                f"(training itself moves {check.get('adapter_effect', 0):.2g})"
             )
-            rows.append([esc("merged against adapter"), esc(said)])
+            rows.append([esc("merged against trained"), esc(said)])
     if not rows:
         return Markup("")
     return section("Environment", details(esc("Versions, machine, files"), table(["what", "value"], rows, wide=(1,))))

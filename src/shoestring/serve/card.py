@@ -13,10 +13,12 @@ from ..config import RunConfig
 from ..embedded import embedded_path, family
 from ..files import read_json, write_whole
 from ..records import ArmScore, MergeCheck
-from ..train.adapter import ORIGIN
+from ..train.adapter import ORIGIN, method_words
 from ..train.base import resolve_model
 from ..units import duration, usd
 from ..versions import package_versions
+
+NO_DORA = "Servers of many adapters, vLLM among them, take no DoRA: serve the merged weights."
 
 
 def write_model_card(
@@ -28,19 +30,30 @@ def write_model_card(
     text = "\n".join(
         [
             *_front_matter(arm, config, is_adapter),
-            f"# {config.name}: {arm.model}, " + ("LoRA adapter" if is_adapter else "merged weights"),
+            f"# {config.name}: {arm.model}, " + _title(folder, is_adapter),
             "",
             *_what(config, arm, is_adapter),
             *_scores(config, arm),
             *_data(counts),
             *_cost(arm),
             *_merge(folder, check, is_adapter),
-            *_loading(arm, is_adapter),
+            *_loading(arm, is_adapter, _origin(folder).get("words", "")),
             *_made_with(folder),
         ]
     )
     write_whole(folder / "README.md", text.rstrip() + "\n")
     return folder / "README.md"
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """What the folder says of how it was made, empty where it says nothing."""
+    return read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+
+
+def _title(folder: Path, is_adapter: bool) -> str:
+    if _origin(folder).get("method") == "full":
+        return "fine-tuned weights"
+    return "LoRA adapter" if is_adapter else "merged weights"
 
 
 def base_licence(model: str) -> str | None:
@@ -127,23 +140,30 @@ def _cost(arm: ArmScore) -> list[str]:
 def _merge(folder: Path, check: MergeCheck | None, is_adapter: bool) -> list[str]:
     if check is None or is_adapter:
         return []
-    origin: dict[str, Any] = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    verdict = "passed" if check.passed else "**failed: use the adapter instead of these weights**"
+    origin = _origin(folder)
+    is_full = origin.get("method") == "full"
+    if is_full and "compared_in" not in origin:  # the weights as trained, not what was made of them
+        return []
+    apart, itself = (
+        ("the weights as trained, in float32,", "training") if is_full else ("base + adapter", "the adapter")
+    )
+    instead = "the rung's model folder" if is_full else "the adapter"
+    verdict = "passed" if check.passed else f"**failed: use {instead} instead of these weights**"
     return [
         "## Merge check",
         "",
-        f"Against base + adapter on {check.num_tokens} held-out answer tokens, after reload from disk, in "
+        f"Against {apart} on {check.num_tokens} held-out answer tokens, after reload from disk, in "
         f"{origin.get('compared_in', 'the same')} arithmetic: {verdict}.",
         "",
         f"- merged onto: {origin.get('base', 'original weights')}; shipped in {origin.get('dtype', 'their own type')}",
         f"- mean |difference| of log-probability: {check.mean_abs_logprob_diff:.2g} "
-        f"(the adapter itself changes it by {check.adapter_effect:.2g})",
+        f"({itself} itself changes it by {check.adapter_effect:.2g})",
         f"- same greatest token: {check.top1_agreement_frac:.1%}; same greedy answer: {check.greedy_match_frac:.1%}",
         "",
     ]
 
 
-def _loading(arm: ArmScore, is_adapter: bool) -> list[str]:
+def _loading(arm: ArmScore, is_adapter: bool, words: str) -> list[str]:
     base = f'embedded_path("{arm.model}")' if arm.model in family() else f'"{arm.model}"'
     where = ["from shoestring.embedded import embedded_path"] if arm.model in family() and is_adapter else []
     load = (
@@ -176,11 +196,12 @@ def _loading(arm: ArmScore, is_adapter: bool) -> list[str]:
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
         "```",
         "",
+        *([NO_DORA, ""] if is_adapter and "DoRA" in words else []),
     ]
 
 
 def _made_with(folder: Path) -> list[str]:
-    origin: dict[str, Any] = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    origin = _origin(folder)
     versions = ", ".join(f"{name} {number}" for name, number in package_versions().items())
-    method = {"qlora": "QLoRA (NF4 base, double quantised)", "lora": "LoRA"}.get(origin.get("method", ""), "LoRA")
+    method = origin.get("words") or method_words(origin.get("method", "lora"))
     return ["## Made with", "", f"Shoestring; {method}; {versions}."]

@@ -1,6 +1,7 @@
 """Adapter and base as one set of weights, reloaded from disk and compared with the two kept apart.
 
-A 16-bit base takes the adapter in float32 and is rounded once. An adapter trained on an NF4 base is merged onto
+A model whose every weight was trained, in float32, is rounded once to the device's type, and compared with itself
+before. A 16-bit base takes the adapter in float32 and is rounded once. An adapter trained on an NF4 base is merged onto
 the dequantised NF4 weights, those it was trained on: merging onto the original 16-bit weights would add the
 quantisation error the adapter has learned to undo.
 
@@ -52,28 +53,35 @@ def merge_adapter(
 ) -> MergeCheck:
     """Write merged weights to out_dir with tokenizer, chat template and generation config, and check them.
 
-    method: lora or qlora; empty: as recorded in the adapter's folder. The merged weights are in the device's type;
+    adapter_dir: of an adapter, or of a model trained whole. method: lora, qlora or full; empty: as recorded there.
+    The merged weights are in the device's type;
     they are compared in float32 arithmetic where both sets fit in half the device's memory, else in its own type.
     Raises: ModelError, BadInput, RunFolderError.
     """
     adapter_dir, out_dir = Path(adapter_dir), Path(out_dir)
-    if not (adapter_dir / "adapter_config.json").is_file():
+    origin = read_json(adapter_dir / ORIGIN) if (adapter_dir / ORIGIN).is_file() else {}
+    method = method or origin.get("method", "lora")
+    if not (adapter_dir / ("config.json" if method == "full" else "adapter_config.json")).is_file():
         raise BadInput(
             f"{adapter_dir} holds no adapter (adapter_config.json); train first, or give a rung's adapter folder"
+            if method != "full"
+            else f"{adapter_dir} holds no model (config.json); train first, or give a rung's model folder"
         )
     if not examples:
         raise BadInput("merging is checked on held-out rows, and none were given")
-    if not method:
-        method = read_json(adapter_dir / ORIGIN)["method"] if (adapter_dir / ORIGIN).is_file() else "lora"
     tokenizer = load_tokenizer(model)
     rows = [encode_example(tokenizer, example) for example in examples]
     _write_merged(model, adapter_dir, out_dir, tokenizer, device, method)
     exact = _float32_if_it_fits(out_dir, device)
-    apart = _adapted(model, adapter_dir, exact, device, method)
-    reference = _read(apart, tokenizer, rows)
-    with apart.disable_adapter():
-        bare = _read(apart, tokenizer, rows, texts=False)
-    del apart
+    if method == "full":
+        reference = _read(load_base(str(adapter_dir), device=exact), tokenizer, rows)
+        bare = _read(load_base(model, device=exact), tokenizer, rows, texts=False)
+    else:
+        apart = _adapted(model, adapter_dir, exact, device, method)
+        reference = _read(apart, tokenizer, rows)
+        with apart.disable_adapter():
+            bare = _read(apart, tokenizer, rows, texts=False)
+        del apart
     gc.collect()
     merged = _read(load_base(str(out_dir), device=exact), tokenizer, rows)
     check = compare(reference, merged, bare)
@@ -85,6 +93,7 @@ def merge_adapter(
             "dtype": device.dtype,
             "compared_in": exact.dtype,
             "base": _base_words(method),
+            "words": origin.get("words", ""),
         },
     )
     return check
@@ -94,7 +103,7 @@ def compare(reference: _Readings, merged: _Readings, bare: _Readings) -> MergeCh
     """The check's numbers and its verdict."""
     error = float((merged.logprobs_N - reference.logprobs_N).abs().mean())
     effect = float((bare.logprobs_N - reference.logprobs_N).abs().mean())
-    agreement = float((merged.top1_N == reference.top1_N).float().mean())
+    agreement = float((merged.top1_N == reference.top1_N).double().mean())
     greedy = sum(a == b for a, b in zip(merged.texts, reference.texts, strict=True)) / max(len(reference.texts), 1)
     close = error <= max(ERROR_SHARE * effect, NEGLIGIBLE)
     return MergeCheck(
@@ -108,7 +117,8 @@ def compare(reference: _Readings, merged: _Readings, bare: _Readings) -> MergeCh
 
 
 def _base_words(method: str) -> str:
-    return "dequantised NF4 weights, those the adapter was trained on" if method == "qlora" else "original weights"
+    words = {"qlora": "dequantised NF4 weights, those the adapter was trained on", "full": "none, every weight is new"}
+    return words.get(method, "original weights")
 
 
 def _base(model: str, compute: Device, trained_on: Device, method: str) -> Any:
@@ -151,14 +161,9 @@ def _adapted(model: str, adapter_dir: Path, compute: Device, trained_on: Device,
 
 
 def _write_merged(model: str, adapter_dir: Path, out_dir: Path, tokenizer: Any, device: Device, method: str) -> None:
-    adapted = _adapted(model, adapter_dir, device, device, method)
-    try:
-        with quiet_loading():
-            merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise ModelError(
-            f"{adapter_dir}: the adapter holds values that are not finite; train this rung again"
-        ) from error
+    merged = (
+        load_base(str(adapter_dir), device=device) if method == "full" else _merge(model, adapter_dir, device, method)
+    )
     generation = merged.generation_config
     generation.eos_token_id = stop_token_ids(tokenizer, merged)
     generation.pad_token_id = tokenizer.pad_token_id
@@ -171,6 +176,17 @@ def _write_merged(model: str, adapter_dir: Path, out_dir: Path, tokenizer: Any, 
         config = read_json(partial / "config.json")
         assert "quantization_config" not in config, "a merged model is not quantised"
         replace_folder(partial, out_dir)
+
+
+def _merge(model: str, adapter_dir: Path, device: Device, method: str) -> Any:
+    adapted = _adapted(model, adapter_dir, device, device, method)
+    try:
+        with quiet_loading():
+            return adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(
+            f"{adapter_dir}: the adapter holds values that are not finite; train this rung again"
+        ) from error
 
 
 def _float32_if_it_fits(folder: Path, device: Device) -> Device:

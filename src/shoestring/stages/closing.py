@@ -24,6 +24,7 @@ from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_fro
 from ..runfolder import fingerprint, rung_name
 from ..serve.card import write_model_card
 from ..serve.merge import merge_adapter
+from ..train.adapter import folder_name
 from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
@@ -138,8 +139,7 @@ def planned_models(run: Run) -> list[str]:
 
 
 def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
-    """Merge, compare merged with adapter, and write the model card beside both."""
-    adapter_dir = run.run_folder.rung(chosen.model) / "adapter"
+    """Merge, compare merged with what was trained, and write the model card beside both."""
     merged_dir = run.folder / "export" / "merged"
     if merged_dir.exists():
         run.run_folder.set_aside(merged_dir)
@@ -147,12 +147,13 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
     trained = run.run_folder.record(rung_file(chosen.model, "train.json"))
     assert trained is not None, "an arm is chosen after its training is recorded"
     method = trained["result"]["method"]
+    adapter_dir = run.run_folder.rung(chosen.model) / folder_name(method)
     run.progress(f"merge {chosen.model}", 0, None)
     check = merge_adapter(chosen.model, adapter_dir, merged_dir, device=device(run), examples=rows, method=method)
     if not check.passed:
         run.log(
-            f"Merged weights differ from the adapter (same first choice on {check.top1_agreement_frac:.1%} of tokens): "
-            "serve the adapter instead"
+            f"Merged weights differ from the {adapter_dir.name} (same first choice on {check.top1_agreement_frac:.1%} "
+            f"of tokens): serve the {adapter_dir.name} instead"
         )
     for folder in (adapter_dir, merged_dir):
         write_model_card(folder, run.config, chosen, curated.counts, check)

@@ -28,7 +28,7 @@ from ..records import (
     to_json,
     train_from_json,
 )
-from ..train.adapter import is_whole, restore
+from ..train.adapter import folder_name, is_whole, restore
 from ..train.engines.rung import train_with_engine
 from ..train.tracking import Tracking
 from ..train.trainer import train_rung
@@ -133,33 +133,37 @@ def _set_aside_stale(run: Run, rung: RungPlan) -> None:
 
 
 def adapter_is_there(run: Run, model: str) -> bool:
-    """Whether a trained rung's adapter is as training left it, put back from a checkpoint where it was not."""
+    """Whether what a rung has trained is as training left it, put back from a checkpoint where it was not."""
     folder, record = run.run_folder.rung(model), run.run_folder.record(rung_file(model, "train.json"))
-    sums = record["result"]["settings"].get("adapter_sha256", {}) if record else {}
-    if record is None or is_whole(folder / "adapter", sums):
+    if record is None:
         return True
-    if not restore(folder, train_from_json(record["result"])):
+    trained = train_from_json(record["result"])
+    name = folder_name(trained.method)
+    if is_whole(folder / name, trained.settings.get("adapter_sha256", {})):
+        return True
+    if not restore(folder, trained):
         return False
-    run.log(f"Rung {model}: its adapter was missing or damaged, and is put back from its checkpoints")
+    run.log(f"Rung {model}: its {name} was missing or damaged, and is put back from its checkpoints")
     return True
 
 
 def require_adapter(run: Run, chosen: ArmScore) -> None:
-    """Raises: BadInput where the adapter to export is lost for good."""
+    """Raises: BadInput where what is to be exported is lost for good."""
     if not adapter_is_there(run, chosen.model):
         raise BadInput(
-            f"{run.run_folder.rung(chosen.model) / 'adapter'} is missing or damaged and no checkpoint holds it; "
+            f"{run.run_folder.rung(chosen.model)}: what it trained is missing or damaged and no checkpoint holds it; "
             f"train it again: shoestring run {run.folder}"
         )
 
 
 def forget_lost(run: Run, rung: RungPlan) -> None:
-    """Set a rung aside whose adapter is lost for good, so that it is trained again."""
+    """Set a rung aside whose trained weights are lost for good, so that it is trained again."""
     if rung.device == device(run) and not adapter_is_there(run, rung.model):
         moved = run.run_folder.set_aside(run.run_folder.rung(rung.model))
         run.run_folder.retract("export.json")
         run.log(
-            f"Rung {rung.model}: its adapter is missing or damaged and no checkpoint holds it, so it is trained again; "
+            f"Rung {rung.model}: what it trained is missing or damaged and no checkpoint holds it, so it is trained "
+            f"again; "
             f"what is left is in {moved}"
         )
 
@@ -249,7 +253,7 @@ def trainer(run: Run) -> Callable[..., TrainResult]:
 
 
 def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> tuple[Any, ArmScore]:
-    """Generate on every held-out row with base + adapter, and score.
+    """Generate on every held-out row with what was trained, and score.
 
     The arm's seconds and dollars include training: that is what the answer cost. Raises: BudgetStopped.
     """

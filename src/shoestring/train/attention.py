@@ -25,15 +25,19 @@ NAME = "shoestring"
 NOT_IN_A_FOREST = ("softcap", "s_aux", "position_bias")
 
 
-def use_attention(model: Any) -> str:
-    """Register and switch on; returns what the model's rows will run through, "" where it keeps its own attention."""
+def use_attention(model: Any, dtype: str = "") -> str:
+    """Register and switch on; returns what the model's rows will run through, "" where it keeps its own attention.
+
+    dtype: that products are computed in, where it is not the weights' own.
+    """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if model.config._attn_implementation != "sdpa":
         return ""
-    fast_when_short = model.device.type == "cpu" and model.dtype == torch.bfloat16
+    computes_in = getattr(torch, dtype) if dtype else model.dtype
+    fast_when_short = model.device.type == "cpu" and computes_in == torch.bfloat16
     AttentionInterface.register(NAME, functools.partial(_attend, fast_when_short=fast_when_short))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
@@ -59,6 +63,7 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = _as_autocast(query, key, value)
     if forest is not None:
         return _forest_attention(query, key, value, scale, forest, kwargs), None
     num_tokens = query.shape[2]
@@ -68,6 +73,16 @@ def _attend(
     if short and plain and causal and query.requires_grad:
         return causal_attention(query, key, value, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _as_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """In autocast's type: rotations in float32 have raised queries and keys, and FlexAttention wants all alike."""
+    import torch
+
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
 def _forest_attention(query: Any, key: Any, value: Any, scale: float, forest: Any, asked: dict[str, Any]) -> Any:

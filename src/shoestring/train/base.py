@@ -37,7 +37,7 @@ __all__ = [
 
 
 def load_base(name: str, *, device: Device, quantise: bool = False, over_all_gpus: bool = False) -> Any:
-    """The frozen base on its device: 16-bit (float32 where the hardware has none), or NF4 with double quantisation.
+    """The frozen base on its device, in the device's type, or NF4 with double quantisation.
 
     over_all_gpus: layers spread over the GPUs of this machine, to answer, not to train.
     Norms and head of an NF4 base stay as they are loaded; nothing is raised to float32.

@@ -140,11 +140,13 @@ def _classes() -> tuple[Any, Any]:
     return Fp8Linear, Fp8Product
 
 
-def refusal(device: Device, asked: bool, method: str) -> str:
-    """Why this run does not get an FP8 base, "" if it may: asked is train.fp8, method lora or qlora."""
+def refusal(device: Device, asked: bool, method: str, dora: bool = False) -> str:
+    """Why this run does not get an FP8 base, "" if it may: asked is train.fp8."""
     if not asked:
         return "train.fp8 is false"
-    return "method: qlora holds the base in NF4" if method == "qlora" else cannot_run(device)
+    if method != "lora":
+        return "method: qlora holds the base in NF4" if method == "qlora" else "method: full freezes no base"
+    return "dora reads the rows of the base" if dora else cannot_run(device)
 
 
 def cannot_run(device: Device) -> str:

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 from ..errors import TrainingError
 from . import parity
+from .adapter import is_full
 from .locate import first_line
 
-FUSED, PEFT = "fused", "PEFT"
+FUSED, PEFT, NONE = "fused", "PEFT", "none"
 
 
 class Frozen(Protocol):
@@ -310,12 +311,17 @@ def unfuse_adapters(tuned: Any) -> None:
 
 
 def choose_adapters(tuned: Any, loss: parity.Loss, kind: str) -> tuple[str, str]:
-    """Fuse the adapters where that gives PEFT's loss and gradients on the probe rows; (FUSED or PEFT, the reason).
+    """Fuse the adapters where that gives PEFT's loss and gradients on the probe rows; (FUSED, PEFT or NONE, why).
 
     loss: of the probe rows, in the precision of training; called a few times with and without gradient.
     kind: the key of parity's limits.
     """
     import torch
+
+    if is_full(tuned):
+        return NONE, "method: full trains the weights themselves"
+    if any(config.use_dora for config in tuned.peft_config.values()):
+        return PEFT, "fused adapters are off: DoRA layers divide by the lengths of weight rows, which PEFT computes"
 
     def without_gradient() -> None:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from typing import Any
 from ..config import PREFERENCES
 from ..messages import with_tools
 from ..records import Example
+from .loss import causal
 from .objective import desired_of, sides
 from .setup import SetUp
 from .tokens import Encoded, encode_prompt, end_token_id, end_token_ids
@@ -21,6 +22,7 @@ from .tokens import Encoded, encode_prompt, end_token_id, end_token_ids
 REFUSE, WARN, OK = "refuse", "warn", "ok"
 # Rates outside these multiples of the derived one either do nothing or diverge.
 RATE_BAND = (1 / 200, 20.0)
+RATE_BAND_FULL = (1 / 200, 6.0)  # the rate of an adapter, ten times as high, lies outside
 FEW_STEPS = 10
 SERVED_ROWS = 500  # prompts that are rendered once more, as serving does
 SHOWN_CHARACTERS = 80
@@ -180,7 +182,7 @@ def _pad_apart(ready: SetUp) -> tuple[str, str]:
 
 def _stops_where_served(ready: SetUp) -> tuple[str, str]:
     end = end_token_id(ready.tokenizer)
-    own = getattr(getattr(ready.tuned.get_base_model(), "generation_config", None), "eos_token_id", None)
+    own = getattr(getattr(causal(ready.tuned), "generation_config", None), "eos_token_id", None)
     known = {ready.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     named = ready.tokenizer.decode([end])
     if end not in known:
@@ -219,12 +221,14 @@ def _rate(ready: SetUp) -> tuple[str, str]:
     from ..plan.settings import usual_learning_rate
 
     config = ready.tuned.config
-    usual = usual_learning_rate(config.model_type, config.hidden_size, ready.settings.objective)
-    low, high = (usual * factor for factor in RATE_BAND)
+    method = ready.settings.method
+    usual = usual_learning_rate(config.model_type, config.hidden_size, ready.settings.objective, method)
+    low, high = (usual * factor for factor in (RATE_BAND_FULL if method == "full" else RATE_BAND))
     rate = ready.settings.learning_rate
     if not low <= rate <= high:
         return (
-            f"learning_rate is {rate:g}; usual for this model and objective is {usual:.2g} ({low:.1g} to {high:.1g})",
+            f"learning_rate is {rate:g}; usual for this model, objective and method: {method} is {usual:.2g} "
+            f"({low:.1g} to {high:.1g})",
             "",
         )
     return "", f"learning_rate {rate:g}, usual {usual:.2g}"

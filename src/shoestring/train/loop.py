@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..records import Device, TrainSettings
-from . import loss, preflight
+from . import full, loss, preflight
+from .adapter import has_learned, is_full, load_trained
 from .memory_policy import offloading
 from .objective import Collate, Objective, padded
 from .schedule import Schedule, Step
@@ -81,18 +82,23 @@ def only_item(items: list[Any]) -> Any:
 
 
 def trained_weights(tuned: Any) -> dict[str, Any]:
-    """The adapter's tensors by the names they are saved under."""
+    """The tensors of what is trained, by the names they are saved under."""
+    if is_full(tuned):
+        return {name: p.detach() for name, p in tuned.named_parameters()}
     from peft import get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(tuned, save_embedding_layers=False))
 
 
 def write_weights(weights: dict[str, Any], config: Any, folder: Path) -> None:
-    """The adapter's weights and configuration.
+    """The adapter's weights and configuration, or every weight of a model that is trained whole, without one.
 
     PeftModel.save_pretrained would also write a card from a template and ask the hub about the base's embeddings,
     at every checkpoint.
     """
+    if config is None:
+        full.save(weights, folder)
+        return
     from safetensors.torch import save_file
 
     save_file({k: v.contiguous() for k, v in weights.items()}, str(folder / "adapter_model.safetensors"))
@@ -101,10 +107,15 @@ def write_weights(weights: dict[str, Any], config: Any, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def save_adapter(tuned: Any, folder: Path) -> None:
+def config_of(tuned: Any) -> Any:
+    """The adapter's configuration, None of a model that is trained whole."""
+    return None if is_full(tuned) else tuned.peft_config[tuned.active_adapter]
+
+
+def save_trained(tuned: Any, folder: Path) -> None:
     """Both in a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(trained_weights(tuned), tuned.peft_config[tuned.active_adapter], folder)
+    write_weights(trained_weights(tuned), config_of(tuned), folder)
 
 
 def build_trainer(
@@ -150,6 +161,8 @@ def build_trainer(
         dataloader_pin_memory=device.kind == "cuda",
     )
 
+    has_learned(tuned)
+
     class ScheduleTrainer(Trainer):
         def get_train_dataloader(self) -> Any:
             loader = DataLoader(
@@ -179,6 +192,12 @@ def build_trainer(
         ) -> Any:
             with offloading(offload):
                 return step_loss(items.objective, model, inputs, num_items_in_batch, loss_path, device)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if not is_full(tuned):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:  # Trainer's own lets names that do not fit pass
+                load_trained(tuned, Path(resume_from_checkpoint))
 
     with warnings.catch_warnings():
         # max_grad_norm and the scheduler are as intended; Trainer warns of neither value, only of newer spellings.

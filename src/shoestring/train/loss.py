@@ -132,22 +132,23 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     return {**inputs, "position_ids": batch["position_ids"], "attention_mask": unused, "forest": route}
 
 
-def _causal(model: Any) -> Any:
+def causal(model: Any) -> Any:
+    """The causal language model, without PEFT's wrapping."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _hidden(model: Any, batch: Batch) -> Any:
     """Hidden states (N, D) at the batch's positions."""
-    hidden_BTD = _causal(model).base_model(**_inputs(batch)).last_hidden_state
+    hidden_BTD = causal(model).base_model(**_inputs(batch)).last_hidden_state
     return hidden_BTD.flatten(0, 1).index_select(0, batch["positions"])
 
 
 def answer_logits(model: Any, batch: Batch, path: str = AT_LOSS_TOKENS) -> Any:
     """Float32 logits (N, V) that predict the batch's targets."""
     if path == FULL:
-        logits_BTV = _causal(model)(**_inputs(batch)).logits
+        logits_BTV = causal(model)(**_inputs(batch)).logits
         return logits_BTV.flatten(0, 1).index_select(0, batch["positions"]).float()
-    return _causal(model).get_output_embeddings()(_hidden(model, batch)).float()
+    return causal(model).get_output_embeddings()(_hidden(model, batch)).float()
 
 
 def target_losses(model: Any, batch: Batch, path: str = AT_LOSS_TOKENS) -> Any:
@@ -155,7 +156,7 @@ def target_losses(model: Any, batch: Batch, path: str = AT_LOSS_TOKENS) -> Any:
     import torch.nn.functional as F
 
     if path == CHUNKED:
-        head = _causal(model).get_output_embeddings()
+        head = causal(model).get_output_embeddings()
         return chunked_losses(_hidden(model, batch), head, batch["targets"], IGNORED)
     return F.cross_entropy(answer_logits(model, batch, path), batch["targets"], reduction="none", ignore_index=IGNORED)
 
@@ -181,7 +182,7 @@ def choose_path(model: Any, batch: Batch) -> str:
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     if any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES):
         return FULL
-    fast = CHUNKED if applies(_causal(model).get_output_embeddings()) else AT_LOSS_TOKENS
+    fast = CHUNKED if applies(causal(model).get_output_embeddings()) else AT_LOSS_TOKENS
     with torch.no_grad():
         ours, full = (float(loss_sum(model, batch, path)) for path in (fast, FULL))
     return fast if abs(ours - full) <= 1e-3 * abs(full) + 1e-3 else FULL

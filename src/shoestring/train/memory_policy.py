@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -152,30 +154,43 @@ def offloading(offload: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def counting_kept(model: Any) -> Iterator[Callable[[], int]]:
-    """Gives a function for the bytes that autograd keeps of what runs inside.
+def counting_kept(model: Any, copies: Counter[int] | None = None) -> Iterator[Callable[[], int]]:
+    """Gives a function for the bytes that autograd keeps, when it is asked, of what has run inside.
 
-    Each storage counts once; parameters and buffers do not count.
+    Each storage counts once; parameters and buffers do not count, nor do copies of weights by their sizes: a linear
+    layer keeps its weight turned, as it keeps nothing else.
     """
     import torch
 
     # Of a layer in shards what was gathered is freed after its turn, and then counts nothing.
     whole = [t for t in (*model.parameters(), *model.buffers()) if not hasattr(t, "to_local")]
     own = {t.untyped_storage().data_ptr() for t in whole}
-    seen: dict[int, Any] = {}
+    packed: list[weakref.ref[Any]] = []  # alive while the graph is: what DoRA detaches is not kept
 
     def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage  # held, so that its address is not given away
+        packed.append(weakref.ref(tensor))
         return tensor
 
+    def count() -> int:
+        left, total, seen = Counter(copies), 0, set(own)
+        for tensor in (ref() for ref in packed):
+            if tensor is None or (at := tensor.untyped_storage().data_ptr()) in seen:
+                continue
+            seen.add(at)
+            size = tensor.untyped_storage().nbytes()
+            is_turned = tensor.dim() == 2 and tensor.t().is_contiguous() and not tensor.is_contiguous()
+            if is_turned and left[size] > 0:
+                left[size] -= 1
+            else:
+                total += size
+        return total
+
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(storage.nbytes() for storage in seen.values())
+        yield count
 
 
-def measure(model: Any, loss: Callable[[], Any], num_tokens: int) -> Measured:
-    """loss: of a pass over num_tokens tokens, its graph attached; it runs twice (on CUDA three times).
+def measure(model: Any, loss: Callable[[], Any], num_tokens: int, dtype: str = "float32") -> Measured:
+    """loss: of a pass over num_tokens tokens in dtype, its graph attached; it runs twice (on CUDA three times).
 
     The model is left as it was, in training mode and without gradients, and with no layer recomputed.
     """
@@ -185,7 +200,7 @@ def measure(model: Any, loss: Callable[[], Any], num_tokens: int) -> Measured:
     kept = []
     for num in (0, len(layers)):
         recompute(model, num)
-        with counting_kept(model) as count:
+        with counting_kept(model, trained_copies(model, dtype)) as count:
             held = loss()
             kept.append(count() / num_tokens)
             del held
@@ -202,9 +217,24 @@ def measure(model: Any, loss: Callable[[], Any], num_tokens: int) -> Measured:
     return Measured(len(layers), kept[0], kept[1], peak)
 
 
-def standing_bytes(model: Any) -> int:
-    """What an optimizer step adds to what is allocated before the first: gradients and two moments, float32 each."""
-    return sum(12 * p.numel() for p in model.parameters() if p.requires_grad)
+def standing_bytes(model: Any, device: Device) -> int:
+    """What a step adds to what is allocated before the first, whatever its tokens.
+
+    Gradients and two moments, float32 each, and autocast's copies of the weights that learn.
+    """
+    copies = sum(size * count for size, count in trained_copies(model, device.dtype).items())
+    return sum(12 * p.numel() for p in model.parameters() if p.requires_grad) + copies
+
+
+def trained_copies(model: Any, dtype: str) -> Counter[int]:
+    """Sizes in bytes of the copies in dtype that autocast makes of linear weights which learn, and how many."""
+    import torch
+
+    each = getattr(torch, dtype).itemsize
+    weights = [m.weight for m in model.modules() if type(m) is torch.nn.Linear and m.weight.requires_grad]
+    named = {id(weight): weight for weight in weights if weight.dtype.itemsize > each}
+    adapters = {id(p) for name, p in model.named_parameters() if ".lora_" in name}  # small, and counted with the rest
+    return Counter(each * weight.numel() for at, weight in named.items() if at not in adapters)
 
 
 # ---------------------------------------------------------------- choosing
@@ -247,7 +277,7 @@ def choose(
     Raises: DoesNotFit where one longest row with every layer recomputed, on CUDA offloaded too, is more than is free.
     """
     free = free_bytes(device)
-    room = FIT_FRAC * free - standing_bytes(model)
+    room = FIT_FRAC * free - standing_bytes(model, device)
     margin = VARYING_FACTOR[device.kind][2]
     largest_tokens = max(largest_tokens, longest_tokens)
     sizes = _halved(largest_tokens, longest_tokens) if may_cut else [largest_tokens]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from ..records import Device
+from .adapter import is_full
 from .loss import answer_logits, collate, few_targets, on_device, precision
 from .tokens import Encoded
 
@@ -18,7 +19,7 @@ def supervised_text(tokenizer: Any, row: Encoded) -> str:
 
 
 def check_gradients(model: Any, step: int) -> None:
-    """After the first backward pass every adapter matrix has a gradient, and a non-zero one where it can.
+    """After the first backward pass every trained matrix has a gradient, and a non-zero one where it can.
 
     B starts at zero, so A's gradient is zero in the very first step.
     Raises: TrainingError naming the matrices.
@@ -27,31 +28,35 @@ def check_gradients(model: Any, step: int) -> None:
     if not trainable:
         raise TrainingError("no adapter matrix is trainable: the model has no linear layer PEFT can adapt")
     missing = [name for name, p in trainable.items() if p.grad is None]
-    flat = [n for n, p in trainable.items() if "lora_B" in n and p.grad is not None and not p.grad.any()]
+    whole = is_full(model)
+    flat = [n for n, p in trainable.items() if (whole or "lora_B" in n) and p.grad is not None and not p.grad.any()]
     if missing or flat:
         fault = missing or flat
         kind = "no gradient" if missing else "a gradient of zero"
+        what = "weights" if whole else "adapter matrices"
         raise TrainingError(
-            f"step {step}: {len(fault)} of {len(trainable)} adapter matrices got {kind}, first {fault[0]}; "
-            "this model's layers are not reached by the adapter, choose another model or method"
+            f"step {step}: {len(fault)} of {len(trainable)} {what} got {kind}, first {fault[0]}; "
+            "the loss does not reach these layers of the model, choose another model or method"
         )
 
 
-def adapter_effect(model: Any, rows: Sequence[Encoded], pad_id: int, device: Device) -> float:
-    """Largest change the adapter makes to a logit of the given rows.
-
-    Raises: TrainingError when it makes none.
-    """
+def probe_logits(model: Any, rows: Sequence[Encoded], pad_id: int, device: Device) -> Any:
+    """Logits of a few answer tokens of the given rows, on the host."""
     import torch
 
     batch = on_device(few_targets(collate(rows, pad_id)), model.device)
     with torch.no_grad(), precision(device):
-        tuned = answer_logits(model, batch)
-        with model.disable_adapter():
-            bare = answer_logits(model, batch)
-    effect = float((tuned - bare).abs().max())
+        return answer_logits(model, batch).cpu()
+
+
+def effect_on(bare_NV: Any, tuned_NV: Any) -> float:
+    """Largest change that training made to a logit: probe_logits of the bare base, and with what was trained.
+
+    Raises: TrainingError when it made none.
+    """
+    effect = float((tuned_NV - bare_NV).abs().max())
     if not effect > 0:
-        raise TrainingError("the trained adapter changes no logit; raise train.learning_rate or train.num_epochs")
+        raise TrainingError("what was trained changes no logit; raise train.learning_rate or train.num_epochs")
     return effect
 
 

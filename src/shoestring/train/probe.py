@@ -1,4 +1,8 @@
-"""Gates that ask the model itself: a few short rows forward and backward, weights as they were afterwards."""
+"""Gates that ask the model itself: a few short rows forward and backward, weights as they were afterwards.
+
+Of a model that is trained whole, what would take as much memory again is asked of a part: gradients are compared on
+PROBED_NUMBERS of them, evenly spread, and the weights that change meanwhile are the smallest ones.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
-from . import gates, loss, parity, preflight
-from .adapter import fresh_copy, load_adapter
+from . import full, gates, loss, parity, preflight, weight_gates
+from .adapter import bare, fresh_copy, is_full, load_trained
 from .gates import REFUSE, WARN, Finding, judged
-from .loop import StepItems, begin_step, save_adapter, step_loss
+from .loop import StepItems, begin_step, save_trained, step_loss
 from .objective import Collate, padded
 from .preference import Preference
 from .schedule import Schedule
@@ -22,6 +26,8 @@ from .setup import SetUp
 from .tokens import Encoded
 
 PROBE_ITEMS, PROBE_TOKENS = 4, 2048
+PROBED_NUMBERS = 2**24
+WEIGHTS_STIRRED = 1.02  # times a weight, while its effect is looked at
 # Largest difference of gradients by rounding alone, relative to their norm. Over an FP8 base a last bit turned in 16
 # bits is up to 1/8 in FP8.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.03, "fp8": 0.4}
@@ -56,8 +62,21 @@ class Probe:
     def trainable(self) -> dict[str, Any]:
         return {name: p for name, p in self.ready.tuned.named_parameters() if p.requires_grad}
 
+    def changeable(self) -> dict[str, Any]:
+        """What gates may change: an adapter, or of a whole model the smallest weights."""
+        own = self.trainable()
+        if not is_full(self.ready.tuned):
+            return own
+        found, size = {}, 0
+        for name in sorted(own, key=lambda name: own[name].numel()):
+            size += own[name].numel()
+            if size > PROBED_NUMBERS:
+                break
+            found[name] = own[name]
+        return found
+
     def gradients(self, micro_batches: Sequence[Sequence[int]], collate: Collate = padded) -> tuple[float, Any]:
-        """Loss of one step and its gradient as one vector, through the functions that training uses."""
+        """Loss of one step and its gradient (of PROBED_NUMBERS at most) as one vector, as training computes them."""
         import torch
 
         ready = self.ready
@@ -71,8 +90,10 @@ class Probe:
             if value.requires_grad:  # else no adapter takes part, which is a finding
                 value.backward()
             total += float(value.detach())
-        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trainable().values()]
-        return total, torch.cat([part.flatten().float() for part in parts])
+        own = self.trainable().values()
+        stride = -(-sum(p.numel() for p in own) // PROBED_NUMBERS)
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in own]
+        return total, torch.cat([part.flatten()[::stride].float() for part in parts])
 
     @property
     def limit(self) -> float:
@@ -85,16 +106,17 @@ def probing(ready: SetUp) -> Iterator[Probe]:
     import torch
 
     tuned = ready.tuned
-    training, restore_adapter = tuned.training, fresh_copy(tuned)
+    training, probe = tuned.training, Probe(ready)
+    restore = fresh_copy(tuned, probe.changeable())
     try:
         with (
             torch.random.fork_rng(devices=[tuned.device] if tuned.device.type == "cuda" else []),
             parity.stirred(tuned),
         ):
             tuned.train()
-            yield Probe(ready)
+            yield probe
     finally:
-        restore_adapter()
+        restore()
         tuned.train(training)
 
 
@@ -103,9 +125,10 @@ def examine(ready: SetUp) -> list[Finding]:
     found = [gate.finding(ready) for gate in gates.GATES]
     if any(f.level == REFUSE and f.gate in BEFORE_THE_MODEL for f in found):
         return found
+    of_method = FULL_GATES if is_full(ready.tuned) else ADAPTER_GATES
     with compared(ready) as findings, probing(ready) as probe:
         found += findings
-        for name, level, remedy, look in MODEL_GATES:
+        for name, level, remedy, look in (*of_method, *MODEL_GATES):
             finding = judged(name, level, remedy, *look(probe))
             found.append(finding)
             if finding.level == REFUSE and name in LAST_WORDS:
@@ -133,34 +156,6 @@ def refuse(findings: Sequence[Finding], model: str) -> None:
     if wrong:
         told = "\n".join(f"  {f.gate}: {f.found}; {f.remedy}" for f in wrong)
         raise TrainingError(f"{model} would train on something else than it seems:\n{told}")
-
-
-def _adapter(probe: Probe) -> tuple[str, str]:
-    own = probe.trainable()
-    others = [name for name in own if "lora_" not in name]
-    frozen = [n for n, p in probe.ready.tuned.named_parameters() if "lora_" in n and not p.requires_grad]
-    if not own or not any("lora_" in name for name in own):
-        return "no adapter matrix is trainable", ""
-    if others:
-        return f"{len(others)} weights of the base are trainable, first {others[0]}", ""
-    if frozen:
-        return f"{len(frozen)} adapter matrices are frozen, first {frozen[0]}", ""
-    return "", f"{len(own)} adapter matrices, {sum(p.numel() for p in own.values()):,} parameters"
-
-
-def _base_kept(probe: Probe) -> tuple[str, str]:
-    import torch
-
-    wide = [
-        name
-        for name, p in probe.ready.tuned.named_parameters()
-        if not p.requires_grad and p.dtype == torch.float32 and p.dim() > 1
-    ]
-    if probe.ready.device.dtype != "float32" and wide:
-        return f"{len(wide)} frozen matrices are held in float32, first {wide[0]}", ""
-    return "", f"the frozen base is held in {probe.ready.device.dtype}" + (
-        " and NF4" if probe.ready.settings.method == "qlora" else ""
-    )
 
 
 def _finite(probe: Probe) -> tuple[str, str]:
@@ -208,18 +203,31 @@ def _every_gradient(probe: Probe) -> tuple[str, str]:
     own = probe.trainable()
     lacking = [name for name, p in own.items() if p.grad is None or not bool(p.grad.any())]
     if lacking:
-        return f"{len(lacking)} of {len(own)} adapter matrices get no gradient, first {lacking[0]}", ""
-    return "", f"every one of {len(own)} adapter matrices gets a gradient"
+        return f"{len(lacking)} of {len(own)} trained matrices get no gradient, first {lacking[0]}", ""
+    return "", f"every one of {len(own)} trained matrices gets a gradient"
 
 
 def _changes_logits(probe: Probe) -> tuple[str, str]:
+    """What is trained takes part: an adapter off zero against none, or weights a little larger against as they are."""
+    import torch
+
     ready = probe.ready
     rows = [path for index in probe.indices for path in ready.learned.items[index]]
+    asked = (ready.tuned, rows, ready.tokenizer.pad_token_id, ready.device)
+    with bare(ready.tuned):
+        before = preflight.probe_logits(*asked)
+    restore = fresh_copy(ready.tuned, probe.changeable())
+    if is_full(ready.tuned):
+        with torch.no_grad():
+            for parameter in probe.changeable().values():
+                parameter.mul_(WEIGHTS_STIRRED)
     try:
-        effect = preflight.adapter_effect(ready.tuned, rows, ready.tokenizer.pad_token_id, ready.device)
+        effect = preflight.effect_on(before, preflight.probe_logits(*asked))
     except TrainingError:
-        return "the adapter changes no logit", ""
-    return "", f"the adapter moves logits, by {effect:.2g} at most"
+        return "what is trained changes no logit", ""
+    finally:
+        restore()
+    return "", f"what is trained moves logits, by {effect:.2g} at most"
 
 
 def _accumulation(probe: Probe) -> tuple[str, str]:
@@ -243,9 +251,10 @@ def _checkpoint(probe: Probe) -> tuple[str, str]:
     """Two optimizer steps, against one, a save, everything overwritten, a load, and the other."""
     import torch
 
-    ready, own = probe.ready, probe.trainable()
+    ready, own = probe.ready, probe.changeable()
+    whole, restore_weights = is_full(ready.tuned), fresh_copy(probe.ready.tuned, own)
     with tempfile.TemporaryDirectory(prefix="shoestring-check-") as place:
-        folder, state = Path(place) / "adapter", Path(place) / "optimizer.pt"
+        folder, state = Path(place) / "weights", Path(place) / "optimizer.pt"
 
         def step(optimizer: Any) -> None:
             probe.gradients([probe.indices])
@@ -253,20 +262,21 @@ def _checkpoint(probe: Probe) -> tuple[str, str]:
 
         first = torch.optim.AdamW(own.values(), lr=1e-3)
         step(first)
-        save_adapter(ready.tuned, folder)
+        full.save(own, folder) if whole else save_trained(ready.tuned, folder)
         torch.save(first.state_dict(), state)
         step(first)
         wanted = torch.cat([p.detach().flatten() for p in own.values()]).clone()
         for parameter in own.values():
             parameter.data.fill_(0.5)
         try:
-            load_adapter(ready.tuned, folder)
+            full.restore(own, folder) if whole else load_trained(ready.tuned, folder)
         except (RuntimeError, KeyError, ValueError, OSError) as error:
-            return f"the saved adapter cannot be loaded ({str(error).splitlines()[0][:120]})", ""
+            return f"what was saved cannot be loaded ({str(error).splitlines()[0][:120]})", ""
         again = torch.optim.AdamW(own.values(), lr=1e-3)
         again.load_state_dict(torch.load(state, weights_only=True))
         step(again)
         apart = float((torch.cat([p.detach().flatten() for p in own.values()]) - wanted).abs().max())
+    restore_weights()
     limit = 0.0 if ready.device.kind == "cpu" else 1e-3
     if apart > limit:
         return f"a run continued from a checkpoint goes elsewhere: weights differ by {apart:.2g} after one step", ""
@@ -289,7 +299,7 @@ def _reads_text(probe: Probe) -> tuple[str, str]:
                 rng.shuffle(ids)
             row = Encoded(ids, 1)
             batch = loss.on_device(loss.collate([row], ready.tokenizer.pad_token_id), ready.tuned.device)
-            with torch.no_grad(), loss.precision(ready.device), ready.tuned.disable_adapter():
+            with torch.no_grad(), loss.precision(ready.device), bare(ready.tuned):
                 total += float(loss.loss_sum(ready.tuned, batch, ready.path))
             count += loss.num_loss_tokens([row])
         losses.append(total / count)
@@ -318,8 +328,11 @@ def _reference(ready: SetUp, learned: Preference) -> Finding:
 def _start(ready: SetUp) -> Finding:
     """The adapter that training goes on from does something: names that nothing reads load without an error."""
     name = "starts_from_its_adapter"
+    asked = (ready.tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+    with bare(ready.tuned):
+        before = preflight.probe_logits(*asked)
     try:
-        effect = preflight.adapter_effect(ready.tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+        effect = preflight.effect_on(before, preflight.probe_logits(*asked))
     except TrainingError:
         wrong = f"the adapter of {ready.settings.start} changes no logit of this model"
         return Finding(name, REFUSE, wrong, "give train.start an adapter of this model")
@@ -328,11 +341,38 @@ def _start(ready: SetUp) -> Finding:
 
 # Where one of these fails, passes through the model say nothing new, or cannot be made.
 BEFORE_THE_MODEL = ("answer_tokens_bear_loss", "tokens_have_embeddings")
-LAST_WORDS = ("there_is_an_adapter", "loss_is_finite", "every_matrix_learns", "adapter_changes_logits")
+LAST_WORDS = (
+    "there_is_an_adapter",
+    "every_weight_is_trained",
+    "loss_is_finite",
+    "every_matrix_learns",
+    "adapter_changes_logits",
+)
 ANOTHER = "choose another model, or method: lora"
+ADAPTER_GATES = (
+    (
+        "there_is_an_adapter",
+        REFUSE,
+        "choose a model with linear layers that PEFT can adapt",
+        weight_gates.only_adapters,
+    ),
+    ("base_is_not_upcast", REFUSE, "load the base in the device's 16-bit type", weight_gates.base_as_loaded),
+)
+FULL_GATES = (
+    (
+        "every_weight_is_trained",
+        REFUSE,
+        "report this with the model's name, or use method: lora",
+        weight_gates.every_weight,
+    ),
+    (
+        "weights_learn_in_float32",
+        REFUSE,
+        "report this with the model's name, or use method: lora",
+        weight_gates.in_float32,
+    ),
+)
 MODEL_GATES = (
-    ("there_is_an_adapter", REFUSE, "choose a model with linear layers that PEFT can adapt", _adapter),
-    ("base_is_not_upcast", REFUSE, "load the base in the device's 16-bit type", _base_kept),
     ("loss_is_finite", REFUSE, "the weights are damaged or overflow: download them again, or use bfloat16", _finite),
     ("loss_is_the_models_own", REFUSE, "report this with the model's name: loss and model disagree", _models_own),
     ("passes_agree", REFUSE, "switch dropout off in the model's config.json", _same_twice),

@@ -23,7 +23,7 @@ from ..files import read_whole_lines, sync_file, write_jsonl, write_whole
 from ..records import Log
 from . import checkpoint
 from .adapter import is_whole
-from .watch import WEIGHTS, replace_folder
+from .watch import replace_folder, weights_of
 
 DRIVERS = {
     "s3": ("s3fs", "s3"),
@@ -215,7 +215,7 @@ def _fetch_one(store: Store, out_dir: Path, target: Path) -> bool:
     state = checkpoint.read_state(target)
     if state["best_step"]:
         best = out_dir / "best" / f"step-{state['best_step']}"
-        sums = {WEIGHTS: state["best_sha256"]}
+        sums = {weights_of(target): state["best_sha256"]}
         if not is_whole(best, sums):
             try:
                 is_there = store.fetch(f"best/{best.name}", best)

@@ -9,7 +9,7 @@ from ..records import Log
 from . import checkpoint
 from .adapter import is_whole
 from .remote import Store, fetch_newer
-from .watch import WEIGHTS, Watched, restart_steps
+from .watch import Watched, restart_steps, weights_of
 
 
 def open_store(url: str, out_dir: Path) -> Store | None:
@@ -33,7 +33,7 @@ def find_checkpoint(out_dir: Path, print_: str, store: Store | None, log: Log) -
     best = out_dir / "best" / f"step-{state.best_step}"
     if state.fingerprint != print_:
         restarted = "model, rows or settings differ from those of the checkpoints found here, so training began anew"
-    elif state.best_sha256 and not is_whole(best, {WEIGHTS: state.best_sha256}):
+    elif state.best_sha256 and not is_whole(best, {weights_of(best): state.best_sha256}):
         restarted = f"{best} is missing or damaged, so training began anew"
     if restarted:
         for name in ("checkpoints", "best"):

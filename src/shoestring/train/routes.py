@@ -14,7 +14,7 @@ from typing import Any
 from ..plan.settings import GIVEN
 from ..records import Device, TrainSettings
 from . import fp8, fused, loss, memory_policy, preflight
-from .adapter import adapter_in_16_bit, build_adapter
+from .adapter import adapter_in_16_bit, build_tuned
 from .attention import use_attention
 from .memory_policy import Candidate, MemoryPolicy
 from .objective import Objective
@@ -24,12 +24,13 @@ from .world import current
 
 NF4 = "nf4, double quantised"
 RAN_OUT = "memory ran out over the longest row alone"
+FULL_FORMAT = "float32, products in {}"
 FP8 = "fp8 (e4m3), a scale a row; products in fp8 forward and for the input gradient"
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The model with its adapter, and how it computes."""
+    """The model that is trained, and how it computes."""
 
     tuned: Any
     loss_path: str
@@ -54,7 +55,7 @@ class Routes:
 
 def build_routes(model: str, settings: TrainSettings, device: Device, probe: Sequence[Encoded], pad_id: int) -> Routes:
     """Load the model, then switch on what is faster and passes on the probe rows."""
-    refusal = fp8.refusal(device, settings.fp8, settings.method)
+    refusal = fp8.refusal(device, settings.fp8, settings.method, dora=settings.dora)
     if settings.fp8 and settings.parallelism == "fsdp":
         refusal = "parallelism: fsdp shards the 16-bit base"
     routes = _load(model, settings, device, probe, pad_id)
@@ -68,8 +69,9 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
         adapters, why = fused.choose_adapters(
             routes.tuned, _loss_of(routes, device, probe, pad_id), device.dtype if refusal else "fp8"
         )
+    base_format = {"qlora": NF4, "full": FULL_FORMAT.format(device.dtype)}.get(settings.method, device.dtype)
     routes.facts.update(
-        base_format=(NF4 if settings.method == "qlora" else device.dtype) if refusal else FP8,
+        base_format=base_format if refusal else FP8,
         base_reason=f"fp8 is off: {refusal}" if refusal else "the probe rows' loss is that of the 16-bit base",
         adapters=adapters,
         adapters_reason=why,
@@ -80,8 +82,8 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
 
 
 def _load(model: str, settings: TrainSettings, device: Device, probe: Sequence[Encoded], pad_id: int) -> Routes:
-    tuned = build_adapter(model, settings, device)
-    attention = use_attention(tuned.get_base_model())
+    tuned = build_tuned(model, settings, device)
+    attention = use_attention(loss.causal(tuned), device.dtype)
     shortest = min(probe, key=lambda path: len(path.ids))  # every logit of it is computed
     batch = loss.on_device(loss.collate([shortest], pad_id), tuned.device)
     with preflight.evaluation_mode(tuned), adapter_in_16_bit(tuned, device), loss.precision(device):
@@ -140,7 +142,7 @@ def choose_policy(
     tuned.train()
     try:
         try:
-            measured = memory_policy.measure(tuned, lambda: loss_of((longest,)), longest_tokens)
+            measured = memory_policy.measure(tuned, lambda: loss_of((longest,)), longest_tokens, device.dtype)
         except RuntimeError as error:
             if world.lockstep or not memory_policy.is_out_of_memory(error):
                 raise  # in lockstep one process cannot go another way

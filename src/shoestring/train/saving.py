@@ -22,7 +22,7 @@ from .background import Background
 from .interval import Costs
 from .snapshot import ROOM, Snapshot
 from .uploads import Uploads, add_steps
-from .watch import WEIGHTS, Watched, copy_adapter
+from .watch import Watched, copy_trained, weights_of
 
 
 class Saver:
@@ -99,12 +99,12 @@ class Saver:
         self._entry = (latency_s, latency_s, latency_s) if self.waits else (blocked_s, blocked_s + cpu_s, latency_s)
 
     def seal(self, folder: Path, kept: Watched, live: Watched) -> None:
-        """Keep the adapter if it is the best, seal the checkpoint, drop old ones, hand it to the uploads."""
+        """Keep the weights if they are the best, seal the checkpoint, drop old ones, hand it to the uploads."""
         step = checkpoint.step_of(folder)
         best = self.out_dir / "best" / f"step-{kept.best_step}"
         if step == kept.best_step:
-            copy_adapter(folder, best)
-            kept.best_sha256 = live.best_sha256 = sha256_file(best / WEIGHTS)
+            copy_trained(folder, best)
+            kept.best_sha256 = live.best_sha256 = sha256_file(best / weights_of(best))
         sync_file(self.out_dir / "steps.jsonl")
         if self.uploads:
             add_steps(folder, self.out_dir / "steps.jsonl")

@@ -26,7 +26,7 @@ from ..errors import BadInput, Interrupted, TrainingError
 from ..files import read_json, write_json, write_whole
 from ..plan.search import alive, at_edge, beyond, grid, rounds, survivors, unit_tokens
 from ..records import Device, Example, Log, Progress, TrainSettings, no_log, no_progress
-from .adapter import fresh_copy
+from .adapter import starting_point
 from .device import peak_bytes, reset_peak
 from .loop import StepItems, begin_step, step_loss
 from .memory_policy import MemoryPolicy, offloading, recompute, within_memory
@@ -152,7 +152,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.before_s = self.state.wall_s
-        self.restore = fresh_copy(self.ready.tuned)
+        self.restore = starting_point(self.ready.tuned, self.ready.model, self.ready.device)
         self.own = [p for p in self.ready.tuned.parameters() if p.requires_grad]
         self.schedule: Schedule = self.ready.packing.schedule
         unit = unit_tokens(self.ready.settings.search_tokens)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..records import Device, Example, TrainSettings
 from . import loss, preflight
-from .adapter import adapter_in_16_bit
+from .adapter import adapter_in_16_bit, bare
 from .base import load_tokenizer
 from .objective import Objective
 from .packing import Packing, choose_packing
@@ -36,7 +36,7 @@ class SetUp:
 
     @property
     def tuned(self) -> Any:
-        """The base with its adapter."""
+        """The base with its adapter, or the model that is trained whole."""
         return self.routes.tuned
 
     @property
@@ -76,15 +76,14 @@ class SetUp:
 
         The bare base under a fresh adapter, the adapter training goes on from as it is.
         """
-        is_bare = not self.settings.start and hasattr(self.tuned, "disable_adapter")
-        return self.tuned.disable_adapter() if is_bare else contextlib.nullcontext()
+        return contextlib.nullcontext() if self.settings.start else bare(self.tuned)
 
 
 @contextlib.contextmanager
 def set_up(
     model: str, train: Sequence[Example], dev: Sequence[Example], settings: TrainSettings, device: Device
 ) -> Iterator[SetUp]:
-    """Tokenise and check the rows, load the base with a fresh adapter, choose loss path and packing.
+    """Tokenise and check the rows, load the base, with a fresh adapter or to be trained whole, choose path and packing.
 
     Raises: TrainingError, BadInput, ModelError.
     """

@@ -85,7 +85,7 @@ def take(copier: Copier, *, model: Any, optimizer: Any, lr_scheduler: Any, state
     """The training as it is now: weights, optimizer, schedule, random numbers, position."""
     import torch
 
-    from .loop import trained_weights, write_weights
+    from .loop import config_of, trained_weights, write_weights
 
     live = {"optimizer.pt": optimizer.state_dict(), "scheduler.pt": lr_scheduler.state_dict()}
     if getattr(optimizer, "scaler", None) is not None:
@@ -95,7 +95,7 @@ def take(copier: Copier, *, model: Any, optimizer: Any, lr_scheduler: Any, state
     weights = copier.copied(trained_weights(model), "weights")
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    config = copy.deepcopy(config_of(model))
     return Snapshot(
         step=state.global_step,
         weights=weights,

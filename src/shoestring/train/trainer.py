@@ -1,4 +1,4 @@
-"""One rung: LoRA or QLoRA on transformers.Trainer, along a schedule fixed before it starts.
+"""One rung: LoRA, QLoRA or every weight on transformers.Trainer, along a schedule fixed before it starts.
 
 One item of the data set is one optimizer step, so any number of micro-batches may share it and the loss is
 the mean over the answer tokens of the whole step. Interrupted at any moment, the same call continues from the
@@ -23,7 +23,7 @@ from ..records import Device, Example, Log, Progress, TrainResult, TrainSettings
 from ..units import gib
 from ..versions import package_versions
 from . import checkpoint, loss, preflight
-from .adapter import files_of, fresh_copy, load_adapter, publish
+from .adapter import bare, files_of, folder_name, load_trained, origin_of, publish, starting_point
 from .device import peak_bytes, reset_peak
 from .division import Division, divide
 from .following import watch_of
@@ -44,7 +44,7 @@ from .snapshot import snapshot_bytes
 from .together import in_processes
 from .tracking import NO_TRACKING, Trackers, Tracking
 from .uploads import Uploads
-from .watch import Signals, Watch, Watched
+from .watch import Signals, Watch, Watched, weights_of
 from .world import current
 
 HISTORY_POINTS = 150
@@ -77,9 +77,9 @@ def train_rung(
     log: Log = no_log,
     tracking: Tracking = NO_TRACKING,
 ) -> TrainResult:
-    """Train an adapter, or continue; writes out_dir/adapter, steps.jsonl, checkpoints and best.
+    """Train, or continue; writes out_dir/adapter (under full out_dir/model), steps.jsonl, checkpoints and best.
 
-    dev_metric(model, tokenizer) is called in evaluation mode; the adapter with the highest value is kept (ties:
+    dev_metric(model, tokenizer) is called in evaluation mode; the weights with the highest value are kept (ties:
     lower loss on dev). should_stop(wall_s) is asked after every step, for the seconds over all sessions that there will
     be once the next step is done and saved; what it returns is raised once a checkpoint is saved.
     settings.num_processes > 1: in so many processes, started here; where torchrun started this one, in those.
@@ -115,6 +115,9 @@ def train_rung(
             policy = choose_policy(routes, ready.learned, packing, settings, device, state.passes)
             policy = world.of_first(lambda: shrunk(policy, world.num_shrunk))
             budget = ready.budget
+            asked = (tuned, ready.first, ready.tokenizer.pad_token_id, device)
+            with bare(tuned):
+                bare_logits = preflight.probe_logits(*asked)
             if not state.finished:
                 prepare(out_dir, print_, ready, signals, progress)
                 trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
@@ -170,11 +173,11 @@ def train_rung(
                         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
                 return division.schedule, watch
 
-            restore_adapter = fresh_copy(tuned)
+            start_over = starting_point(tuned, model, device)
 
             def recover() -> None:
                 nonlocal resume, state, started_s
-                restore_adapter()
+                start_over()
                 routes.clear()
                 resume, state, _ = find_checkpoint(out_dir, print_, store, log)
                 trackers.begin(state.tracking, checkpoint.step_of(resume) if resume else 0)
@@ -182,10 +185,11 @@ def train_rung(
 
             policy, (schedule, watch) = within_memory(policy, attempt, recover, log)
             source = world.of_first(lambda: _source(out_dir, state))
-            load_adapter(tuned, source)
-            effect = preflight.adapter_effect(tuned, ready.first, ready.tokenizer.pad_token_id, device)
+            load_trained(tuned, source)
+            effect = preflight.effect_on(bare_logits, preflight.probe_logits(*asked))
+        published = out_dir / folder_name(settings.method)
         if world.is_first:
-            publish(source, out_dir / "adapter", model, ready.tokenizer, settings.method, device.dtype)
+            publish(tuned, source, published, ready.tokenizer, origin_of(model, asdict(settings), device.dtype))
         if received := world.of_first(lambda: signals.received):
             raise Interrupted(f"stopped by {received} after training {model}; run the same command to continue")
         state.wall_s = watch.wall_s()
@@ -204,7 +208,8 @@ def train_rung(
         "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
         "checkpoints": watch.saver.facts(),
-        "adapter_sha256": {p.name: sha256_file(p) for p in files_of(out_dir / "adapter")},
+        "kept_sha256": sha256_file(source / weights_of(source)),
+        "adapter_sha256": {p.name: sha256_file(p) for p in files_of(published)},
         "backend": world.backend or "none",
         "dev_evaluations": f"{len(state.evals)} on {len(dev)} rows each, {evaluated_frac:.0%} of the time",
         "dev_evaluations_s": state.eval_s,
@@ -270,7 +275,7 @@ def eval_steps(num_steps: int, num_evals: int) -> frozenset[int]:
 
 
 def _source(out_dir: Path, state: Watched) -> Path:
-    """Folder of the adapter to keep: the best on dev, else the last."""
+    """Folder of the weights to keep: the best on dev, else the last."""
     if state.best_step:
         return out_dir / "best" / f"step-{state.best_step}"
     last = checkpoint.newest_intact(out_dir / "checkpoints")
@@ -333,7 +338,7 @@ def _result(
         "device": device.name,
         "device_kind": device.kind,
         "dtype": device.dtype,
-        "adapter_dtype": "float32",
+        "trained_dtype": "float32",
         "optimizer": "AdamW, fused",
         "schedule": "cosine with warm-up",
         "versions": package_versions(),
@@ -342,7 +347,7 @@ def _result(
     return TrainResult(
         model=model,
         method=settings.method,
-        adapter_dir=_inside_run(out_dir / "adapter"),
+        adapter_dir=_inside_run(out_dir / folder_name(settings.method)),
         num_steps=num_steps,
         stopped_early=state.stopped_early,
         best_step=state.best_step or num_steps,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STEPS_LOOKED_AT = 20  # for how long the next one may take
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, FULL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
 
 
 @dataclass
@@ -233,12 +233,19 @@ class Watch:
         return WatchCallback()
 
 
-def copy_adapter(source: Path, target: Path) -> None:
-    """The adapter files of source in a new folder target, whole or not at all; base_model_name stays as it is."""
+def weights_of(folder: Path) -> str:
+    """Name of the trained weights in a checkpoint or what was kept of one: an adapter's, or a whole model's."""
+    return FULL_WEIGHTS if (folder / FULL_WEIGHTS).is_file() else WEIGHTS
+
+
+def copy_trained(source: Path, target: Path) -> None:
+    """What was trained, from source in a new folder target, whole or not at all; base_model_name stays as it is."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in (WEIGHTS, "adapter_config.json"):
+    names = [weights_of(source)]
+    names += ["adapter_config.json"] if names == [WEIGHTS] else []
+    for name in names:
         shutil.copyfile(source / name, partial / name)
     replace_folder(partial, target)
 

@@ -25,15 +25,15 @@ from ...records import Device, Example, Log, Progress, TrainResult, TrainSetting
 from ...units import gib
 from ...versions import package_versions
 from .. import checkpoint, loss, preflight
-from ..adapter import files_of, load_adapter, publish
+from ..adapter import bare, files_of, load_trained, origin_of, publish
 from ..gates import WARN
-from ..loop import save_adapter
+from ..loop import save_trained
 from ..probe import examine, refuse
 from ..resume import find_checkpoint
 from ..setup import SetUp, set_up
 from ..tracking import NO_TRACKING, Trackers, Tracking
 from ..trainer import _inside_run, eval_steps, fingerprint, never, thin_history
-from ..watch import WEIGHTS, Signals, Watched, copy_adapter
+from ..watch import WEIGHTS, Signals, Watched, copy_trained
 from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
 
@@ -194,7 +194,7 @@ class EngineRun:
         elif kind == "saved":
             folder = Path(event["folder"])
             if event["step"] in job["save_steps"]:
-                copy_adapter(folder, self.out_dir / "engine" / f"step-{event['step']}")
+                copy_trained(folder, self.out_dir / "engine" / f"step-{event['step']}")
             self.state.finished = event["step"] == job["max_steps"]
             self.state.wall_s = self.wall_s()
             checkpoint.seal(folder, self.state.to_json())
@@ -214,7 +214,7 @@ class EngineRun:
         for step in steps if ready.held_out.items else steps[-1:]:
             folder = self.out_dir / "engine" / f"step-{step}"
             require_fitting(tuned, folder, engine, self.model)
-            load_adapter(tuned, folder)
+            load_trained(tuned, folder)
             with ready.scoring():
                 found = (0.0, 0.0)
                 if ready.held_out.items:
@@ -224,12 +224,16 @@ class EngineRun:
             if (found[0], -found[1]) > (state.best_metric, -state.best_loss):
                 state.best_step, (state.best_metric, state.best_loss) = step, found
         best = self.out_dir / "best" / f"step-{state.best_step}"
-        load_adapter(tuned, self.out_dir / "engine" / f"step-{state.best_step}")
-        effect = preflight.adapter_effect(tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+        load_trained(tuned, self.out_dir / "engine" / f"step-{state.best_step}")
+        asked = (tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+        with bare(tuned):
+            bare_logits = preflight.probe_logits(*asked)
+        effect = preflight.effect_on(bare_logits, preflight.probe_logits(*asked))
         shutil.rmtree(best.parent, ignore_errors=True)
-        save_adapter(tuned, best)  # as ours are: float32, PEFT's names
+        save_trained(tuned, best)  # as ours are: float32, PEFT's names
         settings = ready.settings
-        publish(best, self.out_dir / "adapter", self.model, ready.tokenizer, settings.method, ready.device.dtype)
+        origin = origin_of(self.model, asdict(settings), ready.device.dtype)
+        publish(tuned, best, self.out_dir / "adapter", ready.tokenizer, origin)
         items = ready.learned.items
         total = sum(len(path.ids) for item in items for path in item)
         return {
