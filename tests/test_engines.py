@@ -5,19 +5,21 @@ import json
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from shoestring.config import parse_run_file
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, Interrupted, MissingDependency, TrainingError
-from shoestring.plan.engines import ENGINES, require_device, require_honoured
+from shoestring.plan.engines import require_device, require_honoured
 from shoestring.records import Example, Message
 from shoestring.train.adapter import build_adapter
 from shoestring.train.base import load_tokenizer
-from shoestring.train.engines import worker
+from shoestring.train.engines import rung, worker
 from shoestring.train.engines.job import Passes, row_of, terms_of, write_job
 from shoestring.train.engines.process import child, interpreter
 from shoestring.train.engines.rung import train_with_engine
@@ -55,21 +57,22 @@ def make_adapter(tiny, folder):
 def stand_in(tiny, adapter, tmp_path, monkeypatch):
     """Trains with the stand-in process in tmp_path/rung; trouble: what goes wrong."""
 
-    def run(trouble="", stop=None, metric=lambda model, tokenizer: 0.5, rename=None, dev=8, **changes):
+    def run(trouble="", stop=None, metric=lambda model, tokenizer: 0.5, rename=None, dev=8, engine="trl", **changes):
         monkeypatch.setenv("STAND_IN_TROUBLE", trouble)
-        engine = tmp_path / "rung" / "engine"
-        engine.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(rung, "interpreter", lambda engine, python: sys.executable)  # that of the stand-in
+        monkeypatch.setattr(rung, "require_device", lambda *asked: None)
+        folder = tmp_path / "rung" / "engine"
+        folder.mkdir(parents=True, exist_ok=True)
         weights = load_file(str(adapter / "adapter_model.safetensors"))
-        save_file({(rename or str)(name): w for name, w in weights.items()}, str(engine / "weights.safetensors"))
-        (engine / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
-        monkeypatch.setitem(ENGINES, "trl", ENGINES["trl"])
+        save_file({(rename or str)(name): w for name, w in weights.items()}, str(folder / "weights.safetensors"))
+        (folder / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
         return train_with_engine(
             engine_python=sys.executable,
             model=tiny,
             train=additions(40),
             dev=additions(dev, 500),
             out_dir=tmp_path / "rung",
-            settings=settings(engine="trl", num_evals=2, **changes),
+            settings=settings(engine=engine, num_evals=2, **changes),
             device=HALF,
             dev_metric=metric,
             start=functools.partial(child, worker=STAND_IN),
@@ -126,6 +129,17 @@ def test_a_rung_trained_elsewhere_leaves_the_records_of_one_trained_here(stand_i
     saved = load_file(str(stand_in.folder / "adapter" / "adapter_model.safetensors"))
     given = load_file(str(stand_in.folder / "engine" / "weights.safetensors"))
     assert saved.keys() == given.keys() and all(torch.equal(saved[k], given[k].float()) for k in saved)
+
+
+@pytest.mark.parametrize("engine", ["unsloth", "axolotl"])
+def test_the_other_engines_keep_the_same_contract(stand_in, engine):
+    result = stand_in(engine=engine)
+    job = json.loads((stand_in.folder / "engine" / "job.json").read_text())
+    assert job["engine"] == result.settings["engine"] == engine and engine in job["packages"]
+    assert len(Path(job["rows"]).read_text().splitlines()) == 40
+    if engine == "axolotl":
+        config = yaml.safe_load(Path(job["config"]).read_text())
+        assert config["plugins"] == ["shoestring_worker.Plugin"] and config["max_steps"] == job["max_steps"]
 
 
 def test_the_best_checkpoint_on_dev_is_kept(stand_in):
@@ -304,6 +318,38 @@ def test_trl_prefers_on_the_ids_it_is_given(tiny, tmp_path):
     assert [step["step"] for step in steps] == list(range(1, job["max_steps"] + 1))
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=5e-3)
     assert heard.of("rows") == [{"event": "rows", "num_rows": 16}]
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's own, and pinned memory without a GPU
+def test_what_unsloth_is_asked_for(tiny, tmp_path, monkeypatch):
+    """Its worker, with a module of the documented calls in place of unsloth, which needs a GPU; TRL is real."""
+    pytest.importorskip("trl")
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, use_exact_model_name):
+            asked.update(load_in_4bit=load_in_4bit, max_seq_length=max_seq_length)
+            model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype)
+            return model, AutoTokenizer.from_pretrained(model_name)
+
+        @staticmethod
+        def get_peft_model(
+            model, r, lora_alpha, lora_dropout, bias, target_modules, random_state, use_gradient_checkpointing
+        ):
+            asked.update(use_gradient_checkpointing=use_gradient_checkpointing)
+            return get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules))
+
+    module = types.ModuleType("unsloth")
+    module.FastLanguageModel = FastLanguageModel
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    heard, job = Heard(), {**job_of(tiny, tmp_path, additions(16), num_epochs=1), "dtype": "float32"}
+    worker.train_unsloth(job, heard, Stop())
+    assert asked == {"load_in_4bit": False, "max_seq_length": job["seq_len"], "use_gradient_checkpointing": False}
+    assert len(heard.of("step")) == job["max_steps"] and heard.of("saved")[-1]["step"] == job["max_steps"]
 
 
 def test_an_engine_that_would_learn_other_tokens_is_stopped():

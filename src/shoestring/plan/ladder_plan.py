@@ -72,6 +72,11 @@ def plan_ladder(
         if shape.note and shape.kind != "dense":
             notes.append(f"{model}: {shape.note}")
         rungs.append(rung)
+    if config.engine != OURS:
+        notes.append(
+            "time and memory are predicted as of Shoestring's own trainer; what "
+            f"engine: {config.engine} really takes is learned from its runs"
+        )
     if device.kind == "cpu" and hasattr(os, "getloadavg"):
         busy = busy_note(os.getloadavg()[0], os.cpu_count() or 1)
         notes += [busy] if busy else []

@@ -212,7 +212,7 @@ def train_unsloth(job: dict[str, Any], pipe: Pipe, stop: Stop) -> Any:
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=job["model"], max_seq_length=job["seq_len"], dtype=getattr(torch, job["dtype"]),
-        load_in_4bit=job["method"] == "qlora",
+        load_in_4bit=job["method"] == "qlora", use_exact_model_name=True,  # not Unsloth's own copy of the weights
     )  # fmt: skip
     tokenizer.pad_token = job["pad_token"]
     model = FastLanguageModel.get_peft_model(
