@@ -58,11 +58,6 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
     """
     rungs = [rung for rung in plan.rungs if rung.verdict != "does_not_fit"]
     for rung in rungs:
-        if rung.settings.num_processes > 1:
-            raise BadInput(
-                f"a probe times one process, and {rung.settings.num_processes} are to train together; plan without "
-                "--probe, or set train.num_processes: 1"
-            )
         if rung.device != device(run):
             raise BadInput(
                 f"the run is planned for {rung.device.name} (market.device), this machine is {device(run).name}, and a "

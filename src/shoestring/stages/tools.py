@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import BadInput
 from ..plan.engines import OURS, require_device, require_honoured
 from ..train.engines.process import interpreter
 from ..train.tracking import require_trackers
+from ..train.world import is_launched
 from .common import device
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ def require_tools(run: Run, until: str | None) -> None:
     Raises: ConfigError, BadInput, MissingDependency.
     """
     require_honoured(run.config)
+    if is_launched():
+        raise BadInput(
+            "torchrun (or accelerate launch) started this program several times over, and each would run the whole "
+            "recipe; call `shoestring run` once: it starts a process a GPU by itself (train.num_processes). Of the "
+            "library train_rung alone is made for torchrun"
+        )
     if until in NEEDS_NO_TRAINER:
         return
     require_trackers(run.config.train.trackers)

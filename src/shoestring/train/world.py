@@ -45,6 +45,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        parallelism = "none" if self.size == 1 else "fsdp" if self.lockstep else "ddp"
+        return {"num_processes": self.size, "parallelism": parallelism, "backend": self.backend or "none"}
+
     def of_first(self, make: Callable[[], T]) -> T:
         """What make() gives in the first process; the others do not call it."""
         if self.size == 1:
