@@ -11,4 +11,8 @@ predict      peak bytes under any profiled stack
 speed        tokens a second under any profiled stack
 throughput   seconds
 ladder_plan  the rungs in order of cost
+lengths      tokens of a text without its tokenizer
+spot         machines that may be taken away: billed hours, the chance of being done in time
+decode       requests a second of a serving GPU
+figures      a number with unit, source and age
 """

@@ -86,6 +86,8 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
         except ModelError as error:
             faults.append(error)
             shapes.pop(model, None)
+            rows.pop(model, None)
+            found.options = [option for option in found.options if option.model != model]
             found.discarded.append(Discarded("model_unknown", model, "", "", "", False, str(error)))
     if not shapes:
         raise faults[0]
