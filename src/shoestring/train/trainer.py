@@ -208,4 +208,181 @@ def train_rung(
         "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
         "adapter_effect_logits": effect,
         "checkpoints": watch.saver.facts(),
+        "kept_sha256": sha256_file(source / weights_of(source)),
+        "adapter_sha256": {p.name: sha256_file(p) for p in files_of(published)},
         **world.facts(),
+        "dev_evaluations": f"{len(state.evals)} on {len(dev)} rows each, {evaluated_frac:.0%} of the time",
+        "dev_evaluations_s": state.eval_s,
+    }
+    return world.of_first(lambda: _result(model, out_dir, schedule, ready.learned, settings, device, state, facts))
+
+
+def prepare(out_dir: Path, print_: str, ready: SetUp, signals: Signals, progress: Progress) -> None:
+    """What preference training needs of the model it starts from, computed once and kept for later sessions.
+
+    Raises: Interrupted.
+    """
+    import torch
+
+    both = {"train": ready.learned, "dev": ready.held_out}
+    wanted = {name: made for name, made in both.items() if isinstance(made, Preference) and made.has_reference}
+    world = current()
+    kept = world.of_first(lambda: read_json(out_dir / REFERENCE) if wanted and (out_dir / REFERENCE).is_file() else {})
+    if kept.get("fingerprint") != print_:
+        kept = {"fingerprint": print_}
+    for name, made in wanted.items():
+
+        def tick(done: int, total: int, name: str = name) -> None:
+            progress(f"reference {name}", done, total)
+            if signals.received:
+                raise Interrupted(
+                    f"stopped by {signals.received} before the first step; run the same command to continue"
+                )
+
+        if name in kept:
+            made.reference = torch.tensor(kept[name], dtype=torch.float32)
+            continue
+        with ready.scoring(), ready.at_reference():
+            made.prepare(ready.tuned, tick=tick, **ready.budget)
+        kept[name] = made.reference.tolist()
+        if world.is_first:
+            write_json(out_dir / REFERENCE, kept)
+
+
+# ---------------------------------------------------------------- continuing
+
+
+def fingerprint(
+    model: str,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    device: Device,
+    packing: str,
+) -> str:
+    """Of everything that decides the result; a checkpoint made from anything else is not continued."""
+    values = asdict(settings)
+    for key in NOT_OF_THE_RESULT:
+        del values[key]
+    ids = [[e.id for e in train], [e.id for e in dev]]
+    text = json.dumps([model_print(model), ids, values, device.kind, device.dtype, packing], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def eval_steps(num_steps: int, num_evals: int) -> frozenset[int]:
+    """num_evals evenly spaced steps, the last one included; fewer where there are fewer steps."""
+    return frozenset(math.ceil(num_steps * i / num_evals) for i in range(1, num_evals + 1))
+
+
+def _source(out_dir: Path, state: Watched) -> Path:
+    """Folder of the weights to keep: the best on dev, else the last."""
+    if state.best_step:
+        return out_dir / "best" / f"step-{state.best_step}"
+    last = checkpoint.newest_intact(out_dir / "checkpoints")
+    assert last is not None, "training ended without a checkpoint"
+    return last
+
+
+# ---------------------------------------------------------------- machine
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
+    """Full disks and full accelerators in our words."""
+    import torch
+
+    try:
+        with writing(out_dir):
+            yield
+    except torch.OutOfMemoryError as error:
+        if current().size > 1:
+            raise  # all processes go on with smaller passes
+        raise DoesNotFit(
+            f"the accelerator ran out of memory at micro_batch_tokens={settings.micro_batch_tokens} ({error}); "
+            f"set train.micro_batch_tokens={max(settings.micro_batch_tokens // 2, 64)}, or method: qlora; "
+            "the last checkpoint is kept"
+        ) from error
+
+
+# ---------------------------------------------------------------- result
+
+
+def _result(
+    model: str,
+    out_dir: Path,
+    schedule: Schedule,
+    learned: Objective,
+    settings: TrainSettings,
+    device: Device,
+    state: Watched,
+    facts: dict[str, Any],
+) -> TrainResult:
+    lines = read_jsonl(out_dir / "steps.jsonl")
+    num_steps = lines[-1]["step"]
+    answers = [loss.num_loss_tokens(item) for item in learned.items]
+    used = {
+        **{k: v for k, v in asdict(settings).items() if k != "reasons"},
+        **facts,
+        "device": device.name,
+        "device_kind": device.kind,
+        "dtype": device.dtype,
+        "trained_dtype": "float32",
+        "optimizer": "AdamW, fused",
+        "schedule": "cosine with warm-up",
+        "versions": package_versions(),
+        "peak_text": gib(state.peak_bytes),
+    }
+    return TrainResult(
+        model=model,
+        method=settings.method,
+        adapter_dir=_inside_run(out_dir / folder_name(settings.method)),
+        num_steps=num_steps,
+        stopped_early=state.stopped_early,
+        best_step=state.best_step or num_steps,
+        dev_metric=state.best_metric if state.evals else None,
+        wall_s=state.wall_s,
+        peak_bytes=state.peak_bytes,
+        num_train_tokens=schedule.num_tokens(num_steps),
+        num_loss_tokens=sum(answers[row] for step in schedule.steps[:num_steps] for b in step for row in b),
+        num_computed_tokens=schedule.num_computed_tokens(num_steps),
+        final_loss=lines[-1]["loss"],
+        history=thin_history(lines),
+        settings=used,
+    )
+
+
+def _inside_run(folder: Path) -> str:
+    """The path from the run folder on: rungs/MODEL/adapter; the plain name outside a run folder."""
+    parts = folder.parts
+    if "rungs" not in parts:
+        return folder.name
+    last = len(parts) - 1 - parts[::-1].index("rungs")
+    return Path(*parts[last:]).as_posix()
+
+
+def thin_history(lines: Sequence[dict[str, float]]) -> tuple[dict[str, float], ...]:
+    """At most HISTORY_POINTS points: mean loss since the point before; every evaluation is a point."""
+    stride = max(1, math.ceil(len(lines) / HISTORY_POINTS))
+    points: list[dict[str, float]] = []
+    window: list[float] = []
+    for line in lines:
+        window.append(line["loss"])
+        if line["step"] % stride == 0 or "dev_metric" in line or line is lines[-1]:
+            kept: dict[str, float] = {
+                k: line[k] for k in ("step", "learning_rate", "dev_metric", "dev_loss", "dev_preference") if k in line
+            }
+            points.append({**kept, "loss": sum(window) / len(window)})
+            window = []
+    return tuple(points)
