@@ -6,7 +6,10 @@ import torch
 from bench import silent_failures
 from shoestring.cli.main import run
 from shoestring.errors import TrainingError
+from shoestring.train.objective import Objective
+from shoestring.train.preference import Kto
 from shoestring.train.probe import examine, refuse
+from shoestring.train.tokens import Encoded
 
 
 def test_every_planted_failure_is_named_and_no_sane_set_up_alarms():
@@ -24,6 +27,19 @@ def test_the_model_is_afterwards_as_it_was():
         for name, parameter in ready.tuned.named_parameters():
             assert torch.equal(parameter, before[name]) and parameter.grad is None
         assert ready.tuned.training == training
+
+
+def test_the_model_is_asked_on_a_few_rows_cut_short():
+    rows = [(Encoded(list(range(900 + i)), 800),) for i in range(50)]
+    few = Objective(rows, 0).probed().items
+    assert [len(path.ids) for (path,) in few] == [32 + 6, 32 + 12, 32 + 18, 32 + 24]
+    assert few[0][0].ids == [*range(24), *range(792, 800), *range(894, 900)] and few[3][0].ids[-1] == 948
+    answers = [(Encoded([1, 2, *range(n)], 2),) for n in (5, 4, 3, 2, 1)]
+    kto = Kto(answers, 0, 0.1, [[n % 2 == 1] for n in (5, 4, 3, 2, 1)], 64)
+    kto.reference = torch.ones(10)
+    few = kto.probed()
+    assert [len(path.ids) - 2 for path in few.paths] == [1, 2, 4, 5] and few.desired == [True, False, False, True]
+    assert few.reference is None and len(few.mismatched) == 4 and len(kto.paths) == 5
 
 
 def test_a_refusal_names_row_and_remedy():

@@ -94,7 +94,7 @@ def _mask(ready: SetUp) -> tuple[str, str]:
     return _first(
         ready,
         wrong,
-        f"{counted}; the first row teaches {shown(ready.tokenizer, _supervised(ready.first[0]))}",
+        f"{counted}; the first row teaches {shown(ready.tokenizer, _supervised(ready.learned.items[0][0]))}",
     )
 
 

@@ -5,6 +5,7 @@ Here the answers' negative log-likelihood; preference.py has the objectives that
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from .tokens import Encoded, encode_example, lengths_or_refusals
 from .world import current
 
 Item = tuple[Encoded, ...]
+# A row that is asked about the model: beginning and end of its prompt, end of its answer; the latter grows from row to
+# row by its own length, since a wrong mean shows in answers of different lengths.
+PROBED_ITEMS, PROBED_HEAD, PROBED_TAIL, PROBED_ANSWER = 4, 24, 8, 6
 # collate(paths, pad_id) -> batch: padded, or a forest.
 Collate = Callable[[Sequence[Encoded], int], loss.Batch]
 
@@ -33,6 +37,26 @@ class Objective:
 
     def __init__(self, items: Sequence[Item], pad_id: int) -> None:
         self.items, self.pad_id = items, pad_id
+
+    def probed(self) -> Objective:
+        """The same objective over a few items cut short, the lightest and the heaviest, without a reference.
+
+        For questions about the model and the code, whose answers do not depend on the length of rows.
+        """
+        order = sorted(range(len(self.items)), key=lambda index: (loss.num_loss_tokens(self.items[index]), index))
+        half = PROBED_ITEMS // 2
+        chosen = order if len(order) <= PROBED_ITEMS else [*order[:half], *order[-half:]]
+        items = [
+            tuple(_shortened(path, PROBED_ANSWER * place) for path in self.items[index])
+            for place, index in enumerate(chosen, 1)
+        ]
+        return self.of(chosen, items)
+
+    def of(self, indices: Sequence[int], items: Sequence[Item]) -> Objective:
+        """The same objective over items that stand for those of these indices."""
+        few = copy.copy(self)
+        few.items = items
+        return few
 
     def batch(self, indices: Sequence[int], collate: Collate = padded) -> loss.Batch:
         """The micro-batch of these items."""
@@ -74,6 +98,13 @@ class Objective:
     def mean_loss(self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS) -> float:
         """Mean loss over all items."""
         return self.measure(model, batch_tokens=batch_tokens, path=path)[0]
+
+
+def _shortened(path: Encoded, answer_tokens: int) -> Encoded:
+    prompt, answer = path.ids[: path.num_prompt_tokens], path.ids[path.num_prompt_tokens :]
+    if len(prompt) > PROBED_HEAD + PROBED_TAIL:
+        prompt = [*prompt[:PROBED_HEAD], *prompt[-PROBED_TAIL:]]
+    return Encoded([*prompt, *answer[-answer_tokens:]], len(prompt))
 
 
 def require_learnable(examples: Sequence[Example], kind: str, what: str) -> None:

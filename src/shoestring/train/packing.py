@@ -33,6 +33,7 @@ from .schedule import (
 # tokens (shoestring-3m, bfloat16, one AMD EPYC core, 2026-11-28); from about 300 tokens on it is the other way round.
 # Largest mean difference of an answer token's log-probability between the two, from rounding alone.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+PROBED_TOKENS = 1024  # of rows that both are computed on
 Row = Sequence[np.ndarray]  # token ids of an item's paths
 REFUSED = "were possible, but"
 
@@ -120,7 +121,7 @@ def choose_packing(
 ) -> Packing:
     """A forest where it computes at least MIN_GAIN times fewer tokens and the model's loss on it is that of its rows.
 
-    path: the loss path. The model is asked in evaluation mode, on the first step's rows.
+    path: the loss path. The model is asked in evaluation mode, on the first rows of the first step.
     """
     rows = as_rows(objective.items)
     made = schedules(rows, [(e.source, e.line) for e in examples], settings)
@@ -129,7 +130,7 @@ def choose_packing(
     kind = PADDED
     if gain < MIN_GAIN:
         reason = f"a prefix forest would compute {gain:.2f}x fewer tokens, from {MIN_GAIN}x on it is worth it"
-    elif refusal := cannot_take(model, objective, made[FOREST].steps[0][0], forests, path, device):
+    elif refusal := cannot_take(model, objective, _few(made[FOREST].steps[0][0], rows), forests, path, device):
         reason = f"{gain:.2f}x fewer tokens {REFUSED} {refusal}"
     else:
         kind, reason = FOREST, f"{gain:.2f}x fewer computed tokens than padded rows"
@@ -156,6 +157,14 @@ def computed_frac(items: Sequence[Item], rows_per_step: int = 32) -> float:
 
 def _computed(schedule: Schedule) -> int:
     return schedule.num_computed_tokens(len(schedule.steps))
+
+
+def _few(batch: MicroBatch, rows: Sequence[Row]) -> MicroBatch:
+    """The first rows of a micro-batch, at least two paths, while they take PROBED_TOKENS side by side."""
+    size = sizes(rows)[PADDED]
+    least = 1 if len(rows[batch[0]]) > 1 else 2
+    num = max([least, *(n for n in range(1, len(batch) + 1) if size(batch[:n]) <= PROBED_TOKENS)])
+    return batch[:num]
 
 
 def cannot_take(

@@ -65,6 +65,12 @@ class Preference(Objective):
         self.beta = beta
         self.starts = [0, *accumulate(len(item) for item in items)]
 
+    def of(self, indices: Sequence[int], items: Sequence[Item]) -> Preference:
+        few = super().of(indices, items)
+        assert isinstance(few, Preference), "a copy"
+        few.starts, few.reference = [0, *accumulate(len(item) for item in items)], None
+        return few
+
     @property
     def paths(self) -> list[Encoded]:
         """Of all items."""
@@ -108,13 +114,10 @@ class Preference(Objective):
         return self.losses(loss.path_log_probs(model, batch, path), batch).sum()
 
     def measure(
-        self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS, only: Sequence[int] | None = None
+        self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS
     ) -> tuple[float, dict[str, float]]:
-        """Mean loss over the items, and dev_preference: the share of pairs whose chosen answer has the higher reward.
-
-        only: these items instead of all.
-        """
-        indices = range(len(self.items)) if only is None else only
+        """Mean loss over the items; dev_preference: the share of pairs whose chosen answer has the higher reward."""
+        indices = range(len(self.items))
         if not len(indices):
             return 0.0, {}
         paths = [path_ for index in indices for path_ in self.items[index]]
@@ -219,6 +222,13 @@ class Kto(Preference):
         assert len(self.desired) == self.starts[-1], "one flag a path"
         self.weights = balanced(sum(self.desired), len(self.desired)) if weights is None else weights
         self.mismatched = mismatched(self.paths, longest)
+
+    def of(self, indices: Sequence[int], items: Sequence[Item]) -> Kto:
+        few = super().of(indices, items)
+        assert isinstance(few, Kto), "a copy"
+        few.desired = [self.desired[number] for number in self.numbers(indices)]
+        few.mismatched = mismatched(few.paths, 0)
+        return few
 
     @property
     def referred(self) -> list[Encoded]:

@@ -17,8 +17,6 @@ from .preference import objective
 from .routes import Routes, build_routes
 from .tokens import Encoded
 
-PROBED_ITEMS = 4  # rows that the loss path is tried on
-
 
 @dataclass(frozen=True)
 class SetUp:
@@ -45,9 +43,9 @@ class SetUp:
         return self.routes.loss_path
 
     @property
-    def first(self) -> list[Encoded]:
-        """Paths of the first rows."""
-        return [path for item in self.learned.items[:PROBED_ITEMS] for path in item]
+    def probed_paths(self) -> list[Encoded]:
+        """Paths of a few rows cut short, on which questions about the model are asked."""
+        return _probed_paths(self.learned)
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -90,9 +88,12 @@ def set_up(
     tokenizer = load_tokenizer(model)
     learned = objective(tokenizer, train, settings, "training")
     held_out = objective(tokenizer, dev, settings, "dev", like=learned)
-    first = [path for item in learned.items[:PROBED_ITEMS] for path in item]
-    routes = build_routes(model, settings, device, first, tokenizer.pad_token_id)
+    routes = build_routes(model, settings, device, _probed_paths(learned), tokenizer.pad_token_id)
     with adapter_in_16_bit(routes.tuned, device):
         with preflight.evaluation_mode(routes.tuned), loss.precision(device):
             packing = choose_packing(learned, train, settings, routes.tuned, routes.loss_path, device)
         yield SetUp(model, settings, device, tokenizer, train, learned, held_out, routes, packing)
+
+
+def _probed_paths(learned: Objective) -> list[Encoded]:
+    return [path for item in learned.probed().items for path in item]

@@ -115,7 +115,7 @@ def train_rung(
             policy = choose_policy(routes, ready.learned, packing, settings, device, state.passes)
             policy = world.of_first(lambda: shrunk(policy, world.num_shrunk))
             budget = ready.budget
-            asked = (tuned, ready.first, ready.tokenizer.pad_token_id, device)
+            asked = (tuned, ready.probed_paths, ready.tokenizer.pad_token_id, device)
             with bare(tuned):
                 bare_logits = preflight.probe_logits(*asked)
             if not state.finished:
@@ -205,7 +205,7 @@ def train_rung(
         "peak": peak,
         "restarted": restarted,
         "preflight": {finding.gate: finding.found for finding in findings},
-        "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
+        "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.learned.items[0][0]),
         "adapter_effect_logits": effect,
         "checkpoints": watch.saver.facts(),
         "kept_sha256": sha256_file(source / weights_of(source)),

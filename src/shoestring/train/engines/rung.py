@@ -225,7 +225,7 @@ class EngineRun:
                 state.best_step, (state.best_metric, state.best_loss) = step, found
         best = self.out_dir / "best" / f"step-{state.best_step}"
         load_trained(tuned, self.out_dir / "engine" / f"step-{state.best_step}")
-        asked = (tuned, ready.first, ready.tokenizer.pad_token_id, ready.device)
+        asked = (tuned, ready.probed_paths, ready.tokenizer.pad_token_id, ready.device)
         with bare(tuned):
             bare_logits = preflight.probe_logits(*asked)
         effect = preflight.effect_on(bare_logits, preflight.probe_logits(*asked))
@@ -242,7 +242,7 @@ class EngineRun:
             "base_format": "nf4, double quantised" if settings.method == "qlora" else ready.device.dtype,
             "packing": f"padded rows, by {engine}",
             "preflight": {finding.gate: finding.found for finding in self.findings},
-            "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.first[0]),
+            "supervised_first_row": preflight.supervised_text(ready.tokenizer, ready.learned.items[0][0]),
             "adapter_effect_logits": effect,
             "adapter_sha256": {p.name: sha256_file(p) for p in files_of(self.out_dir / "adapter")},
             "loss_tokens_frac": sum(loss.num_loss_tokens(item) for item in items) / total,
