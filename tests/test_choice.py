@@ -244,6 +244,7 @@ def test_the_table_a_person_reads(
     assert "out because" in all_of_it and "GiB" in all_of_it and len(all_of_it) > 2 * len(out)
     page = (rows / "runs" / "tickets-8b" / "report.html").read_text()
     assert "Where to train, and the bill" in page and "your traffic" in page and 'class="curve l0"' in page
+    assert page.count('class="option pick"') == 1 and page.count('class="option best"') >= 1
     (rows / "runs" / "tickets-8b" / "choice.json").write_text('{"pick": 1}')
     assert run(["report", "tickets-8b.yaml"]) == 0
     page = (rows / "runs" / "tickets-8b" / "report.html").read_text()

@@ -87,8 +87,9 @@ def _show_data(answer: dict[str, Any]) -> None:
     said: dict[str, list[str]] = {}  # models with equal lengths share a line
     for model in answer["data"]["models"]:
         tokens, longest = model["tokens_per_row"], model["longest_row_tokens"]
+        what, longest_what = ("pairs", "the longest side") if model["is_pairs"] else ("rows", "the longest")
         text = (
-            f"{model['rows_train']['value']:,} training rows of {_plain(tokens)} tokens, the longest "
+            f"{model['rows_train']['value']:,} training {what} of {_plain(tokens)} tokens, {longest_what} "
             f"{longest['value']:,.0f} ({tokens['source'].removeprefix('the data files; ')}); "
             f"{model['rows_eval']['value']:,} held out"
         )

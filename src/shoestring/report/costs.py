@@ -30,7 +30,7 @@ class Line:
 def costs(answer: Mapping[str, Any]) -> Markup:
     """The section of choice.json. Raises: KeyError, TypeError where it is not as this version writes it."""
     picked = answer["pick"] is not None
-    parts = [_options(answer), _out(answer)]
+    parts = [_options(answer), option_chart(answer["options"]), _out(answer)]
     if answer["total"]:
         parts += [_bill(answer["total"])]
     notes = "".join(f'<p class="note">{esc(note)}</p>' for note in answer["notes"])
@@ -174,3 +174,44 @@ def _short(value: float, unit: str = "") -> str:
         if value >= size:
             return f"{unit}{value / size:g}{letter}"
     return f"{unit}{value:g}"
+
+
+def option_chart(options: Sequence[Mapping[str, Any]]) -> Markup:
+    """Every option as a dot, dollars over hours, both logarithmic; the Pareto list and the pick stand out."""
+    placed = [o for o in options if o["hours"]["value"] and o["usd"]["value"]]
+    if len(placed) < 2:
+        return Markup("")
+    (x_low, x_high), (y_low, y_high) = (
+        _decades([o[key]["value"] for o in placed], whole=False) for key in ("hours", "usd")
+    )
+    height, pad = 190, 0.04
+    x_low, x_high = x_low - pad * (x_high - x_low), x_high + pad * (x_high - x_low)
+    y_low, y_high = y_low - pad * (y_high - y_low), y_high + pad * (y_high - y_low)
+
+    def at(hours: float, dollars: float) -> tuple[float, float]:
+        x_frac = (math.log10(hours) - x_low) / (x_high - x_low)
+        y_frac = (math.log10(dollars) - y_low) / (y_high - y_low)
+        return LEFT + (RIGHT - LEFT) * x_frac, TOP_PX + height * (1 - y_frac)
+
+    base = TOP_PX + height
+    parts = [text_at("0", 14, "Dollars over hours, each option a dot", "start", "title")]
+    for value, label in _marks(y_low, y_high, "$"):
+        y = at(10**x_low, value)[1]
+        parts.append(f'<line x1="{LEFT}%" x2="{RIGHT}%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(text_at("0", y + 4, label, "start", "tick"))
+    for value, label in _marks(x_low, x_high):
+        x = at(value, 10**y_low)[0]
+        parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="grid"/>')
+        parts.append(text_at(f"{x:.2f}%", base + 16, label, "middle", "tick"))
+    parts.append(text_at(f"{RIGHT}%", base + 34, "hours from order to result", "end", "tick"))
+    for o in sorted(placed, key=lambda o: (o["is_pick"], o["is_pareto"])):
+        x, y = at(o["hours"]["value"], o["usd"]["value"])
+        cls, radius = ("pick", 7) if o["is_pick"] else ("best", 5) if o["is_pareto"] else ("other", 2.5)
+        parts.append(f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{radius}" class="option {cls}"/>')
+    return framed(base + BOTTOM_PX, "Dollars over hours of every option", *parts)
+
+
+def _marks(low: float, high: float, unit: str = "") -> list[tuple[float, str]]:
+    """1, 2 and 5 of each decade between two logarithms."""
+    values = [m * 10**p for p in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    return [(v, _short(float(f"{v:.3g}"), unit)) for v in values if low <= math.log10(v) <= high]

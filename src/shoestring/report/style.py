@@ -77,6 +77,8 @@ svg .dot.met.tuned{fill:var(--tuned)}svg .dot.met.base{fill:var(--base)}
 svg .dot.inside{fill:var(--good);stroke:none}svg .dot.outside{fill:var(--warn);stroke:none}
 svg .band{fill:var(--band)}
 svg .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .curve.a{stroke:var(--c1)}svg .curve.b{stroke:var(--c2)}
+svg .option{fill:var(--soft);opacity:.45}svg .option.best{fill:var(--s0);opacity:1}
+svg .option.pick{fill:var(--bg);stroke:var(--s0);stroke-width:3.5;opacity:1}
 svg .curve.l0{stroke:var(--s0);stroke-width:3}svg .curve.l1{stroke:var(--s1);stroke-width:2.4}
 svg .curve.l2{stroke:var(--s0);stroke-dasharray:7 4}svg .curve.l3{stroke:var(--s2)}
 svg .curve.l4{stroke:var(--s2);stroke-dasharray:7 4}svg .curve.l5{stroke:var(--s3)}
