@@ -387,3 +387,9 @@ def test_what_was_kept_is_json(rows: Path, commands: Weighed) -> None:
     answer = told(commands, "commands-8b")
     write_json(rows / "choice.json", answer)
     assert "Infinity" not in (rows / "choice.json").read_text()
+
+
+def test_every_weight_is_trained_on_machines_alone(rows: Path) -> None:
+    choice = weigh(planned(rows, "commands-8b", method="full"), TODAY).choice
+    assert choice.options and {o.method for o in choice.options} == {"full"}
+    assert not any(o.seller == "tinker" for o in choice.options)  # trains LoRA only

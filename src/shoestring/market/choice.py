@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import RunConfig
+from ..plan.figures import about
 from ..plan.spot import pareto
-from ..units import SECONDS_PER_HOUR, duration, usd
+from ..units import usd
 from .options import Discarded, Option
 
 SURE_FRAC = 0.9  # what is picked under a deadline meets it at least this surely
@@ -82,10 +83,7 @@ def _why(
     if faster:
         fastest = min(faster, key=_hours)
         assert fastest.hours is not None
-        said += (
-            f"; fastest is {fastest.words}, {duration(fastest.hours.value * SECONDS_PER_HOUR)} for "
-            f"{usd(fastest.usd.value)}"
-        )
+        said += f"; fastest is {fastest.words}, {about(fastest.hours.value)} for {usd(fastest.usd.value)}"
     return said
 
 

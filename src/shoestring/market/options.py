@@ -287,10 +287,11 @@ def of_services(
     options: list[Option] = []
     out: list[Discarded] = []
     lengths = rows.counts.lengths
+    method = "full" if config.method == "full" else "lora"
     for provider, terms in managed.TERMS.items():
         closed = managed.closing_words(provider, terms, today)
         if closed:
-            out.append(Discarded("closed", model, "lora", "", provider, False, closed))
+            out.append(Discarded("closed", model, method, "", provider, False, closed))
             continue
         try:
             found = managed.quote(
@@ -303,10 +304,11 @@ def of_services(
                 num_validation_tokens=round(sum(lengths) / len(lengths) * rows.num_dev),
                 num_evals=num_evals,
                 params_b=params_b,
+                method=method,
                 today=today,
             )
         except BadInput as error:
-            out.append(Discarded("not_offered", model, "lora", "", provider, False, str(error)))
+            out.append(Discarded("not_offered", model, method, "", provider, False, str(error)))
             continue
         code = reason = ""
         if config.train.objective in PREFERENCES:
@@ -314,13 +316,13 @@ def of_services(
         elif found.train_usd is None:
             code, reason = "rate_unknown", found.unknown[0]
         if code:
-            out.append(Discarded(code, model, "lora", "", provider, False, reason))
+            out.append(Discarded(code, model, method, "", provider, False, reason))
             continue
         assert found.train_usd is not None and found.usd_per_million_train_tokens is not None
         option = Option(
             kind="managed",
             model=model,
-            method="lora",
+            method=method,
             precision="the service's",
             gpu="",
             num_gpus=0,
@@ -343,7 +345,7 @@ def of_services(
         )
         if config.deadline_h:
             reason = f"states no time, and the deadline is {config.deadline_h:g} h"
-            out.append(Discarded("no_time_stated", model, "lora", "", provider, False, reason))
+            out.append(Discarded("no_time_stated", model, method, "", provider, False, reason))
             continue
         kept = _in_bounds(config, option)
         (options if isinstance(kept, Option) else out).append(kept)  # type: ignore[arg-type]
