@@ -304,6 +304,7 @@ def test_without_a_network_a_model_outside_the_table_is_put_aside(rows: Path) ->
     weighed = weigh(planned(rows, "commands-8b", models=["nobody/has-this", "Qwen/Qwen3-8B"]), TODAY)
     fault = next(d for d in weighed.choice.discarded if d.code == "model_unknown")
     assert "nobody/has-this" in fault.reason and weighed.choice.picked is not None
+    assert any("nobody/has-this is not weighed" in note for note in weighed.notes)
 
 
 def test_a_mixture_of_experts_is_put_aside_by_name(rows: Path) -> None:

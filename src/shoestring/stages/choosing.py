@@ -85,6 +85,7 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
             _of_model(run, model, shapes[model], rows[model], offers, wanted, found, today)
         except ModelError as error:
             faults.append(error)
+            found.notes.append(f"{model} is not weighed: {error}")
             shapes.pop(model, None)
             rows.pop(model, None)
             found.options = [option for option in found.options if option.model != model]
