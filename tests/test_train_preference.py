@@ -1,5 +1,6 @@
 """train/preference.py: by hand, against TRL's trainers, cut and packed in any way, and whole rungs that resume."""
 
+import json
 import math
 import random
 
@@ -292,7 +293,8 @@ def test_the_share_preferred_by_hand(tuned):
     paths = [(path,) for pair in items[:6] for path in pair]
     flags = [(True,)] * 7 + [(False,)] * 5
     matched = Kto(paths, 0, 0.1, flags, 64).pairs(range(12))
-    assert sorted(a for a, _ in matched) == [0, 1, 2, 3, 4] and sorted(b for _, b in matched) == [7, 8, 9, 10, 11]
+    assert matched[0] == (6, 7)  # of one prompt
+    assert len(matched) == 5 == len({a for a, _ in matched}) and sorted(b for _, b in matched) == [7, 8, 9, 10, 11]
 
 
 # ---------------------------------------------------------------- rows
@@ -424,3 +426,70 @@ def test_the_best_adapter_is_kept_by_what_early_stopping_looks_at(tiny, tmp_path
     best = max(evals, key=lambda point: (point["dev_preference"], -point["dev_loss"]))
     assert found.best_step == best["step"] and found.dev_metric == best["dev_preference"]
     assert evals[0]["dev_metric"] == 0.0
+
+
+# ---------------------------------------------------------------- from a file to the record
+
+
+def kto_file(folder, num: int = 120) -> None:
+    """Sums marked true or false; some prompts with both answers, a repeat, and one answer marked both ways."""
+    rows = []
+    for i in range(num):
+        asked = f"What follows {i} when one counts on from there?"
+        if i % 4 != 3:
+            rows.append({"prompt": asked, "completion": f"{i + 1}", "label": True})
+        if i % 2:
+            rows.append({"prompt": asked, "completion": f"it is {i}", "label": False})
+    rows += [rows[2] | {"label": True}, rows[-1], {**rows[0], "label": False}]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def curated_for(folder, objective: str):
+    from shoestring.config import RunConfig
+    from shoestring.data.curate import curate
+
+    config = {"name": "kto", "task": {"kind": "generate", "bar": 0.5}, "data": {"train": ["rows.jsonl"]}}
+    return curate(RunConfig.model_validate({**config, "train": {"objective": objective}}), folder)
+
+
+def test_undesired_answers_are_learned_from_by_kto_alone(tmp_path):
+    kto_file(tmp_path)
+    plain = curated_for(tmp_path, "sft")
+    assert not plain.undesired and sum(d.code == "undesired_answer" for d in plain.dropped) == 62
+    assert all(e.desired for e in plain.train)
+    found = curated_for(tmp_path, "kto")
+    assert [e.id for e in found.train] == [e.id for e in plain.train]  # nothing else changes
+    assert [e.id for e in found.eval] == [e.id for e in plain.eval]
+    undesired = [e for rows in found.undesired.values() for e in rows]
+    assert len(undesired) == 60 and not any(e.desired for e in undesired)
+    codes = [d.code for d in found.dropped if d.row["label"] is False]
+    assert sorted(codes) == ["contradiction", "exact_duplicate"]
+    # A prompt is on one side, and some undesired answers are held out with it.
+    asked = {side: {e.user_text for e in found.all_rows(side)} for side in ("train", "dev", "eval")}
+    assert not asked["train"] & asked["eval"] and not asked["train"] & asked["dev"] and not asked["dev"] & asked["eval"]
+    assert all(found.undesired[side] for side in ("train", "eval"))
+    counts = found.counts
+    assert sum(counts[f"rows_{side}"] for side in ("train", "dev", "eval")) + counts["dropped"] == counts["rows_in"]
+
+
+def test_a_file_of_marked_answers_to_a_record_that_says_what_is_preferred(tmp_path, monkeypatch, capfd):
+    from shoestring.cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    kto_file(tmp_path, 80)
+    (tmp_path / "run.yaml").write_text(
+        "name: counting\ntask: {kind: generate, bar: 0.5, metric: exact_match}\ndata: {train: rows.jsonl}\n"
+        "models: [shoestring-1m]\ndecide: {arms: []}\nevaluate: {regression: false}\n"
+        "train: {objective: kto, batch_tokens: 512, num_evals: 1, learning_rate: 1e-3}\n"
+    )
+    assert run(["run", "run.yaml"]) in (0, 3)
+    told = capfd.readouterr()
+    assert "held-out pairs, chosen answer preferred by implicit reward" in told.err
+    record = json.loads((tmp_path / "runs/counting/rungs/shoestring-1m/eval.json").read_text())
+    found = record["result"]["arm"]["details"]["preference"]
+    assert found["objective"] == "kto" and found["num_pairs"] >= found["num_pairs_of_one_prompt"] > 0
+    assert 0 <= found["reward"]["after"]["low"] <= found["reward"]["after"]["value"] <= 1
+    assert "preferred by implicit reward" in (tmp_path / "runs/counting/report.html").read_text()
+    assert (
+        "preferred by implicit reward" in (tmp_path / "runs/counting/rungs/shoestring-1m/adapter/README.md").read_text()
+    )

@@ -75,6 +75,11 @@ class Curated:
     labels: tuple[str, ...] | None  # the label set of a classification task, sorted
     notes: tuple[str, ...] = ()
     measures: dict[str, Any] = field(default_factory=dict)  # further parts of the receipt: store.MEASURES
+    undesired: dict[str, tuple[Example, ...]] = field(default_factory=dict)  # under KTO, by side: train, dev, eval
+
+    def all_rows(self, side: str) -> tuple[Example, ...]:
+        """The rows of a side, undesired answers behind the others."""
+        return (*getattr(self, side), *self.undesired.get(side, ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,11 @@ def drop_past_context(is_held_out: bool, limits: Sequence[RowLimit], out: Outcom
 
     Records that are only too long to be trained on stay, and are noted in out.past_seq_len.
     """
-    kept = out.table.kept(is_held_out).tolist()
+    drop_long(out.table.kept(is_held_out).tolist(), limits, out)
+
+
+def drop_long(kept: Sequence[int], limits: Sequence[RowLimit], out: Outcome) -> None:
+    """drop_past_context, of these records."""
     for start in range(0, len(kept), LENGTHS_AT_A_TIME):
         part = kept[start : start + LENGTHS_AT_A_TIME]
         examples = [out.table.example(i) for i in part]

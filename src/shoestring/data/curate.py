@@ -36,7 +36,8 @@ from .rows import NAMES, NUMBER_OF, Settings
 from .sizes import MIN_ROWS, dev_size, eval_size
 from .sources import is_curated, resolve_sources
 from .split import NEAR_JACCARD, Apart, clusters_of, draw, near_items
-from .store import REVIEW, Writer, dropped_line, fault_line, refuse_changed, summary_of
+from .store import REVIEW, SIDES, Writer, dropped_line, fault_line, marked_apart, refuse_changed, summary_of
+from .undesired import placed
 from .wrong import wrong_rows
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 MAX_JUDGED_ROWS = 200_000  # minutes on one core
 TRAIN, DEV, EVAL, DROPPED = range(4)
-SIDES = ("train", "dev", "eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ def decide(
     is_classify = kind == "classify"
     out = Outcome(table)
     resolve_sources([*data.train, *data.eval], base_dir)  # every missing file in one message
-    settings = Settings(data.fields, data.system, kind, rules.redact)
+    learns_undesired = config.train.objective == "kto"
+    settings = Settings(data.fields, data.system, kind, rules.redact, learns_undesired)
     for sources, is_held_out in ((data.train, False), (data.eval, True)):
         if sources:
             seen = scan(sources, base_dir, settings, table, engine, progress, is_held_out=is_held_out)
@@ -192,6 +193,11 @@ def decide(
     if held_out:
         measures["near_eval_ids"] = _near_eval_ids(train + dev, held_out, None if data.eval else apart, out, progress)
     labels = check_labels(train + dev, held_out, out) if is_classify else None
+    if learns_undesired:
+        marked = placed(train, dev, held_out, limits, seed, bool(data.eval), out)
+        train, dev, held_out = train + marked.train, dev + marked.dev, held_out + marked.held_out
+        told = f"{len(marked.train):,} to learn from, {len(marked.dev):,} for dev, {len(marked.held_out):,} held out"
+        out.notes.append(f"undesired answers: {told}")
     if len(table) > table.num_rows:
         more = len(table) - table.num_rows
         out.notes.append(f"{more:,} more examples than rows: each assistant turn of a conversation is one")
@@ -305,10 +311,10 @@ def to_curated(decided: Decided) -> Curated:
         evidence, partner_line = decided.evidence(index), decided.partner_line(index)
         code, example_id = table.code_of(index), _id_in(text)
         dropped.append(DroppedRow(json.loads(row), source, line, code, evidence, partner_line, example_id))
-    train, dev, held_out = map(tuple, kept)
+    (train, dev, held_out), undesired = marked_apart(kept)
     return Curated(
         train, dev, held_out, tuple(dropped), tuple(decided.faults), decided.counts(), decided.labels,
-        tuple(decided.notes), decided.measures,
+        tuple(decided.notes), decided.measures, undesired,
     )  # fmt: skip
 
 

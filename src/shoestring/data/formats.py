@@ -121,26 +121,30 @@ def _has_from(value: Any) -> bool:
 class Converted:
     """What a row gave: messages and answer span of each example (one, or one an assistant turn), and what they share.
 
-    rejected: of a preference pair the answer that lost. tools: as of an Example.
+    rejected: of a preference pair the answer that lost. tools, desired: as of an Example.
     """
 
     turns: Turns = field(default_factory=list)
     rejected: tuple[Message, ...] = ()
     tools: str = ""
+    desired: bool | None = None
     notices: list[Notice] = field(default_factory=list)
 
     def examples(self, source: str, line: int) -> list[Example]:
         """The examples, with where they come from."""
-        return [Example(m, span, source, line, rejected=self.rejected, tools=self.tools) for m, span in self.turns]
+        return [
+            Example(m, span, source, line, rejected=self.rejected, tools=self.tools, desired=self.desired)
+            for m, span in self.turns
+        ]
 
 
-def convert(row: dict[str, Any], shape: Shape, system: str) -> Converted:
-    """The examples of a row. Raises: RowFault."""
+def convert(row: dict[str, Any], shape: Shape, system: str, keeps_undesired: bool = False) -> Converted:
+    """The examples of a row. keeps_undesired: answers marked as undesired are no fault. Raises: RowFault."""
     out = Converted()
     own_system = as_text(row.get(shape.system)).strip() if shape.system else ""
     head = [Message("system", own_system or system)] if (own_system or system) else []
     if shape.flag:
-        _check_flag(row[shape.flag], shape.flag)
+        out.desired = _flag(row[shape.flag], shape.flag, keeps_undesired)
     if shape.kind == "text":
         out.notices.append(
             Notice("plain_text", "text without question and answer; the whole text is learned", "ask", True)
@@ -161,13 +165,14 @@ def convert(row: dict[str, Any], shape: Shape, system: str) -> Converted:
     return out
 
 
-def _check_flag(value: Any, key: str) -> None:
+def _flag(value: Any, key: str, keeps_undesired: bool) -> bool:
     known = value.strip().lower() if isinstance(value, str) else value
     flag = FLAGS.get(known) if isinstance(known, (str, int)) else None
     if flag is None:
         raise RowFault("bad_flag", f"{key!r} is {value!r}; a KTO label is true or false")
-    if not flag:
+    if not flag and not keeps_undesired:
         raise RowFault("undesired_answer", f"{key!r} says the answer is not desired; not learned")
+    return flag
 
 
 def _turns(value: Any, key: str | None, row: dict[str, Any], out: Converted) -> list[Any]:

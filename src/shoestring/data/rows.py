@@ -27,6 +27,7 @@ from .turns import Notice, RowFault
 
 BETWEEN = "\x1f"  # between example and source row of a record; JSON text cannot hold it unescaped
 NAMES = ("", *CODES)
+UNDESIRED = "undesired_answer"  # under KTO of records that undesired.placed decides on
 NUMBER_OF = {name: number for number, name in enumerate(NAMES)}
 
 Signature = tuple[Any, ...]  # keys of a row and the types of their values
@@ -40,6 +41,7 @@ class Settings:
     system: str
     kind: str | None
     is_redacting: bool = False
+    keeps_undesired: bool = False  # answers marked as undesired are set aside with their text
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +157,15 @@ class Builder:
             if type(prompt) is str and type(answer) is str and self._lean(prompt, answer, raw, line):
                 return
         try:
-            converted = convert(row, shape, self.settings.system)
+            converted = convert(row, shape, self.settings.system, self.settings.keeps_undesired)
         except RowFault as fault:
             self._drop_with_fault(fault.code, fault.evidence, raw, line)
             return
         for notice in converted.notices:
             self.notice(notice, line)
         examples = converted.examples(self.name, line)
-        self._content(examples[-1], line)
+        if converted.desired is not False:
+            self._content(examples[-1], line)
         if self.settings.is_redacting:
             examples = [redacted(example) for example in examples]
         for number, example in enumerate(examples):
@@ -227,6 +230,8 @@ class Builder:
                 answer = answer.strip()
             if shape.kind != "text" and not any(m.text.strip() for m in example.prompt if m.role != "system"):
                 problem = "empty_prompt", "there is nothing to answer: the prompt is empty"
+            elif example.desired is False:
+                problem = answer_problem(answer, "chat") if not answer.strip() else (UNDESIRED, "")
             else:
                 problem = answer_problem(answer, kind)
             digests = digests_of(example, kind)

@@ -7,15 +7,17 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from ..errors import BadInput, DataError
 from ..files import cannot_write, read_json, read_jsonl, sha256_file, sync_folder, write_json
-from ..records import Curated, DroppedRow, Fault, example_from_json, example_to_json, to_json
+from ..records import Curated, DroppedRow, Example, Fault, example_from_json, example_to_json, to_json
 
 FILES = ("train.jsonl", "dev.jsonl", "eval.jsonl", "dropped.jsonl", "faults.jsonl")
+SIDES = ("train", "dev", "eval")
 RECEIPT = "receipt.json"
 REVIEW = "review.csv"
 MEASURES = ("languages", "choice", "near_eval_ids")  # parts of the receipt that not every data set has
@@ -132,8 +134,8 @@ def write_curated(curated: Curated, folder: Path) -> None:
     Raises: RunFolderError.
     """
     with Writer(folder) as writer:
-        for name, examples in (("train", curated.train), ("dev", curated.dev), ("eval", curated.eval)):
-            for example in examples:
+        for name in SIDES:
+            for example in curated.all_rows(name):
                 writer.line(f"{name}.jsonl", json.dumps(example_to_json(example), ensure_ascii=False))
         for d in curated.dropped:
             row = json.dumps(d.row, ensure_ascii=False)
@@ -184,10 +186,8 @@ def read_curated(folder: Path) -> Curated:
                 )
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; delete {folder} and run curation again") from error
-    train, dev, held_out = (
-        tuple(example_from_json(row) for row in read_jsonl(folder / f"{name}.jsonl"))
-        for name in ("train", "dev", "eval")
-    )
+    rows = [[example_from_json(row) for row in read_jsonl(folder / f"{side}.jsonl")] for side in SIDES]
+    (train, dev, held_out), undesired = marked_apart(rows)
     return Curated(
         train=train,
         dev=dev,
@@ -198,4 +198,14 @@ def read_curated(folder: Path) -> Curated:
         labels=None if receipt["labels"] is None else tuple(receipt["labels"]),
         notes=tuple(receipt["notes"]),
         measures={name: receipt[name] for name in MEASURES if name in receipt},
+        undesired=undesired,
     )
+
+
+def marked_apart(
+    rows: Sequence[Sequence[Example]],
+) -> tuple[list[tuple[Example, ...]], dict[str, tuple[Example, ...]]]:
+    """The rows of each side without those whose answers are undesired, and these by side, where there are any."""
+    wanted = [tuple(e for e in some if e.desired is not False) for some in rows]
+    marked = {side: tuple(e for e in some if e.desired is False) for side, some in zip(SIDES, rows, strict=True)}
+    return wanted, marked if any(marked.values()) else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import ArmScore
+from ..train.preferred import told
 from ..units import duration, usd
 from . import parts
 from .data import data
@@ -171,6 +172,7 @@ def _scores(run: RunFiles) -> Markup:
         arm_chart(arms, bar, chosen),
         table(head, rows, numeric=[i for i in range(len(head)) if i not in (0, 3)]),
         _differences(run),
+        _preferences(arms),
         _metrics(arms),
         lead=lead,
     )
@@ -205,6 +207,11 @@ def _differences(run: RunFiles) -> Markup:
     return details(esc(f"Paired differences ({len(rows)})"), table(head, rows, numeric=(1, 2, 3)))
 
 
+def _preferences(arms: list[ArmScore]) -> Markup:
+    found = [(arm.arm, arm.details["preference"]) for arm in arms if arm.details.get("preference")]
+    return Markup("".join(f'<p class="note">{esc(f"{arm}: {told(pairs)}")}</p>' for arm, pairs in found))
+
+
 def _metrics(arms: list[ArmScore]) -> Markup:
     names = list(dict.fromkeys(name for arm in arms for name in arm.metrics))
     if len(names) < 2:
@@ -232,8 +239,10 @@ def _curves(run: RunFiles) -> Markup:
         level = (f"bar {run.config.task.bar:g}", run.config.task.bar) if run.config else None
         panels = [curve_chart("loss a token", series)]
         if metric:
-            dev = Series("dev", metric, "a", dots=True)
-            panels.append(curve_chart(f"dev {name}", [dev], y_range=(0.0, 1.0), level=level, mark=mark))
+            shown = [Series("dev", metric, "a", dots=True)]
+            preferred = [(row["step"], row["dev_preference"]) for row in rung.history if "dev_preference" in row]
+            shown += [Series("pairs preferred", preferred, "b", dots=True)] if preferred else []
+            panels.append(curve_chart(f"dev {name}", shown, y_range=(0.0, 1.0), level=level, mark=mark))
         charts.append(
             f'<h3>{esc(rung.model)}</h3><p class="note">{esc(_story(rung))}</p>'
             f'<div class="pair">{"".join(panels)}</div>'

@@ -15,6 +15,7 @@ from ..files import read_json, write_whole
 from ..records import ArmScore, MergeCheck
 from ..train.adapter import ORIGIN, method_words
 from ..train.base import resolve_model
+from ..train.preferred import told
 from ..units import duration, usd
 from ..versions import package_versions
 
@@ -109,6 +110,7 @@ def _scores(config: RunConfig, arm: ArmScore) -> list[str]:
         *(f"| {name} | {value:.3f} | | |" for name, value in others),
         "",
         *_far(arm),
+        *([f"Of {told(arm.details['preference'])}.", ""] if arm.details.get("preference") else []),
     ]
 
 

@@ -9,7 +9,7 @@ from ..records import RungPlan
 from ..train.gates import REFUSE, Finding
 from ..train.probe import examine
 from ..train.setup import set_up
-from .common import dev_rows, device
+from .common import device, held_rows
 from .preparing import read_again
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ def check(run: Run, rung: RungPlan) -> list[Finding]:
     curated = read_again(run)
     try:
         with set_up(
-            rung.model, curated.train, dev_rows(run, curated, rung.settings), rung.settings, device(run)
+            rung.model,
+            curated.all_rows("train"),
+            held_rows(run, curated, rung.settings),
+            rung.settings,
+            device(run),
         ) as ready:
             return examine(ready)
     except (TrainingError, ModelError, BadInput) as error:

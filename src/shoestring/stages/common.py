@@ -70,12 +70,13 @@ def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
     """Lengths of the curated rows under a model's tokenizer, counted once a session."""
     if model not in run.counts:
         tokenizer = load_tokenizer(model)
-        train, held_out = (count_lengths(tokenizer, rows) for rows in (curated.train, curated.eval))
+        learned = curated.all_rows("train")
+        train, held_out = (count_lengths(tokenizer, rows) for rows in (learned, curated.eval))
         kind = run.config.train.objective
-        pairs = [e for e in curated.train if len(sides(e, kind)) > 1]
+        pairs = [e for e in learned if len(sides(e, kind)) > 1]
         lost = iter(count_lengths(tokenizer, [other_side(e) for e in pairs]))
-        rejected = [next(lost)[1] if len(sides(e, kind)) > 1 else 0 for e in curated.train] if pairs else []
-        sample = sample_rows(curated.train, SHARING_SAMPLE_ROWS, run.config.seed)
+        rejected = [next(lost)[1] if len(sides(e, kind)) > 1 else 0 for e in learned] if pairs else []
+        sample = sample_rows(learned, SHARING_SAMPLE_ROWS, run.config.seed)
         random.Random(run.config.seed).shuffle(sample)
         run.counts[model] = TokenCounts(
             prompt=tuple(p for p, _ in train),
@@ -102,6 +103,13 @@ def named(progress: Progress, name: str) -> Progress:
 def dev_rows(run: Run, curated: Curated, settings: TrainSettings) -> list[Example]:
     """The dev rows early stopping looks at: a seeded sample of fixed size."""
     return sample_rows(curated.dev, settings.num_dev_rows, run.config.seed)
+
+
+def held_rows(run: Run, curated: Curated, settings: TrainSettings) -> list[Example]:
+    """dev_rows, and as many undesired ones at most: what the objective is measured on."""
+    undesired = curated.undesired.get("dev", ())
+    dev = dev_rows(run, curated, settings)
+    return [*dev, *sample_rows(undesired, settings.num_dev_rows, run.config.seed)]
 
 
 def sample_rows(rows: Sequence[Example], num_rows: int, seed: int) -> list[Example]:

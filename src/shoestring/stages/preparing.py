@@ -67,7 +67,7 @@ def read(run: Run, result: dict[str, Any]) -> Curated:
     Raises: DataError where they are not those of its record, BadInput where train.objective cannot learn from them.
     """
     curated, receipt = read_curated(run.folder / "data"), run.folder / "data" / "receipt.json"
-    require_learnable([*curated.train, *curated.dev], run.config.train.objective, "training")
+    require_learnable([*curated.all_rows("train"), *curated.all_rows("dev")], run.config.train.objective, "training")
     if "receipt_sha256" in result and sha256_file(receipt) != result["receipt_sha256"]:
         raise DataError(
             f"{receipt}: not the receipt that curation wrote (its hash is not the one in curate.json); "

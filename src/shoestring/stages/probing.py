@@ -20,7 +20,7 @@ from ..records import Curated, Log, Plan, Progress, RungPlan, no_progress, to_js
 from ..runfolder import rung_name
 from ..train.timing import time_rung
 from . import closing, inputs, preparing
-from .common import dev_rows, device, token_counts
+from .common import dev_rows, device, held_rows, token_counts
 from .recorder import print_of
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
 
     timed = time_rung(
         model=rung.model,
-        train=curated.train,
-        dev=dev,
+        train=curated.all_rows("train"),
+        dev=held_rows(run, curated, rung.settings),
         num_eval_rows=len(curated.eval),
         settings=rung.settings,
         device=device(run),

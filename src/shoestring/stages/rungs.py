@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..config import TaskConfig
+from ..config import PREFERENCES, TaskConfig
 from ..errors import BadInput, BudgetStopped, DoesNotFit
-from ..evaluate.generation import make_generate
+from ..evaluate.generation import LocalGenerator, make_generate
 from ..evaluate.score import metric_value, score_arm
 from ..files import read_json, write_json
 from ..plan.engines import OURS
@@ -30,11 +30,12 @@ from ..records import (
 )
 from ..train.adapter import folder_name, is_whole, restore
 from ..train.engines.rung import train_with_engine
+from ..train.preferred import preferred, told
 from ..train.tracking import Tracking
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, searching
-from .common import dev_rows, device, named, rung_file, with_far_score
+from .common import dev_rows, device, held_rows, named, rung_file, with_far_score
 from .recorder import print_of
 from .tools import engine_python
 
@@ -180,8 +181,8 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     spending = Spending(run, rung)  # the search's cost included
     trained = trainer(run)(
         model=rung.model,
-        train=curated.train,
-        dev=dev,
+        train=curated.all_rows("train"),
+        dev=held_rows(run, curated, rung.settings),
         out_dir=run.run_folder.rung(rung.model),
         settings=settings,
         device=device(run),
@@ -262,6 +263,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
     progress = named(run.progress, f"evaluate {rung.model}")
     generator = forgetting.tuned_generator(run, rung, trained)
     completions = generator.generate([e.request for e in curated.eval], progress)
+    preference = _preferred(run, rung, generator, curated)
     eval_s = time.monotonic() - started
     arm = score_arm(
         arm=f"{trained.method} {rung.model}",
@@ -279,10 +281,21 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             "train_s": trained.wall_s,
             "num_steps": trained.num_steps,
             "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
+            **({"preference": preference} if preference else {}),
         },
     )
     arm = with_far_score(run, curated, arm)
     return {"arm": to_json(arm)}, arm
+
+
+def _preferred(run: Run, rung: RungPlan, generator: LocalGenerator, curated: Curated) -> dict[str, Any] | None:
+    """Under a preference objective, which answers of the held-out pairs are preferred, before and after."""
+    if rung.settings.objective not in PREFERENCES:
+        return None
+    run.progress(f"preferences {rung.model}", 0, None)
+    found = preferred(generator.model, generator.tokenizer, curated.all_rows("eval"), rung.settings, device(run))
+    run.log(f"Rung {rung.model}: {told(found) if found else 'no held-out row is a pair, so none is preferred'}")
+    return found
 
 
 def from_json(result: Any) -> ArmScore:

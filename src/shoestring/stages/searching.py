@@ -41,8 +41,8 @@ def settled(
             rung.settings,
             {
                 "model": rung.model,
-                "train": curated.train,
-                "dev": sample_rows(curated.dev, MAX_DEV_ROWS, run.config.seed),
+                "train": curated.all_rows("train"),
+                "dev": sample_rows(curated.all_rows("dev"), MAX_DEV_ROWS, run.config.seed),
                 "out_dir": folder,
                 "settings": rung.settings,
                 "device": device(run),

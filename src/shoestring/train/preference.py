@@ -285,7 +285,7 @@ class Kto(Preference):
         return {"point": (found - kept).mean().clamp(min=0)}
 
     def pairs(self, indices: Sequence[int]) -> list[tuple[int, int]]:
-        """The two answers of an item; of single ones each desired with one undesired, drawn by chance."""
+        """The two answers of an item; of single ones each desired with one undesired, of its prompt or by chance."""
         flags = [self.desired[number] for number in self.numbers(indices)]
         found: list[tuple[int, int]] = []
         single: dict[bool, list[int]] = {True: [], False: []}
@@ -297,8 +297,24 @@ class Kto(Preference):
             else:
                 single[flags[at]].append(at)
             at += num
-        random.Random(0).shuffle(single[False])
-        return [*found, *zip(single[True], single[False], strict=False)]
+        paths = [path for index in indices for path in self.items[index]]
+        undesired = self._by_prompt(paths, single[False])
+        rest = []
+        for number in single[True]:
+            alike = undesired.get(tuple(paths[number].ids[: paths[number].num_prompt_tokens]))
+            if alike:
+                found.append((number, alike.pop()))
+            else:
+                rest.append(number)
+        left = sorted(number for alike in undesired.values() for number in alike)
+        random.Random(0).shuffle(left)
+        return [*found, *zip(rest, left, strict=False)]
+
+    def _by_prompt(self, paths: Sequence[Encoded], numbers: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        made: dict[tuple[int, ...], list[int]] = {}
+        for number in numbers:
+            made.setdefault(tuple(paths[number].ids[: paths[number].num_prompt_tokens]), []).append(number)
+        return made
 
     def loss_at_start(self, indices: Sequence[int]) -> float:
         flags = [self.desired[number] for number in self.numbers(indices)]
