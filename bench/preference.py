@@ -1,6 +1,6 @@
 """Does preference training prefer better answers on rows it never saw, and does the task keep its score?
 
-    python -m bench.preference [--model shoestring-3m] [--seeds 0 1 2] [--json]
+    python -m bench.preference [--model shoestring-1m] [--seeds 0 1 2] [--json]
 
 Generated support tickets (the demo's), to be written as records. A supervised adapter learns from tickets whose
 annotators wrote each of five fields in an unwanted way three times in five ("yes" for true, "45 dollars" for 45). From
@@ -159,7 +159,7 @@ def one_seed(
         for objective in ("dpo", "orpo", "kto"):
             rows = marked(compared) if objective == "kto" else compared
             found[f"sft, then {objective}"] = arm(f"then-{objective}", objective, rows, **given, **changes)
-        found["orpo alone"] = arm("orpo", "orpo", compared, num_epochs=sft_epochs)
+        found["orpo alone"] = arm("orpo", "orpo", compared, num_epochs=sft_epochs / 2)
     return found
 
 
@@ -189,8 +189,8 @@ def pooled(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(
-    model: str, seeds: Sequence[int], num_sft: int = 400, num_pairs: int = 400, num_held_out: int = 200,
-    sft_epochs: float = 8, **changes: Any,
+    model: str, seeds: Sequence[int], num_sft: int = 300, num_pairs: int = 200, num_held_out: int = 200,
+    sft_epochs: float = 5, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     by_seed = [one_seed(model, seed, num_sft, num_pairs, num_held_out, sft_epochs, changes) for seed in seeds]
     return {
@@ -211,12 +211,12 @@ def told(share: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="shoestring-3m")
+    parser.add_argument("--model", default="shoestring-1m")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sft-rows", type=int, default=400)
-    parser.add_argument("--pairs", type=int, default=400)
+    parser.add_argument("--sft-rows", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--held-out", type=int, default=200)
-    parser.add_argument("--sft-epochs", type=float, default=8)
+    parser.add_argument("--sft-epochs", type=float, default=5)
     parser.add_argument("--epochs", type=float, default=1, help="passes over the pairs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
