@@ -115,7 +115,7 @@ def test_a_probe_extrapolated_by_hand():
     assert PROBED.steps_s.value == pytest.approx(4000 * 4 / 400 + 10 * 0.1)  # 41 s, residuals are zero
     saves = (2 + (41 + 6) / daly_interval_s(0.5, 1)) * 0.5  # about once a minute
     assert PROBED.train_s.value == pytest.approx(41 + 2 * 3 + 3 + saves)
-    assert PROBED.eval_s.value == pytest.approx(3.0 * 2 + 2)
+    assert PROBED.eval_s.value == pytest.approx(3.0 * (1 + 2) / 2 + 2)  # twice the rows, in one batch still
     assert PROBED.search_s is None
     searched = dataclasses.replace(PROBED, search_frac=0.25)
     assert searched.search_s.value == pytest.approx(41 / 4 + 3)

@@ -26,10 +26,10 @@ from .statistics import wilson
 PACK = Path(__file__).with_name("regression.json")
 MAX_NEW_TOKENS = 32  # of a check's answer
 NUM_RESAMPLES = 4000
-# A task's own adapter moves general text a little. Told is a perplexity that surely rose by more than half, or every
-# fifth check lost that the base passed, and MIN_LOST at least.
+# A task's own adapter moves general text a little. Told is a perplexity that surely rose by more than half, or more
+# than every fifth check lost that the base passed, where it passed MIN_PASSED: fewer may be right by chance.
 WARN_PERPLEXITY_RATIO = 1.5
-WARN_LOST_FRAC, MIN_LOST = 0.2, 3
+WARN_LOST_FRAC, MIN_PASSED = 0.2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _warning(ratio: Estimate, perplexity: tuple[float, float], num_lost: int, nu
             f"its perplexity on general text is {ratio.value:,.1f} times the base's "
             f"[{ratio.low:,.1f}, {ratio.high:,.1f}] ({perplexity[0]:,.0f} before, {perplexity[1]:,.0f} after)"
         )
-    if num_lost >= MIN_LOST and num_lost > WARN_LOST_FRAC * num_passed:
+    if num_passed >= MIN_PASSED and num_lost > WARN_LOST_FRAC * num_passed:
         told.append(f"{num_lost} of {num_passed} general questions that the base answers are now answered wrong")
     if not told:
         return ""

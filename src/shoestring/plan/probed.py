@@ -13,6 +13,7 @@ from typing import Any
 
 from ..records import Estimate, RungPlan
 from ..units import SECONDS_PER_HOUR
+from .throughput import GENERATE_BATCH_ROWS
 from .interval import daly_interval_s
 
 # What a probe of seconds cannot see: the machine's speed drifts, answers grow shorter as training goes on.
@@ -81,8 +82,11 @@ class Probed:
 
     @property
     def eval_s(self) -> Estimate:
-        """Of the held-out rows, load included."""
-        rows = self.dev_eval_s * self.eval_rows / max(1, self.dev_rows)
+        """Of the held-out rows, load included: half of a batch's seconds go by its rows, half by its longest answer."""
+        batches = math.ceil(self.eval_rows / GENERATE_BATCH_ROWS) / max(
+            1, math.ceil(self.dev_rows / GENERATE_BATCH_ROWS)
+        )
+        rows = self.dev_eval_s * (batches + self.eval_rows / max(1, self.dev_rows)) / 2
         return Estimate(
             rows + self.load_s, (1 - LOOSE_FRAC) * rows + self.load_s, (1 + LOOSE_FRAC) * rows + self.load_s
         )

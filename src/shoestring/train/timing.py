@@ -17,6 +17,7 @@ from typing import Any
 from ..plan.probed import Probed
 from ..plan.search import MAX_ADDED, num_units
 from ..records import Device, Example, TrainSettings, no_log
+from .base import load_base, load_tokenizer
 from .device import peak_bytes, reset_peak, resident_bytes
 from .interval import Costs
 from .loop import StepItems, build_trainer
@@ -59,7 +60,9 @@ def time_rung(
     with tempfile.TemporaryDirectory(prefix="shoestring-probe-") as place, _threads(settings.num_threads):
         out_dir = Path(place)
         with _named_faults(out_dir, settings), Signals().listening() as signals:
+            load_s = _load_s(model, settings, device, clock)
             reset_peak(device)
+            began_s = clock()
             with set_up(model, train, dev, settings, device) as ready:
                 set_up_s = clock() - began_s
                 refuse(examine(ready), model)
@@ -95,7 +98,7 @@ def time_rung(
         num_evals=min(settings.num_evals, len(cut.schedule.steps)) if dev else 0,
         save_s=warm.save_s,
         interruptions_per_hour=settings.interruptions_per_hour,
-        load_s=set_up_s,
+        load_s=load_s,
         eval_rows=num_eval_rows,
         peak_bytes=max(once.peak_bytes, cold.peak_bytes, warm.peak_bytes),
         new_size_bytes=max(0.0, grown / len(seen)) if device.kind == "cpu" else 0.0,
@@ -120,6 +123,23 @@ def spread(num_steps: int, num: int) -> list[int]:
     if num >= num_steps:
         return list(range(num_steps))
     return [int((i + 0.5) * num_steps / num) for i in range(num)]
+
+
+def _load_s(model: str, settings: TrainSettings, device: Device, clock: Clock) -> float:
+    """Seconds to load the base alone, as evaluation does; let go again."""
+    import gc
+
+    import torch
+
+    began_s = clock()
+    base = load_base(model, device=device, quantise=settings.method == "qlora")
+    load_tokenizer(model)
+    took_s = clock() - began_s
+    del base
+    gc.collect()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
+    return took_s
 
 
 def _reference_s(ready: SetUp, clock: Clock) -> float:
