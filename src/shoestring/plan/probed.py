@@ -13,8 +13,8 @@ from typing import Any
 
 from ..records import Estimate, RungPlan
 from ..units import SECONDS_PER_HOUR
-from .throughput import GENERATE_BATCH_ROWS
 from .interval import daly_interval_s
+from .throughput import GENERATE_BATCH_ROWS
 
 # What a probe of seconds cannot see: the machine's speed drifts, answers grow shorter as training goes on.
 DRIFT_FRAC = 0.06
