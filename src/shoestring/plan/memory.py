@@ -22,6 +22,7 @@ NF4_BYTES_PER_PARAM = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 ADAPTER_BYTES_PER_PARAM = 4  # PEFT holds adapters in fp32 over a 16-bit base
 ADAM_BYTES_PER_PARAM = 8  # two fp32 moments
+SNAPSHOT_BYTES_PER_PARAM = 12  # a checkpoint: what learns and its moments
 
 # Bytes autograd keeps a token and layer in train/'s loop (autocast over a 16-bit base, adapter inputs not cast
 # up): for each unit of hidden, intermediate, q_dim and kv_dim.
@@ -192,6 +193,11 @@ def predict_memory(
     # Loading streams tensor by tensor; the largest one exists twice (file and device).
     load = weights + max(largest_matrix, shape.num_embedding_params) * DTYPE_BYTES[dtype]
     passing = copies + table_gradient + dequantised
+    # A checkpoint is copied before it is written where the host has twice the room (train.saving).
+    snapshot = SNAPSHOT_BYTES_PER_PARAM * num_trained if is_full and device.kind == "cpu" else 0
+    if 2 * snapshot > device.memory_bytes - weights - gradients - moments - passing:
+        snapshot = 0
+    passing += snapshot
     backward = weights + adapter + gradients + moments + activations + logits + in_flight + passing
     step = weights + adapter + gradients + moments + adapter
     phase, allocated = max((("load", load), ("backward", backward), ("optimizer_step", step)), key=lambda p: p[1])
@@ -205,7 +211,7 @@ def predict_memory(
         "adapter": adapter,
         "gradients": gradients + table_gradient,
         "optimizer": moments,
-        "copies": copies,
+        "copies": copies + snapshot,
         "activations": activations + in_flight,
         "logits": logits,
         "dequantised": dequantised,
