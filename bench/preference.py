@@ -31,6 +31,8 @@ from shoestring.messages import Example, Message
 from shoestring.records import Device, TrainSettings, to_json
 
 TASK = TaskConfig(kind="extract", bar=0.5, metric="exact_record")
+ALONE = "orpo alone"
+ARMS = ("dpo", "orpo", "kto", ALONE)
 UNWANTED_FRAC = 0.6  # of the supervised rows write a field in the unwanted way, for each field apart
 
 
@@ -121,8 +123,9 @@ def scores(model: str, out_dir: Path, settings: TrainSettings, device: Device, h
 
 
 def one_seed(
-    model: str, seed: int, num_sft: int, num_pairs: int, num_held_out: int, sft_epochs: float, changes: dict[str, Any]
-) -> dict[str, Any]:
+    model: str, seed: int, num_sft: int, num_pairs: int, num_held_out: int, sft_epochs: float, arms: Sequence[str],
+    changes: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     from shoestring.train.base import detect_device
     from shoestring.train.start import find_start
     from shoestring.train.trainer import train_rung
@@ -156,10 +159,11 @@ def one_seed(
         found["sft"] = arm("sft", "sft", taught, num_epochs=sft_epochs)
         start = find_start(str(Path(place) / "sft"), model)
         given = {"start": start.folder, "start_sha256": start.sha256}
-        for objective in ("dpo", "orpo", "kto"):
+        for objective in (name for name in arms if name != ALONE):
             rows = marked(compared) if objective == "kto" else compared
             found[f"sft, then {objective}"] = arm(f"then-{objective}", objective, rows, **given, **changes)
-        found["orpo alone"] = arm("orpo", "orpo", compared, num_epochs=sft_epochs / 2)
+        if ALONE in arms:
+            found[ALONE] = arm("orpo", "orpo", compared, num_epochs=sft_epochs)
     return found
 
 
@@ -190,9 +194,9 @@ def pooled(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure(
     model: str, seeds: Sequence[int], num_sft: int = 300, num_pairs: int = 200, num_held_out: int = 200,
-    sft_epochs: float = 5, **changes: Any,
+    sft_epochs: float = 5, arms: Sequence[str] = ARMS, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    by_seed = [one_seed(model, seed, num_sft, num_pairs, num_held_out, sft_epochs, changes) for seed in seeds]
+    by_seed = [one_seed(model, seed, num_sft, num_pairs, num_held_out, sft_epochs, arms, changes) for seed in seeds]
     return {
         "measured": f"held-out pairs whose right record is preferred, and records right, {model}",
         "seeds": list(seeds),
@@ -218,12 +222,13 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=200)
     parser.add_argument("--sft-epochs", type=float, default=5)
     parser.add_argument("--epochs", type=float, default=1, help="passes over the pairs")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     result = measure(
         options.model, options.seeds, options.sft_rows, options.pairs, options.held_out, options.sft_epochs,
-        num_epochs=options.epochs,
+        options.arms, num_epochs=options.epochs,
     )  # fmt: skip
     result |= {"versions": versions(), "machine": machine()}
     if options.json:

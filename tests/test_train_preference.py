@@ -482,7 +482,7 @@ def test_a_file_of_marked_answers_to_a_record_that_says_what_is_preferred(tmp_pa
         "models: [shoestring-1m]\ndecide: {arms: []}\nevaluate: {regression: false}\n"
         "train: {objective: kto, batch_tokens: 512, num_evals: 1, learning_rate: 1e-3}\n"
     )
-    assert run(["run", "run.yaml"]) in (0, 3)
+    assert run(["eval", "run.yaml"]) in (0, 3)
     told = capfd.readouterr()
     assert "held-out pairs, chosen answer preferred by implicit reward" in told.err
     record = json.loads((tmp_path / "runs/counting/rungs/shoestring-1m/eval.json").read_text())
@@ -490,6 +490,16 @@ def test_a_file_of_marked_answers_to_a_record_that_says_what_is_preferred(tmp_pa
     assert found["objective"] == "kto" and found["num_pairs"] >= found["num_pairs_of_one_prompt"] > 0
     assert 0 <= found["reward"]["after"]["low"] <= found["reward"]["after"]["value"] <= 1
     assert "preferred by implicit reward" in (tmp_path / "runs/counting/report.html").read_text()
-    assert (
-        "preferred by implicit reward" in (tmp_path / "runs/counting/rungs/shoestring-1m/adapter/README.md").read_text()
-    )
+
+
+def test_init_says_how_pairs_and_marked_answers_are_learned_from(tmp_path, monkeypatch, capfd):
+    from shoestring.cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    kto_file(tmp_path)
+    assert run(["init", "rows.jsonl", "--out", "kto.yaml"]) == 0
+    assert "# train: {objective: kto}  # learns from rows marked false too" in (tmp_path / "kto.yaml").read_text()
+    pairs_ = [{"prompt": f"What is {i} and one?", "chosen": f"{i + 1}", "rejected": f"{i}"} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs_)))
+    assert run(["init", "pairs.jsonl", "--out", "dpo.yaml"]) == 0
+    assert "# train: {objective: dpo, start: runs/NAME}" in (tmp_path / "dpo.yaml").read_text()

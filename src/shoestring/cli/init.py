@@ -46,7 +46,7 @@ data:
 # hub or local folders, for example: [Qwen/Qwen3-0.6B, Qwen/Qwen3-1.7B, Qwen/Qwen3-4B]
 models: [embedded]
 
-budget_usd: 10  # hard stop: no step is begun that would pass it
+{preference}budget_usd: 10  # hard stop: no step is begun that would pass it
 # deadline_h: 8  # 'shoestring plan' then picks what is done by then, and says how surely
 # traffic: {{requests_per_month: 100000, prompt_tokens: 300, completion_tokens: 80, months: 12}}  # for the whole bill
 """
@@ -72,6 +72,7 @@ def command(data_file: str, out: Path, force: bool, is_json: bool) -> int:
     others = [m for m in METRICS_BY_KIND[detected.kind] if m != metric]
     bar = STARTING_BARS[detected.kind]
     text = TEMPLATE.format(
+        preference=preference_text(detected.objective),
         schema=SCHEMA.as_uri(),
         file=_one_line(path.name),
         num_rows=f"{detected.num_rows_seen:,}",
@@ -126,6 +127,20 @@ def fields_text(fields: Any) -> str:
         return ""
     inner = ", ".join(f"{key}: {yaml_scalar(str(value))}" for key, value in given.items())
     return f"  # fields: {{{inner}}}  # as detected\n"
+
+
+def preference_text(objective: str) -> str:
+    """How to learn from a comparison of answers, where rows have one."""
+    why = {
+        "dpo": "learns to prefer chosen to rejected; without it chosen is learned alone",
+        "kto": "learns from rows marked false too; without it they are left out",
+    }.get(objective)
+    if why is None:
+        return ""
+    return (
+        f"# train: {{objective: {objective}}}  # {why}\n"
+        f"# train: {{objective: {objective}, start: runs/NAME}}  # goes on from a supervised run: best for a new task\n"
+    )
 
 
 def run_name(path: Path) -> str:

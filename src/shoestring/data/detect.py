@@ -23,6 +23,7 @@ SQL = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 class Detected:
     """What `shoestring init` proposes. format: how it is stored and how rows are shaped.
 
+    objective: what the rows allow beside learning their answers.
     fields: part name (prompt, completion, system, messages) to key, as data.fields would name it.
     """
 
@@ -34,6 +35,7 @@ class Detected:
     num_rows_seen: int
     num_faults: int = 0
     labels: tuple[str, ...] = ()
+    objective: str = "sft"  # dpo where rows are pairs, kto where answers are marked as desired or not
 
 
 def detect(path: Path, progress: Progress = no_progress, max_rows: int | None = None) -> Detected:
@@ -46,6 +48,7 @@ def detect(path: Path, progress: Progress = no_progress, max_rows: int | None = 
     kind, evidence, labels = task_kind(loaded.examples, loaded.num_rows)
     return Detected(
         format=f"{loaded.formats[0]}, {shape.describe()}",
+        objective="dpo" if shape.kind == "preference" else "kto" if shape.flag else "sft",
         fields=_fields(shape),
         kind=kind,
         metric=METRICS_BY_KIND[kind][0],

@@ -43,10 +43,14 @@ def sample(
     *,
     is_held_out: bool = False,
     max_rows: int = MAX_SAMPLE_ROWS,
+    keeps_undesired: bool = False,
 ) -> Sample:
-    """Look at the sources. Raises: DataError where a source is missing, is on the hub, or no row can be read."""
+    """Look at the sources. keeps_undesired: as formats.convert takes it.
+
+    Raises: DataError where a source is missing, is on the hub, or no row can be read.
+    """
     found, _ = resolve_sources(list(sources), base_dir, is_held_out=is_held_out)
-    parts = [_look(source, base_dir, fields, system, max_rows) for source in found]
+    parts = [_look(source, base_dir, fields, system, max_rows, keeps_undesired) for source in found]
     examples = [example for part in parts for example in part.examples]
     if not examples:
         raise DataError(
@@ -62,14 +66,16 @@ def sample(
     )
 
 
-def _look(source: Source, base_dir: Path, fields: FieldsConfig, system: str, max_rows: int) -> Sample:
+def _look(
+    source: Source, base_dir: Path, fields: FieldsConfig, system: str, max_rows: int, keeps_undesired: bool
+) -> Sample:
     if source.kind == "hub":
         raise DataError(f"{source.name}: data on the hub are not here to be counted; download them and name the files")
     if source.kind == "file" and source.format == "jsonl":
         lines, num_lines = _spread_lines(source, max_rows)
         rows = [row for line in lines if (row := _object(line)) is not None]
         if rows:
-            return _told(source, rows, len(lines), num_lines, fields, system, True)
+            return _told(source, rows, len(lines), num_lines, fields, system, True, keeps_undesired)
     return _beginning(source, base_dir, fields, system)
 
 
@@ -108,6 +114,7 @@ def _told(
     fields: FieldsConfig,
     system: str,
     is_exact: bool,
+    keeps_undesired: bool,
 ) -> Sample:
     shapes: dict[tuple[str, ...], Shape | None] = {}
     examples: list[Example] = []
@@ -119,7 +126,7 @@ def _told(
         if shape is None:
             continue
         try:
-            examples += convert(row, shape, system).examples(source.name, 0)
+            examples += convert(row, shape, system, keeps_undesired).examples(source.name, 0)
         except RowFault:
             continue
     how = f"all {num_rows:,} rows read" if num_read == num_rows else f"{num_read:,} of {num_rows:,} rows read, evenly"

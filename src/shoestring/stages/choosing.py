@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import RunConfig
+from ..config import PREFERENCES, RunConfig
 from ..data.sample import Sample, sample
 from ..data.sizes import MIN_ROWS, dev_size, eval_size
 from ..errors import BadInput, DataError, ModelError
@@ -102,9 +102,9 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
 
 def _look(run: Run) -> tuple[Sample, Sample | None]:
     data = run.config.data
-    looked = sample(data.train, run.base_dir, data.fields, data.system)
-    held_out = sample(data.eval, run.base_dir, data.fields, data.system, is_held_out=True) if data.eval else None
     objective = run.config.train.objective
+    looked = sample(data.train, run.base_dir, data.fields, data.system, keeps_undesired=objective == "kto")
+    held_out = sample(data.eval, run.base_dir, data.fields, data.system, is_held_out=True) if data.eval else None
     if objective in ("dpo", "orpo") and not any(e.rejected for e in looked.examples):
         raise DataError(
             f"{', '.join(data.train)}: train.objective = {objective} needs a chosen and a rejected answer in each row; "
@@ -167,6 +167,8 @@ def _rows(
     counts, error, how = quick_counts(examples, evals, folder_at_hand(model), shape.family)
     given = run.config.train.seq_len
     limit = min(given or shape.context_tokens, shape.context_tokens)
+    if run.config.train.objective not in PREFERENCES:
+        counts = replace(counts, rejected=())
     num_read = len(counts.prompt)
     counts = _within(counts, limit)
     num_train = max(1, round(num_train * len(counts.prompt) / num_read))
