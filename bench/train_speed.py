@@ -12,8 +12,8 @@ piece of code, in float32, on the same base.
 default: TRL as it comes (8 rows a step, float32 base under bfloat16 autocast, gradient checkpointing), but on the CPU.
 best: TRL with what helps it on a CPU (16-bit base, no checkpointing, 32 rows a step), whichever is fastest at the first
 seed of BEST: rows padded and grouped by length; padding-free, where transformers' SDPA masks keep the rows apart by
-their positions (TRL's own advice to use FlashAttention notwithstanding); the same in four parts. TRL 1.16 runs the head
-in chunks and at loss tokens by itself.
+their positions (TRL's own advice to use FlashAttention notwithstanding); each of both in four parts. TRL 1.16 runs the
+head in chunks and at loss tokens by itself.
 Each time Shoestring takes the same number of optimizer steps over the same rows.
 
 memory: peaks at equal micro-batches, and what the loss takes of a model with a vocabulary of 152k.
@@ -44,9 +44,12 @@ PADDED = {**QUICK, "train_sampling_strategy": "group_by_length"}
 UNPADDED = {**QUICK, "padding_free": True, "max_length": None}
 # Settings of TRL that were found to help on a CPU; rows: part of a step that is run at once.
 BEST: dict[str, dict[str, dict[str, Any]]] = {
-    "sft": {"padded": PADDED, "padding-free": UNPADDED, "padding-free in 4": {**UNPADDED, "parts": 4}},
+    "sft": {
+        "padded": PADDED, "padded in 4": {**PADDED, "parts": 4},
+        "padding-free": UNPADDED, "padding-free in 4": {**UNPADDED, "parts": 4},
+    },
     "dpo": {"at once": QUICK, "in 4": {**QUICK, "parts": 4}},
-}
+}  # fmt: skip
 MODES = ("default", "best")
 ROWS_PER_STEP = {"default": {"sft": 8, "dpo": 8}, "best": {"sft": 32, "dpo": 16}}
 GOALS = {  # example tokens a second, ours over TRL's
@@ -63,6 +66,8 @@ NUM_ROWS = {
 }
 NUM_HELD_OUT = {"shoestring-3m": 100, "random-100m": 40, "random-toy": 4}
 DENSE_MASK_TOKENS = 4096  # a step of more is not tried padding-free at once: attention takes its square
+# A step of more is not tried at once at all on the 104M model: without checkpointing TRL was killed above 15 GB.
+AT_ONCE_TOKENS = {"random-100m": 8192}
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,11 @@ def compare(workload: Workload, arm: Arm, seeds: Sequence[int], modes: Sequence[
         if mode == "best":
             at = replace(at, model_dtype="bfloat16")
         configs = BEST[workload.objective] if mode == "best" else {"as it comes": {}}
-        if at.rows_per_step * total > DENSE_MASK_TOKENS * len(workload.train):
+        step_tokens = at.rows_per_step * total / len(workload.train)
+        if step_tokens > DENSE_MASK_TOKENS:
             configs = {name: config for name, config in configs.items() if name != "padding-free"}
+        if mode == "best" and step_tokens > AT_ONCE_TOKENS.get(Path(arm.model).name, math.inf):
+            configs = {name: config for name, config in configs.items() if "parts" in config}
         found[mode] = compare_mode(workload, at, configs, seeds, place)
         for who in ("trl", "ours"):
             for facts in found[mode][who]:

@@ -211,6 +211,11 @@ def test_out_of_memory_in_the_smallest_pass_is_named(rung, monkeypatch):  # noqa
     assert len(rung.lines) > 2 and "2 layers recomputed" in rung.lines[-1]
 
 
+def test_a_micro_batch_of_more_than_the_whole_batch_asks_for_no_more_memory(rung):  # noqa: F811
+    used = rung(num_rows=32, dev_rows=0, micro_batch_tokens=2**40).settings
+    assert used["micro_batch_tokens"] == 2**40 and "no larger pass is made" in used["memory_policy"]["reason"]
+
+
 ROUTES = {
     "fused": ({}, {"adapters": fused.FUSED, "base_format": "bfloat16", "recompute": "0 of 2 layers", "offload": False}),
     "float32": ({"device": EXACT}, {"adapters": fused.FUSED, "base_format": "float32"}),

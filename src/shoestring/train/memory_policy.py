@@ -241,16 +241,22 @@ def trained_copies(model: Any, dtype: str) -> Counter[int]:
 
 
 def candidates(
-    measured: Measured, *, sizes: Sequence[int], nums: Sequence[int], room_bytes: float, margin: float
+    measured: Measured,
+    *,
+    sizes: Sequence[int],
+    nums: Sequence[int],
+    room_bytes: float,
+    margin: float,
+    made_tokens: float = math.inf,
 ) -> list[Candidate]:
     """Ways to run that fit in room_bytes: for each number of tokens a pass the first number of layers that fits.
 
-    margin: what is really taken over what was counted.
+    margin: what is really taken over what was counted. made_tokens: of the largest pass there is to make.
     """
     found = []
     for tokens in sizes:
         for num in nums:
-            needed = round(measured.bytes_per_token(num) * tokens * margin)
+            needed = round(measured.bytes_per_token(num) * min(tokens, made_tokens) * margin)
             if needed <= room_bytes:
                 found.append(Candidate(tokens, num, False, needed))
                 break
@@ -264,6 +270,7 @@ def choose(
     measured: Measured,
     largest_tokens: int,
     longest_tokens: int,
+    made_tokens: float = math.inf,
     may_cut: bool = True,
     num_recomputed: int | None = None,
     tokens_per_s: Callable[[Candidate], float] | None = None,
@@ -271,7 +278,8 @@ def choose(
     """The fastest way to run that fits.
 
     largest_tokens: of the whole batch, or of a pass where may_cut is False; longest_tokens: of one longest row, below
-    which nothing can be cut. num_recomputed: layers that recompute, where that is given.
+    which nothing can be cut; made_tokens: of the largest pass there is to make. num_recomputed: layers that recompute,
+    where that is given.
     tokens_per_s: measures a candidate; None where the choice must not depend on a clock (on a CPU the same run
     gives the same bytes): then the one that recomputes least, and of those the largest.
     Raises: DoesNotFit where one longest row with every layer recomputed, on CUDA offloaded too, is more than is free.
@@ -283,9 +291,11 @@ def choose(
     sizes = _halved(largest_tokens, longest_tokens) if may_cut else [largest_tokens]
     given = num_recomputed is not None
     nums = [min(num_recomputed or 0, measured.num_layers)] if given else range(measured.num_layers + 1)
-    found = candidates(measured, sizes=sizes, nums=nums, room_bytes=room, margin=margin)
+    made_tokens = max(made_tokens, longest_tokens)
+    found = candidates(measured, sizes=sizes, nums=nums, room_bytes=room, margin=margin, made_tokens=made_tokens)
     if not found:
-        found = [_safest(measured, device, sizes[-1], nums[-1], room)]
+        safest = _safest(measured, device, int(min(sizes[-1], made_tokens)), nums[-1], room)
+        found = [replace(safest, micro_batch_tokens=sizes[-1])]
     order = sorted(found, key=lambda c: (c.num_recomputed, -c.micro_batch_tokens))
     if tokens_per_s is not None and len(order) > 1:
         order = [replace(c, tokens_per_s=tokens_per_s(c)) for c in order[:ALTERNATIVES]]

@@ -157,6 +157,7 @@ def choose_policy(
             device,
             measured=measured,
             largest_tokens=settings.micro_batch_tokens if given else most,
+            made_tokens=most,
             longest_tokens=longest_tokens,
             may_cut=not given,
             num_recomputed=num_recomputed,
