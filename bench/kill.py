@@ -40,7 +40,7 @@ LONGEST_RUN_S = 600.0
 KINDS = ("kill_in_save", "terminate", "full_disk", "truncated", "kill", "machine_lost", "flipped", "interrupt_twice")
 DISK_BYTES = 256 * 2**20
 MOST_NEW_STEPS = 3  # past the target, where a life begins after it
-ROOM_BYTES = 150_000  # what a full disk leaves: less than a checkpoint
+ROOM_BYTES = 60_000  # what a full disk leaves, at most: less than a checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Job:
     checkpoints: str = ""
 
 
-def worker(job: Job, out_dir: Path, largest_file_bytes: int = 0) -> None:
+def worker(job: Job, out_dir: Path, largest_file_bytes: int = 0) -> Any:
     """Train, or go on."""
     from shoestring.records import Example, Message, TrainSettings
     from shoestring.train.base import detect_device
@@ -74,7 +74,7 @@ def worker(job: Job, out_dir: Path, largest_file_bytes: int = 0) -> None:
         patience=5, num_threads=1, seed=0, max_new_tokens=8, reasons={}, checkpoints=job.checkpoints,
         interruptions_per_hour=job.interruptions_per_hour,
     )  # fmt: skip
-    train_rung(
+    return train_rung(
         model=job.model,
         train=rows[:num_rows],
         dev=rows[num_rows:],
@@ -153,11 +153,11 @@ def disk(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """folder's disk without room for another checkpoint."""
+def filled(folder: Path, room_bytes: int) -> Iterator[None]:
+    """folder's disk with so much room left."""
     filler = folder / "filler"
     with filler.open("wb") as file:
-        left = shutil.disk_usage(folder).free - ROOM_BYTES
+        left = shutil.disk_usage(folder).free - room_bytes
         while left > 0:
             left -= file.write(b"x" * min(left, 1 << 20))
     try:
@@ -227,7 +227,7 @@ class Victim:
         process = self.start(self.job, self.out_dir)
         if not self._reach(process, "full_disk", target):
             return process, False
-        with filled(self.out_dir.parent):
+        with filled(self.out_dir.parent, self.rng.randrange(ROOM_BYTES)):
             return process, process.wait(LONGEST_RUN_S) != 0
 
     def _unsealed(self) -> set[str]:
@@ -287,7 +287,8 @@ def measure(
         alone_s, alone = time.perf_counter() - began, steps(folder / "alone")
         job = Job(model, num_rows, 3600 * kills / alone_s, checkpoints or str(folder / "second"))
         victim = Victim(job, folder / "disk" / "killed", start, rng, mounted)
-        targets = sorted(rng.randint(1, len(alone) - 1) for _ in range(kills))
+        # The last ends leave steps to go: each may come some steps after its target.
+        targets = sorted(rng.randint(1, max(1, int(0.8 * len(alone)))) for _ in range(kills))
         kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
         if kills > len(KINDS):
             rng.shuffle(kinds)

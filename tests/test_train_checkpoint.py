@@ -11,6 +11,7 @@ import fsspec
 import pytest
 import torch
 
+from bench.checkpoint_cost import cost, embedded
 from shoestring.config import load_run_file
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, Interrupted, MissingDependency, RunFolderError
 from shoestring.plan.interval import daly_interval_s, lost_frac
@@ -209,6 +210,14 @@ def test_a_second_ctrl_c_stops_at_once_and_harms_nothing(rung, whole, monkeypatc
     monkeypatch.undo()
     rung()
     assert adapter(rung.folder) == whole[0]
+
+
+def test_the_bench_of_what_a_checkpoint_costs(tiny):
+    found = cost(embedded(tiny, 4), saves=3)
+    assert found["snapshot_bytes"] > 0
+    for way in ("waiting", "going_on"):
+        assert 0 < found[way]["blocked_s"] <= found[way]["until_it_counts_s"]
+        assert found[way]["interval_s"]["1 an hour"] < found[way]["interval_s"]["0.3 an hour"]
 
 
 # ---------------------------------------------------------------- a second place

@@ -336,7 +336,7 @@ def test_a_lost_adapter_is_put_back_from_whatever_holds_it(rung):
 
 
 def test_killed_at_random_moments_the_adapter_is_bit_equal(tiny):
-    command = ["-m", "bench.kill", "--json", "--forked", "--kills", "4", "--rows", "120", "--model", tiny]
+    command = ["-m", "bench.kill", "--json", "--forked", "--kills", "4", "--rows", "90", "--model", tiny]
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     done = subprocess.run(
