@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 
 import pytest
 
@@ -17,7 +18,7 @@ from shoestring.plan.learned import OTHER_MODEL_SD, SAME_MODEL_SD, Line, apply, 
 from shoestring.plan.probed import Probed, probed_from_json, settle
 from shoestring.recipe import Run
 from shoestring.records import plan_from_json, to_json
-from shoestring.stages.probing import ledger_lines, plan_probed, record_of
+from shoestring.stages.probing import forget_outrun, ledger_lines, plan_probed, record_of
 from shoestring.train.timing import spread
 from tests.test_plan import COUNTS, CPU, PRICE, TINY, config
 from tests.tiny import make_model
@@ -202,6 +203,13 @@ def test_a_second_run_is_predicted_from_the_first(place):
     applied = rung.train_s.value / rung.derived_s["train"]
     assert abs(math.log(applied / took)) < abs(math.log(took)) and "on this machine took" in rung.timed
     assert "evaluation" in rung.timed
+    forget_outrun(second)  # nothing new
+    assert (second.folder / "plan.json").is_file()
+    later = {**entries["train"], "at": "2999-01-01T00:00:00+00:00"}
+    write_jsonl(place / "runs" / "later" / "ledger.jsonl", [later])
+    forget_outrun(second)
+    assert not (second.folder / "plan.json").exists()
+    shutil.rmtree(place / "runs" / "later")
     assert (first.folder / "report.html").is_file() and learned.STAGES.keys() == {"train", "eval"}
 
 

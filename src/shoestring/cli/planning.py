@@ -26,12 +26,13 @@ MOST_ROWS = 8  # of a table that is not asked for whole
 def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: bool) -> int:
     """Plan the ladder where its models are at hand; weigh every machine and service; print, and write choice.json."""
     from ..stages.choosing import at_hand, keep, weigh
-    from ..stages.probing import plan_probed
+    from ..stages.probing import forget_outrun, plan_probed
     from ..stages.told import rung_told, told
 
     run = open_run(target, runs_dir)
     is_here = at_hand(run)
     if is_here or probes:  # a probe needs the models: what is missing is told
+        forget_outrun(run)
         execute(run, "plan")
     if probes:
         with Screen() as screen:

@@ -113,6 +113,15 @@ def settled(run: Run, rung: RungPlan) -> RungPlan:
     return learned.apply(rung, ledger_lines(run.folder.parent))
 
 
+def forget_outrun(run: Run) -> None:
+    """Plan anew where earlier runs have taught more since, and no rung of this one has begun."""
+    record = run.run_folder.record("plan.json")
+    if record is None or list(run.folder.glob("rungs/*/inputs.json")):
+        return
+    if any(line.at > record["finished_at"] for line in ledger_lines(run.folder.parent)):
+        run.run_folder.retract("plan.json")
+
+
 def ledger_lines(runs_dir: Path) -> list[learned.Line]:
     """What can be learned from the ledgers of all runs in a folder, oldest first."""
     lines = []
