@@ -164,7 +164,7 @@ def look(adapter: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from shoestring.records import Example, Message, TrainSettings
-    from shoestring.train.adapter import build_adapter, load_adapter
+    from shoestring.train.adapter import build_adapter, load_trained
     from shoestring.train.base import detect_device, encode_example, load_tokenizer
     from shoestring.train.engines.rung import require_fitting
     from shoestring.train.preflight import adapter_effect
@@ -175,7 +175,7 @@ def look(adapter: Path) -> dict[str, Any]:
     device, tokenizer = detect_device(1), load_tokenizer(MODEL)
     tuned = build_adapter(MODEL, settings, device)
     require_fitting(tuned, adapter, "the check", MODEL)
-    load_adapter(tuned, adapter)
+    load_trained(tuned, adapter)
     said = (Message("user", "about a refund"), Message("assistant", "billing"))
     row = encode_example(tokenizer, Example(said, (1, 2)))
     effect = adapter_effect(tuned, [row], tokenizer.pad_token_id, device)

@@ -215,6 +215,8 @@ def run_file(text):
     [
         ("engine: trl\ntrain: {fp8: true, patience: 1}", r"(?s)train\.fp8: .*train\.patience: it runs the whole"),
         ("engine: unsloth\ntrain: {objective: dpo, engine_python: p}", "train.objective: dpo"),
+        ("engine: unsloth\ntrain: {dora: true, engine_python: p}", "train.dora"),
+        ("engine: trl\nmethod: full", "method: full"),
         ("engine: axolotl", r"pip install axolotl, then train\.engine_python"),
     ],
 )
@@ -338,7 +340,15 @@ def test_what_unsloth_is_asked_for(tiny, tmp_path, monkeypatch):
 
         @staticmethod
         def get_peft_model(
-            model, r, lora_alpha, lora_dropout, bias, target_modules, random_state, use_gradient_checkpointing
+            model,
+            r,
+            lora_alpha,
+            lora_dropout,
+            bias,
+            target_modules,
+            random_state,
+            use_rslora,
+            use_gradient_checkpointing,
         ):
             asked.update(use_gradient_checkpointing=use_gradient_checkpointing)
             return get_peft_model(model, LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules))

@@ -19,6 +19,7 @@ class Engine:
     install: str
     objectives: tuple[str, ...]
     needs_cuda: bool = False
+    lacks: tuple[str, ...] = ()  # of HONOURED
 
 
 _COMMON = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -26,7 +27,9 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("trl", ("trl", *_COMMON), "pip install 'trl>=1.0' peft bitsandbytes", ("sft", "dpo")),
-        Engine("unsloth", ("unsloth", "trl", *_COMMON), "pip install unsloth", ("sft",), needs_cuda=True),
+        Engine(
+            "unsloth", ("unsloth", "trl", *_COMMON), "pip install unsloth", ("sft",), needs_cuda=True, lacks=("dora",)
+        ),
         Engine("axolotl", ("axolotl", "trl", *_COMMON), "pip install axolotl", ("sft",)),
     )
 }
@@ -34,7 +37,7 @@ ENGINES = {
 HONOURED = {
     *("objective", "dpo_beta", "num_epochs", "learning_rate", "lora_rank", "lora_alpha", "search_tokens"),
     *("batch_tokens", "micro_batch_tokens", "recompute", "seq_len", "num_evals", "num_threads", "engine_python"),
-    *("trackers", "num_dev_rows"),
+    *("trackers", "num_dev_rows", "dora", "rslora"),
 }
 METHODS = ("auto", "lora", "qlora")
 UNMET = {
@@ -52,7 +55,7 @@ def unhonoured(config: RunConfig, name: str) -> list[str]:
         wrong.append(f"train.objective: {train.objective} is not among what it is given here ({known})")
     if config.method not in METHODS:
         wrong.append(f"method: {config.method} is not among what it is given here ({', '.join(METHODS)})")
-    for key in sorted(train.model_fields_set - HONOURED):
+    for key in sorted(train.model_fields_set - (HONOURED - set(engine.lacks))):
         if getattr(train, key) != TrainConfig.model_fields[key].get_default(call_default_factory=True):
             wrong.append(f"train.{key}: {UNMET.get(key, 'that is of the trainer of Shoestring alone')}")
     return wrong

@@ -44,6 +44,8 @@ def axolotl_config(
         "lora_r": terms["lora_rank"],
         "lora_alpha": terms["lora_alpha"],
         "lora_dropout": 0.0,
+        "peft_use_dora": terms["dora"],
+        "peft_use_rslora": terms["rslora"],
         **({"lora_target_modules": list(lora_targets)} if lora_targets else {"lora_target_linear": True}),
         # Axolotl's kernels need Triton on a GPU.
         **({} if on_gpu else dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)),

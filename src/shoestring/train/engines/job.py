@@ -70,6 +70,8 @@ def terms_of(
         "num_threads": settings.num_threads,
         "lora_rank": settings.lora_rank,
         "lora_alpha": settings.lora_alpha,
+        "dora": settings.dora,
+        "rslora": settings.rslora,
         "learning_rate": settings.learning_rate,
         "max_steps": passes.num_steps,
         "rows_per_pass": passes.rows_per_pass,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Interrupted, TrainingError
-from ...files import read_jsonl, sha256_file, write_jsonl, writing
+from ...files import read_json, read_jsonl, sha256_file, write_json, write_jsonl, writing
 from ...plan.engines import require_device
 from ...records import Device, Example, Log, Progress, TrainResult, TrainSettings, no_log, no_progress
 from ...units import gib
@@ -37,6 +37,7 @@ from ..watch import WEIGHTS, Signals, Watched, copy_trained
 from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
 
+VERSIONS = "versions.json"  # of the packages that the engine ran on
 START = Callable[[str, Path, dict[str, str]], AbstractContextManager[Child]]
 
 
@@ -83,6 +84,8 @@ def train_with_engine(
             run.train(start(python, out_dir / "engine", environment(model, device, settings.num_threads)), job)
         with set_up(model, train, dev, settings, device) as ready:
             facts = run.finish(ready, dev_metric)
+        if signals.received:
+            raise Interrupted(f"stopped by {signals.received} after training {model}; run the same command to continue")
         facts["restarted"] = restarted
         return run.result(settings, device, facts)
 
@@ -100,7 +103,6 @@ class EngineRun:
     log: Log
     report: Callable[[dict[str, Any]], None]
     findings: list[Any] = field(default_factory=list)
-    versions: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.started_s, self.before_s = time.perf_counter(), self.state.wall_s
@@ -180,7 +182,7 @@ class EngineRun:
         """Record one event. Raises: TrainingError for a loss that is not finite."""
         kind = event["event"]
         if kind == "started":
-            self.versions = event["versions"]
+            write_json(self.out_dir / "engine" / VERSIONS, event["versions"])
         elif kind == "step":
             bad = [n for n in ("loss", "grad_norm") if n in event and not math.isfinite(event[n])]
             if bad and not (bad == ["grad_norm"] and job["dtype"] == "float16"):
@@ -238,7 +240,7 @@ class EngineRun:
         total = sum(len(path.ids) for item in items for path in item)
         return {
             "engine": engine,
-            "engine_versions": self.versions,
+            "engine_versions": read_json(self.out_dir / "engine" / VERSIONS),
             "base_format": "nf4, double quantised" if settings.method == "qlora" else ready.device.dtype,
             "packing": f"padded rows, by {engine}",
             "preflight": {finding.gate: finding.found for finding in self.findings},

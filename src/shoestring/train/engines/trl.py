@@ -19,6 +19,8 @@ def trl_config(terms: Mapping[str, Any], *, rows: str, output: str, tracking: Tr
         "lora_r": terms["lora_rank"],
         "lora_alpha": terms["lora_alpha"],
         "lora_dropout": 0.0,
+        "use_dora": terms["dora"],
+        "use_rslora": terms["rslora"],
         "lora_target_modules": ["all-linear"],
         **(
             {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}

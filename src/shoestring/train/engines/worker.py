@@ -191,7 +191,7 @@ def train_trl(job: dict[str, Any], pipe: Pipe, stop: Stop) -> Any:
     )  # fmt: skip
     lora = LoraConfig(
         r=job["lora_rank"], lora_alpha=job["lora_alpha"], lora_dropout=0.0, target_modules=job["lora_targets"],
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM", use_dora=job["dora"], use_rslora=job["rslora"],
     )  # fmt: skip
     given: dict[str, Any] = {"quantization_config": nf4(job)} if job["method"] == "qlora" else {}
     trainer = (PairTrainer if is_pair else SFTTrainer)(
@@ -217,7 +217,7 @@ def train_unsloth(job: dict[str, Any], pipe: Pipe, stop: Stop) -> Any:
     tokenizer.pad_token = job["pad_token"]
     model = FastLanguageModel.get_peft_model(
         model, r=job["lora_rank"], lora_alpha=job["lora_alpha"], lora_dropout=0, bias="none",
-        target_modules=job["lora_targets"], random_state=job["seed"],
+        target_modules=job["lora_targets"], random_state=job["seed"], use_rslora=job["rslora"],
         use_gradient_checkpointing="unsloth" if job["gradient_checkpointing"] else False,
     )  # fmt: skip
     rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in read_rows(job["rows"])]
