@@ -57,7 +57,16 @@ def make_adapter(tiny, folder):
 def stand_in(tiny, adapter, tmp_path, monkeypatch):
     """Trains with the stand-in process in tmp_path/rung; trouble: what goes wrong."""
 
-    def run(trouble="", stop=None, metric=lambda model, tokenizer: 0.5, rename=None, dev=8, engine="trl", **changes):
+    def run(
+        trouble="",
+        stop=None,
+        metric=lambda model, tokenizer: 0.5,
+        rename=None,
+        dev=8,
+        engine="trl",
+        rows=additions,
+        **changes,
+    ):
         monkeypatch.setenv("STAND_IN_TROUBLE", trouble)
         monkeypatch.setattr(rung, "interpreter", lambda engine, python: sys.executable)  # that of the stand-in
         monkeypatch.setattr(rung, "require_device", lambda *asked: None)
@@ -69,8 +78,8 @@ def stand_in(tiny, adapter, tmp_path, monkeypatch):
         return train_with_engine(
             engine_python=sys.executable,
             model=tiny,
-            train=additions(40),
-            dev=additions(dev, 500),
+            train=rows(40),
+            dev=rows(dev, 500),
             out_dir=tmp_path / "rung",
             settings=settings(engine=engine, num_evals=2, **changes),
             device=HALF,
@@ -81,6 +90,13 @@ def stand_in(tiny, adapter, tmp_path, monkeypatch):
 
     run.folder = tmp_path / "rung"
     return run
+
+
+def pairs(num_rows, first=0):
+    return [
+        Example((Message("user", f"say {i}"), Message("assistant", f"yes {i}")), (1, 2), "pairs", i,
+                rejected=(Message("assistant", "no"),)) for i in range(first, first + num_rows)
+    ]  # fmt: skip
 
 
 def lines_of(folder):
@@ -129,6 +145,12 @@ def test_a_rung_trained_elsewhere_leaves_the_records_of_one_trained_here(stand_i
     saved = load_file(str(stand_in.folder / "adapter" / "adapter_model.safetensors"))
     given = load_file(str(stand_in.folder / "engine" / "weights.safetensors"))
     assert saved.keys() == given.keys() and all(torch.equal(saved[k], given[k].float()) for k in saved)
+
+
+def test_pairs_are_scored_on_dev_against_the_bare_base(stand_in):
+    result = stand_in(rows=pairs, objective="dpo", learning_rate=1e-3)
+    dev_losses = [row["dev_loss"] for row in result.history if "dev_loss" in row]
+    assert len(dev_losses) == 2 and dev_losses[0] == dev_losses[1] != pytest.approx(0.6931, abs=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["unsloth", "axolotl"])
@@ -309,12 +331,8 @@ def test_trl_goes_on_from_its_own_checkpoint(tiny, tmp_path):
 def test_trl_prefers_on_the_ids_it_is_given(tiny, tmp_path):
     """In this process: DPO begins at ln 2, on the pairs as they were tokenised here."""
     pytest.importorskip("trl")
-    pairs = [
-        Example((Message("user", f"say {i}"), Message("assistant", f"yes {i}")), (1, 2), "pairs", i,
-                rejected=(Message("assistant", "no"),)) for i in range(16)
-    ]  # fmt: skip
     heard = Heard()
-    job = job_of(tiny, tmp_path, pairs, objective="dpo", num_epochs=1, batch_tokens=1024, micro_batch_tokens=512)
+    job = job_of(tiny, tmp_path, pairs(16), objective="dpo", num_epochs=1, batch_tokens=1024, micro_batch_tokens=512)
     worker.train_trl(job, heard, Stop())
     steps = heard.of("step")
     assert [step["step"] for step in steps] == list(range(1, job["max_steps"] + 1))

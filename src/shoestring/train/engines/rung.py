@@ -28,6 +28,7 @@ from .. import checkpoint, loss, preflight
 from ..adapter import bare, files_of, load_trained, origin_of, publish
 from ..gates import WARN
 from ..loop import save_trained
+from ..preference import Preference
 from ..probe import examine, refuse
 from ..resume import find_checkpoint
 from ..setup import SetUp, set_up
@@ -213,6 +214,9 @@ class EngineRun:
         steps = sorted(checkpoint.step_of(path) for path in self.out_dir.glob("engine/step-*"))
         state.evals.clear()
         state.best_step, state.best_metric, state.best_loss = 0, -math.inf, math.inf
+        if ready.held_out.items and isinstance(ready.held_out, Preference) and ready.held_out.has_reference:
+            with ready.scoring(), ready.at_reference():
+                ready.held_out.prepare(tuned, **ready.budget)
         for step in steps if ready.held_out.items else steps[-1:]:
             folder = self.out_dir / "engine" / f"step-{step}"
             require_fitting(tuned, folder, engine, self.model)
