@@ -130,6 +130,7 @@ def test_a_probe_extrapolated_by_hand():
     assert probed_from_json(json.loads(json.dumps(to_json(PROBED)))) == PROBED
     rung = settle(RUNG, PROBED)
     assert rung.train_s == PROBED.train_s and rung.settings == RUNG.settings and rung.timed == PROBED.note
+    assert rung.is_probed and not RUNG.is_probed
     assert rung.cost_usd.value == pytest.approx((PROBED.train_s.value + PROBED.eval_s.value) * 1e-4)
 
 

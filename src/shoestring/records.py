@@ -290,6 +290,7 @@ class RungPlan:
     search_s: Estimate | None = None  # of a learning-rate search before training; its cost is in cost_usd
     derived_s: dict[str, float] = field(default_factory=dict)  # train, eval: before anything learned or probed
     timed: str = ""  # where the seconds come from, if not from the priors alone
+    is_probed: bool = False  # peak_bytes and the seconds are of steps timed on this machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,7 @@ def settle(rung: RungPlan, probed: Probed) -> RungPlan:
         cost_usd=seconds.scaled(rung.price_usd_per_hour / SECONDS_PER_HOUR),
         num_steps=probed.num_steps,
         timed=probed.note,
+        is_probed=True,
     )
 
 

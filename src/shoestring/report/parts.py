@@ -203,6 +203,7 @@ def settings(run: RunFiles) -> Markup:
         ]
         facts = f"{count(rung.num_params)} parameters, {rung.method}, {count(rung.num_adapter_params)} trained"
         where = f"{rung.verdict.replace('_', ' ')}: {rung.reason}"
+        where += f". Time: {rung.timed}" if rung.timed else ""
         memory = ", ".join(f"{_words(k)} {gib(v)}" for k, v in rung.parts_bytes.items() if v)
         trained = next((r.train.settings for r in run.rungs if r.model == rung.model and r.train), {})
         ran_on = [[esc(_words(key)), esc(_value(trained[key]))] for key in RAN_ON if key in trained]

@@ -237,7 +237,7 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
 
     counted = "the model's tokenizer, on the curated rows"
     timed = f"predicted: plan.throughput, its priors are {row.basis}"
-    if rung["timed"]:
+    if rung.get("timed"):
         timed, made = rung["timed"], today
     return {
         **{k: rung[k] for k in ("model", "method", "verdict", "reason", "price_source")},
@@ -250,14 +250,16 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
         "num_adapter_params": figure(rung["num_adapter_params"], "parameters", "counted from the shape", today, today),
         "num_train_tokens": figure(rung["num_train_tokens"], "tokens, all epochs", counted, today, today),
         "num_steps": figure(rung["num_steps"], "optimizer steps", counted, today, today),
-        "peak_bytes": estimate("peak_bytes", "bytes", "predicted: plan.memory", today),
+        "peak_bytes": estimate(
+            "peak_bytes", "bytes", timed if rung.get("is_probed") else "predicted: plan.memory", today
+        ),
         "device_bytes": figure(rung["device_bytes"], "bytes", "the machine, or the GPU table", today, today),
         "parts_bytes": {
             part: figure(size, "bytes", "predicted: plan.memory", today, today)
             for part, size in rung["parts_bytes"].items()
         },
         "train_s": estimate("train_s", "s", timed, made),
-        **({"search_s": estimate("search_s", "s", timed, made)} if rung["search_s"] else {}),
+        **({"search_s": estimate("search_s", "s", timed, made)} if rung.get("search_s") else {}),
         "eval_s": estimate("eval_s", "s", timed, made),
         "price_usd_per_hour": figure(rung["price_usd_per_hour"], "USD per hour", rung["price_source"], today, today),
         "cost_usd": estimate("cost_usd", "USD", f"{timed}; {rung['price_source']}", made),
