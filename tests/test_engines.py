@@ -122,6 +122,8 @@ def test_tokens_become_rows_a_step():
     items = [(Encoded(list(range(10)), 4),)] * 40
     passes = Passes.of(items, settings(batch_tokens=80, micro_batch_tokens=30, num_epochs=2))
     assert (passes.rows_per_pass, passes.grad_accum_steps) == (3, 3)
+    unequal = Passes.of(items, settings(batch_tokens=110, micro_batch_tokens=100, num_epochs=1))
+    assert (unequal.rows_per_pass, unequal.grad_accum_steps) == (6, 2)  # 12 rows for 11, not 20
     assert passes.num_steps == 10  # 14 passes an epoch, the last step of an epoch smaller
 
 

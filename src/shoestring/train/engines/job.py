@@ -34,8 +34,9 @@ class Passes:
         lengths = [sum(len(path.ids) for path in item) for item in items]
         widest = max(len(path.ids) for item in items for path in item) * len(items[0])
         rows_per_step = max(1, min(len(items), round(settings.batch_tokens / (sum(lengths) / len(lengths)))))
-        rows_per_pass = max(1, min(rows_per_step, settings.micro_batch_tokens // widest))
-        accumulated = math.ceil(rows_per_step / rows_per_pass)
+        most = max(1, min(rows_per_step, settings.micro_batch_tokens // widest))
+        accumulated = math.ceil(rows_per_step / most)
+        rows_per_pass = math.ceil(rows_per_step / accumulated)
         steps_per_epoch = math.ceil(math.ceil(len(items) / rows_per_pass) / accumulated)
         return cls(rows_per_pass, accumulated, math.ceil(settings.num_epochs * steps_per_epoch))
 
