@@ -1,5 +1,7 @@
 """Settings, memory, time and the ladder: hand-checked figures, invariants, overrides and refusals."""
 
+from dataclasses import replace
+
 import pytest
 
 from shoestring.config import RunConfig
@@ -325,3 +327,40 @@ def test_recomputed_layers_are_planned_where_nothing_else_fits():
     assert with_room.recompute is None and "measured before the first step" in with_room.reasons["recompute"]
     small = resolve_settings(config(), eight, counts, planned_device("RTX4090", CPU))
     assert small.method == "qlora" and 0 < small.recompute < 32
+
+
+def test_several_gpus_are_planned_for():
+    """70B in 16 bits is 141 GB: in shards on four H100, whole nowhere; its NF4 base is whole on each."""
+    shape, four = shape_of("meta-llama/Llama-3.1-70B"), replace(H100, num_devices=4)
+    sharded = resolve_settings(config(method="lora"), shape, COUNTS, four)
+    assert (sharded.num_processes, sharded.parallelism) == (4, "fsdp")
+    assert "in 4 shards it does" in sharded.reasons["parallelism"]
+    whole = resolve_settings(config(), shape, COUNTS, four)
+    assert (whole.num_processes, whole.parallelism, whole.method) == (4, "ddp", "qlora")
+    assert resolve_settings(config(), shape, COUNTS, H100).parallelism == "none"
+    assert resolve_settings(config(), TINY, COUNTS, replace(CPU, num_devices=1)).num_processes == 1
+    given = resolve_settings(config(train={"num_processes": 2, "parallelism": "fsdp"}), TINY, COUNTS, CPU)
+    assert (given.num_processes, given.parallelism, given.reasons["num_processes"]) == (2, "fsdp", GIVEN)
+
+
+def test_a_sharded_base_by_hand():
+    """A part of every layer, two whole layers in their turn, and what is not sharded."""
+    eight = shape_of("meta-llama/Llama-3.1-8B")
+    whole, halves = (
+        predict_memory(eight, method="lora", lora_rank=16, micro_batch_tokens=512, device=H100, num_shards=n).parts[
+            "weights"
+        ]
+        for n in (1, 2)
+    )
+    layers = 2 * eight.num_linear_params
+    assert halves == pytest.approx(whole - layers / 2 + 2 * layers / 32, abs=2)
+
+
+def test_more_gpus_take_less_time_and_never_less_than_their_share():
+    shape, four = shape_of("Qwen/Qwen3-8B"), replace(H100, num_devices=4)
+    one, several = (
+        predict_time(shape, resolve_settings(config(), shape, COUNTS, device), COUNTS, device, num_dev_rows=8)
+        for device in (H100, four)
+    )
+    assert one.tokens_per_s.value < several.tokens_per_s.value < 4 * one.tokens_per_s.value
+    assert several.tokens_per_s.high <= 4 * one.tokens_per_s.high * 1.000001
