@@ -75,7 +75,9 @@ class Nf4:
         from bitsandbytes.functional import dequantize_4bit
 
         weight = self.layer.weight
-        into_NI.addmm_(grad_NO, dequantize_4bit(weight.data.view(-1, 1), weight.quant_state).to(grad_NO.dtype))
+        # A weight gathered from shards comes without its state; the layer has it too.
+        state = getattr(weight, "quant_state", None) or self.layer.quant_state
+        into_NI.addmm_(grad_NO, dequantize_4bit(weight.data.view(-1, 1), state).to(grad_NO.dtype))
 
 
 def frozen_matrix(layer: Any) -> Frozen | None:
