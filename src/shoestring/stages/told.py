@@ -239,6 +239,7 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
     timed = f"predicted: plan.throughput, its priors are {row.basis}"
     if rung.get("timed"):
         timed, made = rung["timed"], today
+    measured = timed if rung.get("is_probed") else "predicted: plan.memory"
     return {
         **{k: rung[k] for k in ("model", "method", "verdict", "reason", "price_source")},
         "device": {
@@ -250,9 +251,7 @@ def rung_told(rung: Mapping[str, Any], today: date) -> dict[str, Any]:
         "num_adapter_params": figure(rung["num_adapter_params"], "parameters", "counted from the shape", today, today),
         "num_train_tokens": figure(rung["num_train_tokens"], "tokens, all epochs", counted, today, today),
         "num_steps": figure(rung["num_steps"], "optimizer steps", counted, today, today),
-        "peak_bytes": estimate(
-            "peak_bytes", "bytes", timed if rung.get("is_probed") else "predicted: plan.memory", today
-        ),
+        "peak_bytes": estimate("peak_bytes", "bytes", measured, today),
         "device_bytes": figure(rung["device_bytes"], "bytes", "the machine, or the GPU table", today, today),
         "parts_bytes": {
             part: figure(size, "bytes", "predicted: plan.memory", today, today)
