@@ -15,7 +15,7 @@ from shoestring.plan.engines import require_honoured
 from shoestring.plan.memory import activation_bytes_per_token, predict_memory
 from shoestring.plan.settings import resolve_settings
 from shoestring.plan.shapes import shape_from_config, shape_of
-from shoestring.plan.throughput import train_flops_per_token
+from shoestring.plan.throughput import predict_time, train_flops_per_token
 from shoestring.records import Device, Message, TokenCounts
 from shoestring.serve.merge import merge_adapter
 from shoestring.train import full, fused, head_loss, loss
@@ -212,6 +212,18 @@ def test_full_takes_sixteen_bytes_a_parameter_and_six_products():
     short = {"row_tokens": 1, "loss_frac": 0.0}
     full, lora = (train_flops_per_token(shape, 0, **short, method=m) for m in ("full", "lora"))
     assert full / lora == pytest.approx(1.5, rel=0.001)
+
+
+def test_dora_is_planned_to_take_longer_and_more():
+    shape, counts = shape_of("meta-llama/Llama-3.2-1B"), TokenCounts((80,) * 400, (20,) * 400, (80,) * 50, (20,) * 50)
+    a100 = Device("cuda", "A100-80GB", 85899345920, 8, "bfloat16", "")
+    lora, dora = (settings(dora=on, lora_rank=16, batch_tokens=2048, micro_batch_tokens=2048) for on in (False, True))
+    times = [predict_time(shape, asked, counts, a100, num_dev_rows=20) for asked in (lora, dora)]
+    assert times[1].train_s.value > times[0].train_s.value and times[1].eval_s.value > times[0].eval_s.value
+    asked = {"method": "lora", "lora_rank": 16, "micro_batch_tokens": 2048, "device": a100}
+    plain, more = (predict_memory(shape, **asked, dora=on) for on in (False, True))
+    assert more.device_expected_bytes > plain.device_expected_bytes
+    assert more.parts["adapter"] - plain.parts["adapter"] == 4 * shape.num_dora_params
 
 
 # ---------------------------------------------------------------- full fine-tuning, as a rung

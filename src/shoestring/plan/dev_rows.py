@@ -31,7 +31,11 @@ def held_to_share(
 
     def share(num_evals: int, rows: int) -> float:
         prompts, answers = counts.prompt[:rows], counts.answer[:rows]
-        return num_evals * generate_s(shape, prompts, answers, device, settings.num_threads).value / steps_s
+        return (
+            num_evals
+            * generate_s(shape, prompts, answers, device, settings.num_threads, dora=settings.dora).value
+            / steps_s
+        )
 
     evals, rows = settings.num_evals, num_rows
     whole = share(evals, rows)

@@ -32,6 +32,10 @@ FORWARD_FRAC = 0.5  # of a token's FLOPs in training: forward alone
 GENERATE_BATCH_ROWS = 128  # evaluate.generation on a CPU; more on a GPU
 # Answers of a batch end with its longest; this quantile of the lengths stands for it.
 LONGEST_OF_BATCH_QUANTILE = 0.97
+# DoRA on shoestring-3m, bfloat16, one thread of an AMD EPYC, 2026-11-28: a pass over 661 tokens took 1.5 times LoRA's,
+# a decoded position twice; other sizes unknown.
+DORA_SLOWDOWN, DORA_DECODE_FACTOR = Estimate(1.5, 1.2, 2.2), 2
+DORA_BYTES = 36  # moved for each entry of a matrix whenever the lengths of its rows are taken: twice DORA_MATRIX_BYTES
 OPTIMIZER_BYTES = 40  # moved for a parameter and step
 NF4_READ_WRITE_BYTES = 2.5  # dequantising a parameter reads half a byte and writes two
 NF4_CPU_SLOWDOWN = Estimate(1.2, 1.05, 2.0)  # 1.10 and 1.20 measured on shoestring-3m, 2026-11-24; other sizes unknown
@@ -152,13 +156,17 @@ def micro_batch_s(
 
 def optimizer_step_s(num_trained: int, device: Device) -> Estimate:
     """Seconds of clipping and AdamW on float32 weights: seven words of four bytes moved for a step, three to clip."""
+    return _moving_s(num_trained * OPTIMIZER_BYTES, device)
+
+
+def _moving_s(num_bytes: float, device: Device) -> Estimate:
+    """Seconds to read or write so many bytes of the device's memory, element by element."""
     spec = gpu_spec(device.name) if device.kind == "cuda" else None
     if device.kind == "cuda":
         rate = prior(device, "stream_frac").value.scaled(spec.mem_bw_bytes_per_s if spec else 300e9)
     else:
         rate = prior(device, "stream_bytes_per_s").value
-    size = num_trained * OPTIMIZER_BYTES
-    return Estimate(size / rate.value, size / rate.high, size / rate.low)
+    return Estimate(num_bytes / rate.value, num_bytes / rate.high, num_bytes / rate.low)
 
 
 def quantile(lengths: Sequence[int], q: float) -> int:
@@ -174,8 +182,13 @@ def generate_s(
     device: Device,
     num_threads: int,
     batch_rows: int = GENERATE_BATCH_ROWS,
+    *,
+    dora: bool = False,
 ) -> Estimate:
-    """Seconds to answer these prompts in batches; answers are the expected lengths in tokens."""
+    """Seconds to answer these prompts in batches; answers are the expected lengths in tokens.
+
+    dora: with an adapter that takes the lengths of all weight rows anew at every position.
+    """
     if not prompts:
         return Estimate(0.0, 0.0, 0.0)
     rate = achieved_flops_per_s(device, num_threads)
@@ -184,7 +197,9 @@ def generate_s(
     positions = num_batches * quantile(answers, LONGEST_OF_BATCH_QUANTILE)
     num_tokens = sum(prompts) * PADDING_EXPECTED + sum(answers)  # finished rows leave their batch
     flops = num_tokens * 2 * (shape.num_linear_params + shape.num_embedding_params)
-    floor_s = floor.scaled(shape.num_layers * (positions + num_batches))
+    floor_s = floor.scaled(shape.num_layers * (positions + num_batches) * (DORA_DECODE_FACTOR if dora else 1))
+    if dora:
+        floor_s = _sum(floor_s, _moving_s((positions + num_batches) * shape.num_linear_params * DORA_BYTES, device))
     return Estimate(
         floor_s.value + flops / rate.value, floor_s.low + flops / rate.high, floor_s.high + flops / rate.low
     )
@@ -247,6 +262,7 @@ def predict_time(
     flops = computed * train_flops_per_token(shape, settings.lora_rank, mean_tokens, counts.loss_frac, settings.method)
     flops += computed * _recompute_flops_per_token(shape, settings.recompute or 0)
     slow = NF4_CPU_SLOWDOWN if settings.method == "qlora" and device.kind != "cuda" else Estimate(1.0, 1.0, 1.0)
+    slow = DORA_SLOWDOWN if settings.dora and settings.method == "lora" else slow
     compute = Estimate(
         flops * PADDING_EXPECTED / rate.value * slow.value,
         flops * PADDING_LOW / rate.high * slow.low,
@@ -254,13 +270,17 @@ def predict_time(
     )
     if settings.method == "qlora" and device.kind == "cuda":
         compute = _sum(compute, _dequantise_s(shape, num_micro, device))
+    if settings.dora:
+        forwards = 1 + (settings.recompute or 0) / shape.num_layers
+        compute = _sum(compute, _moving_s(num_micro * forwards * shape.num_linear_params * DORA_BYTES, device))
     num_trained = num_trained_params(shape, settings.method, settings.lora_rank, settings.dora)
     compute = _sum(compute, optimizer_step_s(num_trained, device).scaled(num_steps))
     layer, step = prior(device, "layer_floor_s").value, prior(device, "step_floor_s").value
     load = prior(device, "load_s").value
     dev_answers = counts.answer[:num_dev_rows] or counts.eval_answer[:num_dev_rows]
     dev_prompts = counts.prompt[:num_dev_rows] or counts.eval_prompt[:num_dev_rows]
-    dev = generate_s(shape, dev_prompts, dev_answers, device, settings.num_threads).scaled(settings.num_evals)
+    dev = generate_s(shape, dev_prompts, dev_answers, device, settings.num_threads, dora=settings.dora)
+    dev = dev.scaled(settings.num_evals)
 
     def steps_s(pick: str) -> float:
         return num_steps * getattr(step, pick) + num_micro * shape.num_layers * getattr(layer, pick)
@@ -269,7 +289,9 @@ def predict_time(
     times = speed_up(settings.num_processes, settings.parallelism, device)
     steps_take = {"value": run["value"] / times.value, "low": run["low"] / times.high, "high": run["high"] / times.low}
     train = Estimate(*(steps_take[k] + getattr(load, k) + getattr(dev, k) for k in ("value", "low", "high")))
-    evaluation = generate_s(shape, counts.eval_prompt, counts.eval_answer, device, settings.num_threads)
+    evaluation = generate_s(
+        shape, counts.eval_prompt, counts.eval_answer, device, settings.num_threads, dora=settings.dora
+    )
     eval_s = Estimate(*(getattr(evaluation, k) + getattr(load, k) for k in ("value", "low", "high")))
     search = None
     if settings.search_tokens:
