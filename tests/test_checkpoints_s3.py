@@ -41,11 +41,11 @@ def bucket(monkeypatch):
 @pytest.mark.filterwarnings("default")  # of the server's and the driver's libraries
 def test_killed_and_the_machine_lost_it_goes_on_from_the_bucket(tmp_path, bucket):
     model = str(make_model(tmp_path / "tiny"))
-    assert start(Job(model, 160), tmp_path / "alone").wait(300) == 0
-    job, out_dir = Job(model, 160, 1e9, bucket), tmp_path / "killed"
+    assert start(Job(model, 80), tmp_path / "alone").wait(300) == 0
+    job, out_dir = Job(model, 80, 1e9, bucket), tmp_path / "killed"
     process, store = start(job, out_dir), Store(bucket).under("killed")
     while process.poll() is None and (
-        num_lines(out_dir / "steps.jsonl") < 6 or not [p for p in store.fs.find(store.root) if p.endswith(MARKER)]
+        num_lines(out_dir / "steps.jsonl") < 4 or not [p for p in store.fs.find(store.root) if p.endswith(MARKER)]
     ):
         time.sleep(0.01)
         store.fs.invalidate_cache()
