@@ -503,3 +503,26 @@ def test_init_says_how_pairs_and_marked_answers_are_learned_from(tmp_path, monke
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs_)))
     assert run(["init", "pairs.jsonl", "--out", "dpo.yaml"]) == 0
     assert "# train: {objective: dpo, start: runs/NAME}" in (tmp_path / "dpo.yaml").read_text()
+
+
+# ---------------------------------------------------------------- the bench
+
+
+def test_the_bench_pools_seeds_and_runs_small():
+    from bench import preference as bench
+
+    share = {"value": 0.75, "low": 0.0, "high": 1.0}
+    arm = {
+        "pairs": {"num_pairs": 4, "log_prob": {"before": share, "after": {**share, "value": 1.0}}, "reward": None},
+        "exact_record": share, "leaf_f1": 0.5, "num_steps": 3, "learning_rate": 1.0, "wall_s": 1.0,
+    }  # fmt: skip
+    found = bench.pooled([{"sft": arm}, {"sft": {**arm, "leaf_f1": 0.7}}])["sft"]
+    assert found["log_prob_before"]["value"] == 0.75 and found["log_prob_after"]["value"] == 1.0
+    assert found["log_prob_after"]["low"] == pytest.approx(1 / (1 + 1.96**2 / 8), rel=1e-3)  # Wilson, 8 of 8
+    assert found["leaf_f1"] == [0.5, 0.7] and found["reward_after"] is None
+    for row in bench.pairs(30, random.Random(0)):
+        wanted, lost = (json.loads(m.content) for m in (row.answer[0], row.rejected[0]))
+        assert sum(wanted[key] != lost[key] for key in wanted) == 1 and wanted.keys() == lost.keys()
+    small = bench.measure("shoestring-1m", [0], 24, 16, 8, 1, ("orpo",), max_new_tokens=16)
+    assert set(small["arms"]) == {"sft", "sft, then orpo"}
+    assert small["arms"]["sft, then orpo"]["reward_after"]["high"] <= 1.0
