@@ -397,8 +397,6 @@ def test_training_goes_on_from_another_runs_adapter(tiny, tmp_path):
         rung(tiny, tmp_path / "parts", "dpo", after(2), **given)
     rung(tiny, tmp_path / "parts", "dpo", **given)
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts") != weights(tmp_path / "first")
-    fresh = rung(tiny, tmp_path / "fresh", "dpo", learning_rate=5e-4)
-    assert fresh.settings["start"] == "" and weights(tmp_path / "fresh") != weights(tmp_path / "whole")
 
     with pytest.raises(BadInput, match=r"another kind than this run's \(r: 4 there, 8 here"):
         rung(tiny, tmp_path / "rank", "dpo", **given, lora_rank=8)
@@ -523,6 +521,5 @@ def test_the_bench_pools_seeds_and_runs_small():
     for row in bench.pairs(30, random.Random(0)):
         wanted, lost = (json.loads(m.content) for m in (row.answer[0], row.rejected[0]))
         assert sum(wanted[key] != lost[key] for key in wanted) == 1 and wanted.keys() == lost.keys()
-    small = bench.measure("shoestring-1m", [0], 24, 16, 8, 1, ("orpo",), max_new_tokens=16)
-    assert set(small["arms"]) == {"sft", "sft, then orpo"}
-    assert small["arms"]["sft, then orpo"]["reward_after"]["high"] <= 1.0
+    small = bench.measure("shoestring-1m", [0], 24, 16, 8, 1, ())
+    assert 0 <= small["arms"]["sft"]["log_prob_after"]["value"] <= 1
