@@ -19,7 +19,7 @@ from shoestring.plan.throughput import predict_time, train_flops_per_token
 from shoestring.records import Device, Message, TokenCounts
 from shoestring.serve.merge import merge_adapter
 from shoestring.train import full, fused, head_loss, loss
-from shoestring.train.adapter import adapter_in_16_bit, build_adapter, is_whole, restore
+from shoestring.train.adapter import adapter_in_16_bit, build_adapter, is_whole, restore, starting_point
 from shoestring.train.attention import use_attention
 from shoestring.train.base import load_base, load_tokenizer, quiet_loading
 from shoestring.train.gates import REFUSE
@@ -390,3 +390,15 @@ def test_what_does_not_go_together_is_refused(text, message):
     head = "name: x\ntask: {kind: classify, bar: 0.9}\ndata: {train: x.csv}\n"
     with pytest.raises(ConfigError, match=message):
         require_honoured(parse_run_file(head + text))
+
+
+def test_after_memory_ran_out_a_whole_model_starts_from_its_base(tiny):
+    tuned = full.load(tiny, EXACT)
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    start_over = starting_point(tuned, tiny, EXACT)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.zero_()
+    start_over()
+    assert all(torch.equal(before[name], p) for name, p in tuned.named_parameters())
+    assert tuned.lm_head.weight is tuned.get_input_embeddings().weight
