@@ -383,7 +383,7 @@ def test_what_adapters_learned_is_merged(rung, tiny, name):
         ("method: full\ntrain: {fp8: true}", "fp8 holds a frozen base"),
         ("train: {dora: true, fp8: true}", "set one of the two"),
         ("method: full\nengine: trl", "method: full is not among"),
-        ("engine: trl\ntrain: {dora: true}", "train.dora"),
+        ("train: {dora: true, parallelism: fsdp}", "needs it whole"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text, message):

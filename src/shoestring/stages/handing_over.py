@@ -48,6 +48,8 @@ def hand_over(run: Run, tool: str, model: str | None = None) -> dict[str, Any]:
     if settings.objective not in ENGINES[tool].objectives:
         known = " or ".join(ENGINES[tool].objectives)
         raise BadInput(f"--to {tool} writes {known} alone, and train.objective is {settings.objective}; give --to trl")
+    if settings.method == "full":
+        raise BadInput(f"--to {tool} writes adapters alone, and the run file says method: full; set method: lora")
     tokenizer = load_tokenizer(rung.model)
     items = objective(tokenizer, curated.train, settings, "training").items
     terms = terms_of(
