@@ -167,7 +167,7 @@ def look(adapter: Path) -> dict[str, Any]:
     from shoestring.train.adapter import build_adapter, load_trained
     from shoestring.train.base import detect_device, encode_example, load_tokenizer
     from shoestring.train.engines.rung import require_fitting
-    from shoestring.train.preflight import adapter_effect
+    from shoestring.train.preflight import effect_on, probe_logits
 
     settings = TrainSettings(
         "lora", 16, 32, 1e-3, 1, 512, 512, 64, 0.0, 0.0, 1.0, 1, 1, num_threads=1, seed=0, max_new_tokens=8, reasons={}
@@ -178,7 +178,10 @@ def look(adapter: Path) -> dict[str, Any]:
     load_trained(tuned, adapter)
     said = (Message("user", "about a refund"), Message("assistant", "billing"))
     row = encode_example(tokenizer, Example(said, (1, 2)))
-    effect = adapter_effect(tuned, [row], tokenizer.pad_token_id, device)
+    asked = (tuned, [row], tokenizer.pad_token_id, device)
+    with tuned.disable_adapter():
+        bare = probe_logits(*asked)
+    effect = effect_on(bare, probe_logits(*asked))
     return {"num_matrices": len(load_file(str(adapter / "adapter_model.safetensors"))), "effect": round(effect, 3)}
 
 

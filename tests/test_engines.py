@@ -144,6 +144,8 @@ def test_a_rung_trained_elsewhere_leaves_the_records_of_one_trained_here(stand_i
     assert [row["step"] for row in result.history if "dev_metric" in row] == [result.num_steps // 2, result.num_steps]
     assert result.num_train_tokens == 10 * result.num_steps
     assert result.settings["engine"] == "trl" and result.settings["engine_versions"] == {"stand-in": "1"}
+    origin = json.loads((stand_in.folder / "adapter" / "shoestring.json").read_text())
+    assert origin["words"] == "LoRA, trained by trl (version unknown)"
     saved = load_file(str(stand_in.folder / "adapter" / "adapter_model.safetensors"))
     given = load_file(str(stand_in.folder / "engine" / "weights.safetensors"))
     assert saved.keys() == given.keys() and all(torch.equal(saved[k], given[k].float()) for k in saved)

@@ -238,13 +238,15 @@ class EngineRun:
         shutil.rmtree(best.parent, ignore_errors=True)
         save_trained(tuned, best)  # as ours are: float32, PEFT's names
         settings = ready.settings
+        versions = read_json(self.out_dir / "engine" / VERSIONS)
         origin = origin_of(self.model, asdict(settings), ready.device.dtype)
+        origin["words"] += f", trained by {engine} {versions.get(engine) or '(version unknown)'}"  # for the model card
         publish(tuned, best, self.out_dir / "adapter", ready.tokenizer, origin)
         items = ready.learned.items
         total = sum(len(path.ids) for item in items for path in item)
         return {
             "engine": engine,
-            "engine_versions": read_json(self.out_dir / "engine" / VERSIONS),
+            "engine_versions": versions,
             "base_format": "nf4, double quantised" if settings.method == "qlora" else ready.device.dtype,
             "packing": f"padded rows, by {engine}",
             "preflight": {finding.gate: finding.found for finding in self.findings},
