@@ -156,7 +156,8 @@ def disk(folder: Path) -> Iterator[bool]:
 def filled(folder: Path, room_bytes: int) -> Iterator[None]:
     """folder's disk with so much room left."""
     filler = folder / "filler"
-    with filler.open("wb") as file:
+    # The run writes meanwhile, and may take what was left: then the disk is full all the same.
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         left = shutil.disk_usage(folder).free - room_bytes
         while left > 0:
             left -= file.write(b"x" * min(left, 1 << 20))
