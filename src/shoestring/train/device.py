@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
@@ -68,6 +69,16 @@ def _cpu_bfloat16() -> tuple[bool, str]:
     return False, "the CPU has no bfloat16 arithmetic, so weights are held in float32"
 
 
+def _num_alike(name: str) -> int:
+    """GPUs of this name, from the first on, that can train together; one where torch has no NCCL (Windows)."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        return 1
+    names = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+    return len(list(itertools.takewhile(lambda other: other.removeprefix("NVIDIA ") == name, names)))
+
+
 def detect_device(num_threads: int | None = None) -> Device:
     """The accelerator training would use here, else the CPU, with the precision its hardware has."""
     import torch
@@ -83,8 +94,7 @@ def detect_device(num_threads: int | None = None) -> Device:
                 "float16",
                 f"{name} (compute {properties.major}.{properties.minor}) has float16 but no bfloat16",
             )
-        alike = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_name(i) == properties.name]
-        return Device("cuda", name, int(properties.total_memory), threads, dtype, reason, len(alike))
+        return Device("cuda", name, int(properties.total_memory), threads, dtype, reason, _num_alike(name))
     if torch.backends.mps.is_available():
         name = _cpu_name()
         limit = getattr(torch.mps, "recommended_max_memory", None)

@@ -119,7 +119,7 @@ class World:
             parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = self.total(torch.cat([part.flatten() for part in parts]))
             for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                parameter.grad = part.view_as(parameter).clone()
+                parameter.grad = part.view_as(parameter)
 
 
 def _buckets(parameters: Sequence[Any]) -> Iterator[list[Any]]:
