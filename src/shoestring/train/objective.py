@@ -46,10 +46,7 @@ class Objective:
         order = sorted(range(len(self.items)), key=lambda index: (loss.num_loss_tokens(self.items[index]), index))
         half = PROBED_ITEMS // 2
         chosen = order if len(order) <= PROBED_ITEMS else [*order[:half], *order[-half:]]
-        items = [
-            tuple(_shortened(path, PROBED_ANSWER * place) for path in self.items[index])
-            for place, index in enumerate(chosen, 1)
-        ]
+        items = [_shortened(self.items[index], PROBED_ANSWER * place) for place, index in enumerate(chosen, 1)]
         return self.of(chosen, items)
 
     def of(self, indices: Sequence[int], items: Sequence[Item]) -> Objective:
@@ -100,11 +97,19 @@ class Objective:
         return self.measure(model, batch_tokens=batch_tokens, path=path)[0]
 
 
-def _shortened(path: Encoded, answer_tokens: int) -> Encoded:
-    prompt, answer = path.ids[: path.num_prompt_tokens], path.ids[path.num_prompt_tokens :]
-    if len(prompt) > PROBED_HEAD + PROBED_TAIL:
-        prompt = [*prompt[:PROBED_HEAD], *prompt[-PROBED_TAIL:]]
-    return Encoded([*prompt, *answer[-answer_tokens:]], len(prompt))
+def _shortened(item: Item, answer_tokens: int) -> Item:
+    """The ends of its answers; of a pair from where they differ, or rounding is all that would be compared."""
+    answers = [path.ids[path.num_prompt_tokens :] for path in item]
+    same = next((i for i, tokens in enumerate(zip(*answers, strict=False)) if len(set(tokens)) > 1), None)
+    made = []
+    for path, answer in zip(item, answers, strict=True):
+        prompt = path.ids[: path.num_prompt_tokens]
+        if len(prompt) > PROBED_HEAD + PROBED_TAIL:
+            prompt = [*prompt[:PROBED_HEAD], *prompt[-PROBED_TAIL:]]
+        at = len(answer) - answer_tokens if same is None else min(same, len(answer) - answer_tokens)
+        at = max(at, 0)
+        made.append(Encoded([*prompt, *answer[at : at + answer_tokens]], len(prompt)))
+    return tuple(made)
 
 
 def require_learnable(examples: Sequence[Example], kind: str, what: str) -> None:

@@ -113,6 +113,17 @@ class Preference(Objective):
     def loss_sum(self, model: Any, batch: loss.Batch, path: str) -> Any:
         return self.losses(loss.path_log_probs(model, batch, path), batch).sum()
 
+    def uncancelled(self, model: Any, batch: loss.Batch, path: str) -> Any:
+        """What has the gradient that the loss would have if no answer's part cancelled another's.
+
+        Two answers that differ in a token pull almost every weight two ways, and little of either is left.
+        """
+        import torch
+
+        found = loss.path_log_probs(model, batch, path)
+        (slopes,) = torch.autograd.grad(self.losses(found, batch).sum(), found, retain_graph=True)
+        return (slopes.abs() * found).sum()
+
     def measure(
         self, model: Any, *, batch_tokens: int, path: str = loss.AT_LOSS_TOKENS
     ) -> tuple[float, dict[str, float]]:

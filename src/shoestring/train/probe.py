@@ -103,6 +103,20 @@ class Probe:
         lacking = [name for name, p in own.items() if p.grad is None or not bool(p.grad.any())]
         return Whole(total, gradient, lacking, {name: own[name].grad for name in self.changeable() if name in own})
 
+    @functools.cached_property
+    def uncancelled(self) -> float:
+        """Norm of Preference.uncancelled's gradient: what rounding is relative to."""
+        ready, learned = self.ready, self.learned
+        if not isinstance(learned, Preference):
+            return 0.0
+        item = StepItems(learned, Schedule(((tuple(self.indices),),), (), ()))[0]
+        begin_step(learned, ready.tuned, item, ready.path, ready.device)
+        ready.tuned.zero_grad()
+        with loss.precision(ready.device):
+            (learned.uncancelled(ready.tuned, item["micro_batches"][0], ready.path) / item["weight"]).backward()
+        grads = [p.grad for p in self.trainable().values() if p.grad is not None]
+        return math.sqrt(sum(float(grad.float().square().sum()) for grad in grads))
+
     @property
     def limit(self) -> float:
         return ROUNDING["fp8" if self.ready.routes.holds_fp8 else self.ready.device.dtype]
@@ -183,14 +197,15 @@ def _models_own(probe: Probe) -> tuple[str, str]:
 
 
 def _same_twice(probe: Probe) -> tuple[str, str]:
-    apart = _apart(probe.gradients([probe.indices])[1], probe.whole.gradient)
+    apart = _apart(probe, probe.gradients([probe.indices])[1], probe.whole.gradient)
     if apart > probe.limit:
         return f"two passes over the same rows differ by {apart:.1%}: something random is on in training", ""
     return "", "two passes over the same rows agree"
 
 
-def _apart(one: Any, other: Any) -> float:
-    norm = float(other.norm())
+def _apart(probe: Probe, one: Any, other: Any) -> float:
+    """Difference of two gradients, relative to the second, or to what cancels in it."""
+    norm = max(float(other.norm()), probe.uncancelled)
     return float((one - other).norm()) / norm if norm else math.inf
 
 
@@ -226,7 +241,7 @@ def _changes_logits(probe: Probe) -> tuple[str, str]:
 def _accumulation(probe: Probe) -> tuple[str, str]:
     num = len(probe.indices)
     light, heavy = probe.indices[: num // 2], probe.indices[num // 2 :]
-    apart = _apart(probe.gradients([part for part in (light, heavy) if part])[1], probe.whole.gradient)
+    apart = _apart(probe, probe.gradients([part for part in (light, heavy) if part])[1], probe.whole.gradient)
     if apart > probe.limit:
         return f"{num} rows in one micro-batch and in two give gradients {apart:.1%} apart", ""
     return "", f"{num} rows in one micro-batch or in two: gradients {apart:.1g} apart"
@@ -236,7 +251,7 @@ def _packing(probe: Probe) -> tuple[str, str]:
     ready = probe.ready
     if ready.packing.collate is padded:
         return "", f"{ready.packing.kind}: nothing is packed"
-    apart = _apart(probe.gradients([probe.indices], ready.packing.collate)[1], probe.whole.gradient)
+    apart = _apart(probe, probe.gradients([probe.indices], ready.packing.collate)[1], probe.whole.gradient)
     if apart > probe.limit:
         return f"{ready.packing.kind} and padded rows give gradients {apart:.1%} apart", ""
     return "", f"{ready.packing.kind}: gradients {apart:.1g} apart from padded rows"
