@@ -297,6 +297,15 @@ def test_the_share_preferred_by_hand(tuned):
     assert len(matched) == 5 == len({a for a, _ in matched}) and sorted(b for _, b in matched) == [7, 8, 9, 10, 11]
 
 
+def test_pairs_cut_short_for_the_gates_still_differ():
+    """Regression: sides that differ early ended alike, and rounding alone was compared."""
+    tail = list(range(30, 90))
+    items = [(Encoded([1, 2, 3, 5, *tail], 2), Encoded([1, 2, 3, 6, 7, *tail], 2)) for _ in range(6)]
+    few = Dpo(items, 0, 0.1).probed()
+    assert all(item[0].ids[:3] == [1, 2, 5] and item[1].ids[:3] == [1, 2, 6] for item in few.items)
+    assert max(len(path.ids) for item in few.items for path in item) < 30
+
+
 # ---------------------------------------------------------------- rows
 
 
