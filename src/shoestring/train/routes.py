@@ -13,7 +13,7 @@ from typing import Any
 
 from ..plan.settings import GIVEN
 from ..records import Device, TrainSettings
-from . import fp8, fused, loss, memory_policy, preflight
+from . import fp8, fused, kernels, loss, memory_policy, preflight
 from .adapter import adapter_in_16_bit, build_tuned
 from .attention import use_attention
 from .memory_policy import Candidate, MemoryPolicy
@@ -66,15 +66,17 @@ def build_routes(model: str, settings: TrainSettings, device: Device, probe: Seq
             del routes
             routes = _load(model, settings, device, probe, pad_id)
     with preflight.evaluation_mode(routes.tuned), adapter_in_16_bit(routes.tuned, device):
-        adapters, why = fused.choose_adapters(
-            routes.tuned, _loss_of(routes, device, probe, pad_id), device.dtype if refusal else "fp8"
-        )
+        of_probe, kind = _loss_of(routes, device, probe, pad_id), device.dtype if refusal else "fp8"
+        adapters, why = fused.choose_adapters(routes.tuned, of_probe, kind)
+        kernel, kernels_why = kernels.choose_kernels(routes.tuned, of_probe, kind, device)
     base_format = {"qlora": NF4, "full": FULL_FORMAT.format(device.dtype)}.get(settings.method, device.dtype)
     routes.facts.update(
         base_format=base_format if refusal else FP8,
         base_reason=f"fp8 is off: {refusal}" if refusal else "the probe rows' loss is that of the 16-bit base",
         adapters=adapters,
         adapters_reason=why,
+        kernels=kernel,
+        kernels_reason=kernels_why,
         loss_path=routes.loss_path,
         compile="off" if refusal or device.kind != "cuda" else "rounding to fp8",
     )
