@@ -14,8 +14,8 @@ from .text import Markup, block, clip, details, esc, join, number, section, tabl
 # Of a training's record: which routes were really taken.
 RAN_ON = (
     "packing", "packing_reason", "sharing_factor", "attention", "loss_path", "base_format", "base_reason", "dtype",
-    "adapters", "adapters_reason", "micro_batch_tokens", "recompute", "offload", "compile", "optimizer",
-    "dev_evaluations",
+    "adapters", "adapters_reason", "kernels", "kernels_reason", "micro_batch_tokens", "recompute", "offload", "compile",
+    "optimizer", "dev_evaluations",
 )  # fmt: skip
 MAX_FAILURES = 5
 MAX_TURN_CHARACTERS = 160  # of a turn before the last
