@@ -29,7 +29,9 @@ def test_billed_hours_by_the_published_table(per_h: float, hours: float) -> None
 
 def test_without_interruptions_only_the_start_and_the_checkpoints_are_added() -> None:
     assert billed_h(10, 0.0, 0.5, 0.1) == pytest.approx(10.5 + 0.1)  # one checkpoint, at the end
-    assert interval_h(0.5, 0.01, 10) == pytest.approx(0.2)  # sqrt(2 x 0.01 / 0.5)
+    # M = 2 h: sqrt(2 x 0.01 x 2) (1 + sqrt(0.0025) / 3 + 0.0025 / 9) - 0.01
+    assert interval_h(0.5, 0.01, 10) == pytest.approx(0.1933889)
+    assert interval_h(0.0, 0.01, 10) == 10
 
 
 def test_billed_hours_grow_with_everything() -> None:

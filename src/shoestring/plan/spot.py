@@ -2,9 +2,9 @@
 
 W useful hours, tau hours between checkpoints, c to write one, r to start again, lambda interruptions a running hour.
 Billed hours: r + (1/lambda) e^(lambda r) (e^(lambda (tau + c)) - 1) W/tau (Daly 2006, Future Generation Computer
-Systems 22); the best tau is about sqrt(2c/lambda) (Young 1974). Interruptions are taken as memoryless, waits for
-another machine as exponential: replayed on 2023 traces the billed hours were right to 7 %, but mean ends came up to
-31 % later than this, so waits are given wide.
+Systems 22), tau as training chooses it (plan.interval). Interruptions are taken as memoryless, waits for another
+machine as exponential: replayed on 2023 traces the billed hours were right to 7 %, but mean ends came up to 31 % later
+than this, so waits are given wide.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from ..records import Estimate
+from ..units import SECONDS_PER_HOUR
+from .interval import daly_interval_s
 
 NUM_QUANTILES = 20
 NORMAL = NormalDist()
@@ -34,7 +36,7 @@ class Hazard:
 
 def interval_h(hazard_per_h: float, save_h: float, work_h: float) -> float:
     """Hours between checkpoints that cost least, at most the work itself."""
-    return work_h if hazard_per_h <= 0 else min(work_h, math.sqrt(2 * save_h / hazard_per_h))
+    return min(work_h, daly_interval_s(save_h * SECONDS_PER_HOUR, hazard_per_h) / SECONDS_PER_HOUR)
 
 
 def billed_h(work_h: float, hazard_per_h: float, restart_h: float, save_h: float) -> float:
