@@ -23,7 +23,7 @@ from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.objective import Objective
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import encode_example
-from shoestring.train.trainer import _named_faults, eval_steps, thin_history, train_rung
+from shoestring.train.trainer import eval_steps, named_faults, thin_history, train_rung
 from tests.tiny import make_model
 
 EXACT = Device("cpu", "cpu", 2**33, 1, "float32", "so that sums can be compared")
@@ -381,17 +381,17 @@ def test_full_disks_and_full_accelerators_are_named(tmp_path, monkeypatch):
 
     full = "No space left on device (os error 28)"
     for fault in (OSError(28, "No space left"), SafetensorError(f"I/O error: {full}"), RuntimeError(full)):
-        with pytest.raises(RunFolderError, match="the disk is full"), _named_faults(tmp_path, settings()):
+        with pytest.raises(RunFolderError, match="the disk is full"), named_faults(tmp_path, settings()):
             raise fault
     broken = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-    with pytest.raises(RunFolderError, match=r"unexpected pos.*run the same"), _named_faults(tmp_path, settings()):
+    with pytest.raises(RunFolderError, match=r"unexpected pos.*run the same"), named_faults(tmp_path, settings()):
         raise broken
     monkeypatch.setattr(files, "_free_bytes", lambda folder: 4096)
-    with pytest.raises(RunFolderError, match="the disk is full"), _named_faults(tmp_path, settings()):
+    with pytest.raises(RunFolderError, match="the disk is full"), named_faults(tmp_path, settings()):
         raise broken
-    with pytest.raises(DoesNotFit, match=r"micro_batch_tokens=128"), _named_faults(tmp_path, settings()):
+    with pytest.raises(DoesNotFit, match=r"micro_batch_tokens=128"), named_faults(tmp_path, settings()):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="else"), _named_faults(tmp_path, settings()):
+    with pytest.raises(RuntimeError, match="else"), named_faults(tmp_path, settings()):
         raise RuntimeError("something else")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot write"):

@@ -34,7 +34,7 @@ from .probe import examine, refuse
 from .routes import choose_policy
 from .schedule import Schedule
 from .setup import SetUp, set_up
-from .trainer import _named_faults, _threads, fingerprint, never, prepare
+from .trainer import fingerprint, limited_threads, named_faults, never, prepare
 from .watch import Signals
 
 STATE, SECONDS, SAVE_EVERY_S = "state.json", "steps.jsonl", 30.0
@@ -119,7 +119,7 @@ def search_learning_rate(
             "give more rows, or a number as train.learning_rate"
         )
     started_s = time.perf_counter()
-    with _threads(settings.num_threads), _named_faults(out_dir, settings), Signals().listening() as signals:
+    with limited_threads(settings.num_threads), named_faults(out_dir, settings), Signals().listening() as signals:
         reset_peak(device)
         with set_up(model, train, dev, settings, device) as ready:
             print_ = fingerprint(model, train, dev, settings, device, ready.packing.kind)

@@ -29,7 +29,7 @@ from .routes import choose_policy
 from .saving import Saver
 from .schedule import Schedule
 from .setup import SetUp, set_up
-from .trainer import _named_faults, _threads, never
+from .trainer import limited_threads, named_faults, never
 from .watch import Signals, Watch, Watched
 
 STEPS_S = 20.0  # that the timed steps may take, about
@@ -57,9 +57,9 @@ def time_rung(
     """
     clock = clock_of(device, settings.num_threads)
     began_s, began_wall_s = clock(), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="shoestring-probe-") as place, _threads(settings.num_threads):
+    with tempfile.TemporaryDirectory(prefix="shoestring-probe-") as place, limited_threads(settings.num_threads):
         out_dir = Path(place)
-        with _named_faults(out_dir, settings), Signals().listening() as signals:
+        with named_faults(out_dir, settings), Signals().listening() as signals:
             load_s = _load_s(model, settings, device, clock)
             reset_peak(device)
             began_s = clock()

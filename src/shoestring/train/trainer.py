@@ -89,7 +89,7 @@ def train_rung(
     world.lockstep = world.size > 1 and settings.parallelism == "fsdp"
     started_s = time.perf_counter()
     out_dir = Path(out_dir)
-    with _threads(settings.num_threads), _named_faults(out_dir, settings), Signals().listening() as signals:
+    with limited_threads(settings.num_threads), named_faults(out_dir, settings), Signals().listening() as signals:
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -287,7 +287,7 @@ def _source(out_dir: Path, state: Watched) -> Path:
 
 
 @contextlib.contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
+def limited_threads(num_threads: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
@@ -299,7 +299,7 @@ def _threads(num_threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
+def named_faults(out_dir: Path, settings: TrainSettings) -> Iterator[None]:
     """Full disks and full accelerators in our words."""
     import torch
 
@@ -347,7 +347,7 @@ def _result(
     return TrainResult(
         model=model,
         method=settings.method,
-        adapter_dir=_inside_run(out_dir / folder_name(settings.method)),
+        adapter_dir=inside_run(out_dir / folder_name(settings.method)),
         num_steps=num_steps,
         stopped_early=state.stopped_early,
         best_step=state.best_step or num_steps,
@@ -363,7 +363,7 @@ def _result(
     )
 
 
-def _inside_run(folder: Path) -> str:
+def inside_run(folder: Path) -> str:
     """The path from the run folder on: rungs/MODEL/adapter; the plain name outside a run folder."""
     parts = folder.parts
     if "rungs" not in parts:

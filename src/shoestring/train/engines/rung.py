@@ -33,7 +33,7 @@ from ..probe import examine, refuse
 from ..resume import find_checkpoint
 from ..setup import SetUp, set_up
 from ..tracking import NO_TRACKING, Trackers, Tracking
-from ..trainer import _inside_run, eval_steps, fingerprint, never, thin_history
+from ..trainer import eval_steps, fingerprint, inside_run, never, thin_history
 from ..watch import WEIGHTS, Signals, Watched, copy_trained
 from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
@@ -280,7 +280,7 @@ class EngineRun:
         return TrainResult(
             model=self.model,
             method=settings.method,
-            adapter_dir=_inside_run(self.out_dir / "adapter"),
+            adapter_dir=inside_run(self.out_dir / "adapter"),
             num_steps=lines[-1]["step"],
             stopped_early=False,
             best_step=state.best_step,
