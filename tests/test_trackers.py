@@ -120,7 +120,7 @@ def test_a_tracker_that_does_not_start_is_told_and_one_that_breaks_is_given_up(t
 
     class Breaks:
         def on_log(self, *arguments, **more):
-            raise ConnectionError("the server is gone")
+            raise ConnectionError("https://me:hidden-word@server is gone")
 
     said = []
     trackers = Trackers(Tracking(("wandb",), "x"), tmp_path, settings(), said.append)
@@ -133,7 +133,7 @@ def test_a_tracker_that_does_not_start_is_told_and_one_that_breaks_is_given_up(t
         trackers.begin(ids, 0)
         trackers.log({"step": 1, "loss": 1.0})
         trackers.log({"step": 2, "loss": 1.0})
-    assert len(said) == 1 and "the server is gone" in said[0] and len(ids["wandb"]) == 16
+    assert len(said) == 1 and "https://***@server is gone" in said[0] and len(ids["wandb"]) == 16
 
 
 def test_trackers_are_off_by_default(tmp_path):
