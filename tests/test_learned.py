@@ -5,10 +5,11 @@ import json
 import math
 import random
 import shutil
+import signal
 
 import pytest
 
-from shoestring.errors import BadInput
+from shoestring.errors import BadInput, Interrupted
 from shoestring.files import read_json, write_jsonl
 from shoestring.ledger import Ledger
 from shoestring.plan import learned
@@ -191,6 +192,18 @@ def test_a_probe_settles_the_plan_and_touches_nothing_else(place, monkeypatch):
     other.execute(until="plan")
     planned = plan_from_json(read_json(other.folder / "plan.json")["result"]).rungs[0]
     assert planned.timed.startswith("your last training on this machine took")
+
+
+def test_a_signal_in_the_last_timed_step_ends_the_probe(place, monkeypatch):
+    from shoestring.stages import probing
+    from shoestring.train import timing
+
+    monkeypatch.setattr(timing, "STEPS_S", 0.1)
+    monkeypatch.setattr(probing, "metric_value", lambda *asked: signal.raise_signal(signal.SIGTERM) or 0.0)
+    run = opened(place, "stopped")
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM while .* was timed"):
+        plan_probed(run, lambda *told: None, lambda text: None)
+    assert not (run.folder / "probes").exists()
 
 
 def test_a_second_run_is_predicted_from_the_first(place):

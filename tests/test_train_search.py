@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
+import signal
 
 import pytest
 
 from shoestring.config import parse_run_file
-from shoestring.errors import BadInput, BudgetStopped, ConfigError, TrainingError
+from shoestring.errors import BadInput, BudgetStopped, ConfigError, Interrupted, TrainingError
 from shoestring.files import read_json, write_jsonl
 from shoestring.plan import search as halving
 from shoestring.recipe import Run
@@ -137,6 +138,48 @@ def test_a_damaged_trial_begins_anew_with_the_same_numbers(find):
     assert told(again) == told(whole) and any("damaged" in line for line in find.lines)
 
 
+def test_a_signal_at_the_last_score_is_not_lost_and_the_search_goes_on(find, monkeypatch):
+    from shoestring.train.search import _Search
+
+    score, num = _Search._score, 0
+
+    def stop_in_the_last(self, mean):
+        nonlocal num
+        num += 1
+        if num == 12:  # five rates, then three, then two, and two beyond the edge
+            signal.raise_signal(signal.SIGTERM)
+        return score(self, mean)
+
+    monkeypatch.setattr(_Search, "_score", stop_in_the_last)
+    with pytest.raises(Interrupted, match="SIGTERM in the learning-rate search"):
+        find(learning_rate=1e-4)
+    assert num == 12
+    find(learning_rate=1e-4, stop=lambda wall_s: pytest.fail("it was whole"))
+    assert num == 12
+
+
+def test_what_the_guard_is_asked_for_holds_the_next_step_and_the_scoring(find, monkeypatch):
+    from shoestring.train.search import _Search
+
+    asked = []
+    monkeypatch.setattr(_Search, "wall_s", lambda self: 0.0)
+    find(stop=lambda wall_s: asked.append(wall_s))
+    assert (
+        min(asked) >= 0 and sum(wall_s > 0 for wall_s in asked) >= len(asked) - 1
+    )  # nothing is known of a first score
+
+
+def test_other_inputs_begin_anew_and_leave_what_a_process_prints(find):
+    find()
+    printed = find.folder / "search" / "processes" / "rank-0.txt"
+    printed.parent.mkdir()
+    printed.write_text("a warning")
+    stale = find.folder / "search" / "rate-9.pt"
+    stale.write_bytes(b"of other rows")
+    find(seed=5)
+    assert printed.read_text() == "a warning" and not stale.exists()
+
+
 def test_rates_that_diverge_are_out(find):
     assert find(learning_rate=1e-3, dev_rows=8).learning_rate > 0
     with pytest.raises(BadInput, match="compares rates on dev rows, and there are none"):
@@ -147,12 +190,12 @@ def test_a_round_scores_a_rate_as_its_own_training_would(find, tiny, monkeypatch
     """With no averaging and no decay to speak of: a trial's first steps are those of train_rung's trainer."""
     from shoestring.train import search
 
-    monkeypatch.setattr(search._Mean, "values", lambda self: self.last)
+    monkeypatch.setattr(search.MeanWeights, "values", lambda self: self.last)
 
     def add(self, step, first, end, own):
         self.last, self.num, self.sums = [p.detach().clone() for p in own], 1, [p.detach().clone() for p in own]
 
-    monkeypatch.setattr(search._Mean, "add", add)
+    monkeypatch.setattr(search.MeanWeights, "add", add)
     found = find("plain", warmup_frac=0.0)
     steps, score = found.trials[2]["losses"][0]
     assert found.trials[2]["learning_rate"] == pytest.approx(1e-2)

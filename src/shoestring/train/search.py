@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from ..files import read_json, write_json, write_whole
 from ..plan.search import alive, at_edge, beyond, grid, rounds, survivors, unit_tokens
 from ..records import Device, Example, Log, Progress, TrainSettings, no_log, no_progress
 from .adapter import starting_point
+from .averaging import MeanWeights
 from .device import peak_bytes, reset_peak
 from .loop import StepItems, begin_step, step_loss
 from .memory_policy import MemoryPolicy, offloading, recompute, within_memory
@@ -37,7 +37,7 @@ from .setup import SetUp, set_up
 from .trainer import fingerprint, limited_threads, named_faults, never, prepare
 from .watch import Signals
 
-STATE, SECONDS, SAVE_EVERY_S = "state.json", "steps.jsonl", 30.0
+STATE, SAVE_EVERY_S = "state.json", 30.0
 COMPARED = "constant rate after warm-up, weights averaged over the second half of the steps"
 
 
@@ -75,7 +75,8 @@ class SearchState:
                 return cls(**row, trials=trials)
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        shutil.rmtree(path.parent, ignore_errors=True)
+        for stale in (path, *path.parent.glob("*.pt")):  # the folder also holds what its process prints
+            stale.unlink(missing_ok=True)
         return cls(print_)
 
 
@@ -136,6 +137,8 @@ def search_learning_rate(
                 ready.routes.clear()
 
             within_memory(policy, search.run, recover, log)
+            if leaving := search.interruption():  # while the last rate was scored
+                raise leaving
     return search.result()
 
 
@@ -151,7 +154,7 @@ class _Search:
     log: Log
 
     def __post_init__(self) -> None:
-        self.before_s = self.state.wall_s
+        self.before_s, self.step_s, self.score_s = self.state.wall_s, 0.0, 0.0  # the longest step and scoring so far
         self.restore = starting_point(self.ready.tuned, self.ready.model, self.ready.device)
         self.own = [p for p in self.ready.tuned.parameters() if p.requires_grad]
         self.schedule: Schedule = self.ready.packing.schedule
@@ -220,14 +223,20 @@ class _Search:
         for index in range(at, end):
             for group in optimizer.param_groups:
                 group["lr"] = trial.rate * min(1.0, (index + 1) / warmup)
-            if not self._step(index, optimizer, scaler):
+            began_s = time.perf_counter()
+            goes_on = self._step(index, optimizer, scaler)
+            self.step_s = max(self.step_s, time.perf_counter() - began_s)
+            if not goes_on:
                 trial.diverged_at = index + 1
                 self.log(f"learning-rate search: {trial.rate:.3g} diverged at step {index + 1}")
                 break
             mean.add(index + 1, first, end, self.own)
-            self._after_step(trial, index + 1, optimizer, scaler, mean)
+            ahead_s = self.score_s if index + 1 == end else self.step_s
+            self._after_step(trial, index + 1, optimizer, scaler, mean, ahead_s=ahead_s)
         if not trial.diverged_at:
+            began_s = time.perf_counter()
             score = self._score(mean)
+            self.score_s = max(self.score_s, time.perf_counter() - began_s)
             if math.isfinite(score):
                 trial.losses.append((end, score))
             else:
@@ -256,7 +265,7 @@ class _Search:
         scaler.update()
         return True
 
-    def _score(self, mean: _Mean) -> float:
+    def _score(self, mean: MeanWeights) -> float:
         """Dev loss of the averaged weights; the model keeps them, the trial's own are in its file."""
         import torch
 
@@ -272,14 +281,21 @@ class _Search:
 
     # ---- continuing ----
 
-    def _after_step(self, trial: Trial, step: int, optimizer: Any, scaler: Any, mean: _Mean) -> None:
+    def interruption(self) -> Interrupted | None:
+        """What to raise where a signal has come."""
+        if self.signals.received is None:
+            return None
+        return Interrupted(
+            f"stopped by {self.signals.received} in the learning-rate search; what was tried is saved, run the same "
+            "command to continue"
+        )
+
+    def _after_step(
+        self, trial: Trial, step: int, optimizer: Any, scaler: Any, mean: MeanWeights, *, ahead_s: float
+    ) -> None:
+        """Save where it is time; ahead_s: seconds until this is called again."""
         self.progress(f"search rate {self.ready.model} {trial.rate:.2g}", step, self.ends[-1])
-        leaving = self.should_stop(self.wall_s())
-        if leaving is None and self.signals.received:
-            leaving = Interrupted(
-                f"stopped by {self.signals.received} in the learning-rate search; what was tried is saved, run the "
-                "same command to continue"
-            )
+        leaving = self.should_stop(self.wall_s() + ahead_s) or self.interruption()
         if leaving is not None or self.wall_s() - self.state.wall_s >= SAVE_EVERY_S:
             self._save(trial, step, optimizer, scaler, mean)
             self._write()
@@ -289,7 +305,7 @@ class _Search:
     def _path(self, trial: Trial) -> Path:
         return self.out_dir / f"rate-{trial.rate:.6g}.pt"
 
-    def _save(self, trial: Trial, step: int, optimizer: Any, scaler: Any, mean: _Mean) -> None:
+    def _save(self, trial: Trial, step: int, optimizer: Any, scaler: Any, mean: MeanWeights) -> None:
         import torch
 
         held = io.BytesIO()
@@ -304,11 +320,11 @@ class _Search:
         data = held.getvalue()
         write_whole(self._path(trial), hashlib.sha256(data).digest() + data)
 
-    def _load(self, trial: Trial, optimizer: Any, scaler: Any) -> tuple[int, _Mean]:
+    def _load(self, trial: Trial, optimizer: Any, scaler: Any) -> tuple[int, MeanWeights]:
         """The step reached, weights and optimizer put back; from the start where the file is damaged."""
         import torch
 
-        mean = _Mean()
+        mean = MeanWeights()
         try:
             raw = self._path(trial).read_bytes()
         except FileNotFoundError:
@@ -372,27 +388,3 @@ class _Search:
             wall_s=self.wall_s(),
             peak_bytes=state.peak_bytes,
         )
-
-
-class _Mean:
-    """Mean of the weights over the second half of the steps of a round."""
-
-    def __init__(self) -> None:
-        self.num = 0
-        self.sums: list[Any] = []
-
-    def add(self, step: int, first: int, end: int, own: Sequence[Any]) -> None:
-        """Count the weights after a step, if it lies in the second half of (first, end]."""
-        if step == first + 1:
-            self.num, self.sums = 0, []
-        if step <= first + (end - first) // 2 and step != end:
-            return
-        if not self.num:
-            self.sums = [p.detach().clone() for p in own]
-        else:
-            for total, p in zip(self.sums, own, strict=True):
-                total.add_(p.detach())
-        self.num += 1
-
-    def values(self) -> list[Any]:
-        return [total / self.num for total in self.sums]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import Interrupted
 from ..plan.probed import Probed
 from ..plan.search import MAX_ADDED, num_units
 from ..records import Device, Example, TrainSettings, no_log
@@ -53,7 +54,7 @@ def time_rung(
     """Time a rung on the present device; nothing of it is kept.
 
     dev_metric as in train_rung; it should generate as many tokens as trained answers will have.
-    Raises: TrainingError, DoesNotFit, BadInput, ModelError.
+    Raises: TrainingError, DoesNotFit, BadInput, ModelError, Interrupted.
     """
     clock = clock_of(device, settings.num_threads)
     began_s, began_wall_s = clock(), time.perf_counter()
@@ -80,6 +81,8 @@ def time_rung(
                 cold = timed.run(chosen)
                 grown = resident_bytes() - resident
                 warm = timed.run(chosen, evaluates=bool(dev))
+            if signals.received:  # after the last step nobody asks
+                raise Interrupted(f"stopped by {signals.received} while {model} was timed; nothing of it is kept")
     sizes = {cut.size(batch) for step in cut.schedule.steps for batch in step}
     seen = {cut.size(batch) for index in [*chosen, largest] for batch in cut.schedule.steps[index]}
     num_tokens = cut.schedule.num_tokens(len(cut.schedule.steps))
