@@ -403,13 +403,14 @@ def measure(model: str) -> dict[str, Any]:
             missed[name] = [f"{f.gate}: {f.found}" for f in found if f.level != OK]
     return {
         "measured": f"planted silent failures named by their gate, and alarms on sane set-ups, {model}",
-        "num_plants": len(PLANTS),
-        "num_caught": len(told),
-        "missed": missed,
-        "num_sane": len(SANE),
-        "false_alarms": alarms,
+        "planted": len(PLANTS),
+        "caught": len(told),
+        "sane": len(SANE),
+        "false_alarms": len(alarms),
         "examine_s": {"mean": sum(times_s) / len(times_s), "max": max(times_s)},
-        "caught": told,
+        "caught_by": told,
+        "missed": missed,
+        "alarms": alarms,
     }
 
 
@@ -423,15 +424,15 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    for name, words in result["caught"].items():
+    for name, words in result["caught_by"].items():
         print(f"{name:42} {words[:160]}")
     for name, others in result["missed"].items():
         print(f"MISSED {name}: {others}")
-    for name, others in result["false_alarms"].items():
+    for name, others in result["alarms"].items():
         print(f"FALSE ALARM {name}: {others}")
-    alarms, seconds = len(result["false_alarms"]), result["examine_s"]["mean"]
-    print(f"{result['num_caught']} of {result['num_plants']} plants named by their gate; {seconds:.1f} s a set-up")
-    print(f"{alarms} false alarms on {result['num_sane']} sane set-ups")
+    seconds = result["examine_s"]["mean"]
+    print(f"{result['caught']} of {result['planted']} plants named by their gate; {seconds:.1f} s a set-up")
+    print(f"{result['false_alarms']} false alarms on {result['sane']} sane set-ups")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from shoestring.train.tokens import Encoded
 
 def test_every_planted_failure_is_named_and_no_sane_set_up_alarms():
     result = silent_failures.measure("shoestring-1m")
-    assert result["missed"] == {} and result["false_alarms"] == {}
-    assert result["num_caught"] == result["num_plants"] >= 20 and result["num_sane"] >= 10
+    assert result["missed"] == {} and result["alarms"] == {} and result["false_alarms"] == 0
+    assert result["caught"] == result["planted"] >= 20 and result["sane"] >= 10
 
 
 def test_the_model_is_afterwards_as_it_was():

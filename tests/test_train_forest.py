@@ -340,6 +340,7 @@ def test_the_record_says_what_was_really_on(tiny, tmp_path, examples, changes, p
     said = json.loads(json.dumps(result.settings))
     assert (said["packing"], said["objective"], said["loss_path"]) == (packed, route, loss.CHUNKED)
     assert said["attention"].startswith(attention) and said["packing_reason"]
+    assert said["kernels"] == "torch's" and "CUDA" in said["kernels_reason"] and said["adapters"] == "fused"
     assert said["base_format"].startswith("nf4" if changes.get("method") == "qlora" else "bfloat16")
     assert result.num_train_tokens / result.num_computed_tokens == pytest.approx(said["sharing_factor"])
     assert (said["sharing_factor"] > 1.25) == (packed == packing.FOREST)
