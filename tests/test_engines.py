@@ -399,3 +399,25 @@ def test_an_engine_that_would_learn_other_tokens_is_stopped():
         worker.attach(Trainer(), job, None, None)
     with pytest.raises(worker.WrongRows, match="token for token"):
         worker.attach(Trainer(), {**job, "rows_sha256": ""}, None, None)
+
+
+def test_a_worker_that_dies_is_heard_of_though_what_it_started_holds_the_pipe(tmp_path):
+    fifo, program = tmp_path / "fifo", tmp_path / "worker.py"
+    os.mkfifo(fifo)
+    program.write_text(
+        "import os, sys, time\n"
+        "if not os.fork():\n"
+        f"    with open({str(fifo)!r}, 'w') as file:\n"
+        "        time.sleep(60)\n"
+        "        file.write('still here')\n"
+        "    os._exit(0)\n"
+        'os.write(int(sys.argv[3]), b\'{"event": "started"}\\n\')\n'
+        "os.kill(os.getpid(), 9)\n"
+    )
+    with child(sys.executable, tmp_path, {}, program) as running:
+        file = fifo.open()
+        assert [event for event in running.events() if event is not None] == [{"event": "started"}]
+        with pytest.raises(TrainingError, match="ended by SIGKILL"):
+            running.finish()
+    with file:
+        assert file.read() == ""  # until nobody holds its other end

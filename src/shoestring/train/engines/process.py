@@ -62,11 +62,15 @@ class Child:
         self.asked_s: float | None = None
 
     def events(self) -> Iterator[dict[str, Any] | None]:
-        """Each event as it comes; None where nothing came for TICK_S. Ends when the worker closes the pipe."""
+        """Each event as it comes; None where nothing came for TICK_S. Ends when the worker closes the pipe or is gone:
+        processes of its own may hold the pipe open."""
         pending = b""
         while True:
+            is_gone = self.process.poll() is not None  # asked before: what it wrote last is read
             ready, _, _ = select.select([self.descriptor], [], [], TICK_S)
             if not ready:
+                if is_gone:
+                    break
                 self._press()
                 yield None
                 continue
@@ -85,7 +89,12 @@ class Child:
 
     def _press(self) -> None:
         if self.asked_s is not None and time.monotonic() - self.asked_s > GRACE_S:
-            self.process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and what it started, which its session holds together."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def finish(self) -> bool:
         """Wait for the end; whether the training is complete, False where it was stopped.
@@ -110,7 +119,7 @@ class Child:
 def child(python: str, folder: Path, environment: Mapping[str, str], worker: Path = WORKER) -> Iterator[Child]:
     """A worker on folder/job.json, in a session of its own: a terminal's Ctrl-C reaches this process alone.
 
-    However the block is left, no worker is left running.
+    However the block is left, neither it nor what it started is left running.
     """
     log_file = folder / "log.txt"
     ours, theirs = os.pipe()
@@ -130,10 +139,10 @@ def child(python: str, folder: Path, environment: Mapping[str, str], worker: Pat
         raise BadInput(f"{python} cannot be started: {error.strerror}") from error
     finally:
         os.close(theirs)
+    worker_process = Child(process, ours, log_file)
     try:
-        yield Child(process, ours, log_file)
+        yield worker_process
     finally:
-        if process.poll() is None:
-            process.kill()
+        worker_process.kill()
         process.wait()
         os.close(ours)
