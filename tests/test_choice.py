@@ -17,6 +17,7 @@ from shoestring.errors import ModelError
 from shoestring.files import write_json
 from shoestring.market.options import Option
 from shoestring.market.table import snapshot
+from shoestring.plan.figures import hours_text, usd_text
 from shoestring.recipe import Run
 from shoestring.stages.choosing import Weighed, weigh
 from shoestring.stages.told import told
@@ -264,6 +265,16 @@ def test_embedded_models_are_planned_here_and_elsewhere(
     list(numbers(answer))
     model = answer["data"]["models"][0]
     assert "on the curated rows" in model["tokens_per_row"]["source"] and "low" not in model["tokens_per_row"]
+    here = [option["method"] for option in answer["options"] if option["kind"] == "here"]
+    assert here == [rung["method"] for rung in answer["rungs"]]  # what `run` would do
+    assert run(["plan", "tickets-8b.yaml", "--json"]) == 0  # planned already, and told the same
+    assert json.loads(capfd.readouterr().out)["data"] == answer["data"]
+
+
+def test_an_interval_that_reads_as_its_value_is_not_repeated() -> None:
+    assert usd_text({"value": 1489.1, "low": 1489.0, "high": 1489.2}) == "$1,489"
+    assert usd_text({"value": 84.0, "low": 84.0, "high": 117.0}) == "$84.00 ($84.00 to $117)"
+    assert hours_text({"value": 0.002, "low": 0.001, "high": 0.004}) == "1 min"
 
 
 def test_a_run_with_traffic_keeps_the_bill_for_its_report(rows: Path) -> None:

@@ -333,6 +333,21 @@ def test_explain(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capfd.readouterr().out)["title"] == "RunConfig"
     assert run(["explain"]) == 0
     assert "decide.endpoints.timeout_s" in capfd.readouterr().out
+    assert run(["explain", "traffic"]) == 0
+    assert "traffic.prompt_tokens" in capfd.readouterr().out
+    assert run(["explain", "train.start"]) == 0
+    assert "default: empty" in capfd.readouterr().out
+
+
+def test_a_place_for_checkpoints_is_tried_before_anything_is_spent(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "train.jsonl").write_text(rows(200))
+    for place in ("train.jsonl", "nonsense://x"):  # a file, and no driver
+        (here / "run.yaml").write_text(RUN_FILE + f"train: {{checkpoints: '{place}'}}\n")
+        assert run(["run", "run.yaml"]) == 2
+        told(capfd, "train.checkpoints", place)
+        assert not list(here.glob("runs/*/data"))
 
 
 def test_explain_says_where_a_runs_value_came_from(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

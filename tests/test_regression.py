@@ -108,7 +108,7 @@ def test_planted_forgetting_is_told_and_a_sane_adapter_is_quiet(tmp_path, name, 
     run = Run.from_file(tmp_path / "run.yaml", runs_dir=tmp_path / "runs")
     run.execute(log=lines.append, until="eval")
     record = read_json(run.run_folder.rung("shoestring-1m") / "regression.json")
-    assert bool(record["result"]["warning"]) == told == any("the adapter forgets" in line for line in lines)
+    assert bool(record["result"]["warning"]) == told == any("general ability was forgotten" in line for line in lines)
     assert run.loaded is None and run.summary()["regressions"] == [record["result"]]
     assert "What was forgotten" in (run.folder / "report.html").read_text()
     items = [entry["item"] for entry in run.ledger.entries()]

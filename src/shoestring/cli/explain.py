@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
 from .output import emit, say
-from .running import is_changed, open_run, result_of
+from .running import is_changed, open_run, result_of, value_text
 from .tables import table
 
 LIMITS = {
@@ -81,7 +81,8 @@ def _type_text(variant: dict[str, Any]) -> str:
     words = {"string": "text", "integer": "whole number", "boolean": "true or false", "null": "empty"}
     kind = variant.get("type", "value")
     if kind == "array":
-        return "list of " + ("sections" if "properties" in variant else _type_text(variant["items"]))
+        entries = "sections" if "properties" in variant else _type_text(variant["items"])
+        return f"list of {entries.replace('one of', 'any of', 1)}"
     if kind == "object" or "properties" in variant:
         return "section"
     return words.get(kind, kind)
@@ -112,7 +113,8 @@ def command(key: str | None, run_target: str | None, schema: bool, runs_dir: Pat
     if is_json:
         emit(told)
     else:
-        _show(told, found)
+        held = [k for k in keys.values() if found and k.name.rpartition(".")[0] == found.name]
+        _show(told, found, held)
     return 0
 
 
@@ -144,8 +146,12 @@ def _list(keys: list[Key], is_json: bool) -> None:
     if is_json:
         emit({"keys": [dataclasses.asdict(key) for key in keys]})
         return
+    say(_meanings(keys))
+
+
+def _meanings(keys: Sequence[Key]) -> str:
     rows = [(key.name, _first_sentence(key.description)) for key in keys]
-    say(table(("key", "meaning"), rows, flexible=1))
+    return table(("key", "meaning"), rows, flexible=1)
 
 
 def _first_sentence(text: str) -> str:
@@ -155,27 +161,21 @@ def _first_sentence(text: str) -> str:
 def _default_text(key: Key) -> str:
     if key.is_section:
         return ""
-    if key.default in (None, ""):
-        return "derived" if key.name.startswith("train.") else "empty"
-    return yaml_text(key.default)
+    if key.default is None and key.name.startswith("train."):
+        return "derived"
+    return value_text(key.default)
 
 
-def yaml_text(value: Any) -> str:
-    """A value as it would stand in a run file."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(yaml_text(v) for v in value) + "]"
-    return "empty" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _show(told: dict[str, Any], key: Key | None) -> None:
+def _show(told: dict[str, Any], key: Key | None, held: Sequence[Key]) -> None:
     say(told["name"])
     say(f"  {told['description']}")
     if key is not None:
         say(f"  type: {key.type}{f' ({key.limits})' if key.limits else ''}")
         if not key.is_section:
             say(f"  default: {'none, it must be given' if key.is_required else _default_text(key)}")
+    if held:
+        say()
+        say(_meanings(held))
     run = told.get("run")
     if run is None:
         return
@@ -186,7 +186,7 @@ def _show(told: dict[str, Any], key: Key | None) -> None:
         say(f"In {run['folder']}:")
     for rung in run["rungs"]:
         reason = f": {rung['reason']}" if rung["reason"] else ""
-        say(f"  {rung['model']} uses {yaml_text(rung['value'])}{reason}")
+        say(f"  {rung['model']} uses {value_text(rung['value'])}{reason}")
     if run["hint"]:
         say(f"  {run['hint']}")
 
@@ -206,7 +206,7 @@ def value_in_run(run: Any, target: str, key: str) -> dict[str, Any]:
     else:
         if not hasattr(value, "model_fields"):
             told["value"] = value
-            told["value_text"] = yaml_text(value)
+            told["value_text"] = value_text(value)
             told["origin"] = "the default" if value == default else "from the run file"
     plan = result_of(run, "plan.json")
     name = parts[-1]

@@ -26,6 +26,7 @@ MOST_ROWS = 8  # of a table that is not asked for whole
 def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: bool) -> int:
     """Plan the ladder where its models are at hand; weigh every machine and service; print, and write choice.json."""
     from ..stages.choosing import at_hand, keep, weigh
+    from ..stages.preparing import count_again
     from ..stages.probing import forget_outrun, plan_probed
     from ..stages.told import rung_told, told
 
@@ -34,6 +35,7 @@ def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: 
     if is_here or probes:  # a probe needs the models: what is missing is told
         forget_outrun(run)
         execute(run, "plan")
+        count_again(run)
     if probes:
         with Screen() as screen:
             plan_probed(run, screen.progress, screen.log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import OF_OBJECTIVES
 from ..errors import BadInput, ConfigError
 from ..records import Verdict, to_json
 from ..units import count, duration, gib, usd
@@ -202,7 +203,7 @@ def show_plan(run: Run) -> None:
 
 def show_settings(settings: dict[str, Any]) -> None:
     """Resolved training values, each with where it came from."""
-    names = [name for name in settings if name != "reasons"]
+    names = [name for name in settings if name != "reasons" and is_told(name, settings)]
     values = {name: value_text(settings[name]) for name in names}
     width = max(len(name) + len(values[name]) for name in names) + 3
     for name in names:
@@ -212,7 +213,18 @@ def show_settings(settings: dict[str, Any]) -> None:
 
 def value_text(value: Any) -> str:
     """A setting as it would stand in a run file."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(value_text(v) for v in value) + "]"
+    return "empty" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_told(name: str, settings: dict[str, Any]) -> bool:
+    """Whether a setting bears on this training: not a key of another objective, nor the sum of no adapter."""
+    if name in OF_OBJECTIVES:
+        return settings["objective"] in OF_OBJECTIVES[name]
+    return name != "start_sha256" or bool(settings[name])
 
 
 def show_trained(run: Run) -> None:

@@ -1,6 +1,6 @@
-"""What an adapter made the model forget: a small pack of general texts and questions, before and after.
+"""What training made the model forget: a small pack of general texts and questions, before and after.
 
-Texts: mean negative log-likelihood a token of the base and of base + adapter, paired text by text. Checks: short
+Texts: mean negative log-likelihood a token before and after training, paired text by text. Checks: short
 questions whose answers can be told right or wrong; only those that the base passes count, since a base that never
 answered them has lost nothing. The pack is regression.json, in our own words.
 """
@@ -52,7 +52,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """Base against base + adapter on the pack; warning is empty where nothing is to be told."""
+    """The base against the trained model on the pack; warning is empty where nothing is to be told."""
 
     version: int
     perplexity_before: float
@@ -153,7 +153,7 @@ def _warning(ratio: Estimate, perplexity: tuple[float, float], num_lost: int, nu
     if not told:
         return ""
     return (
-        f"the adapter forgets: {'; '.join(told)}. Use it for its task alone, or train with a lower "
+        f"general ability was forgotten: {'; '.join(told)}. Use this model for its task alone, or train with a lower "
         "train.learning_rate or fewer train.num_epochs"
     )
 

@@ -41,6 +41,11 @@ def _rounded(value: float) -> float | int | None:
 # ---- in words -------------------------------------------------------------------------------
 
 
+def _span(value: str, low: str = "", high: str = "") -> str:
+    """A value with its interval, where the interval reads as more than the value."""
+    return value if not low or value == low == high else f"{value} ({low} to {high})"
+
+
 def about(hours: float) -> str:
     """Hours as a plan knows them: '32 min', '2.9 h', '3.1 d'."""
     if hours < 2:
@@ -54,8 +59,7 @@ def hours_text(told: Figure) -> str:
     """'2.9 h (1.8 h to 6.5 h)'."""
     if told["value"] is None:
         return "not stated"
-    value = about(told["value"])
-    return f"{value} ({about(told['low'])} to {about(told['high'])})" if "low" in told else value
+    return _span(*(about(told[key]) for key in ("value", "low", "high") if key in told))
 
 
 def usd_text(told: Figure) -> str:
@@ -63,7 +67,7 @@ def usd_text(told: Figure) -> str:
     if "low" not in told:
         return _dollars(told["value"])
     high = "no bound" if told["high"] is None else _dollars(told["high"])
-    return f"{_dollars(told['value'])} ({_dollars(told['low'])} to {high})"
+    return _span(_dollars(told["value"]), _dollars(told["low"]), high)
 
 
 def _dollars(amount_usd: float) -> str:
@@ -74,9 +78,7 @@ def count_text(told: Figure) -> str:
     """'97,300 (41,700 to 98,000)', or never."""
     if told["value"] is None:
         return "never"
-    if "low" not in told:
-        return _count(told["value"])
-    return f"{_count(told['value'])} ({_count(told['low'])} to {_count(told['high'])})"
+    return _span(*(_count(told[key]) for key in ("value", "low", "high") if key in told))
 
 
 def _count(value: float | None) -> str:

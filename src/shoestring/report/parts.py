@@ -144,8 +144,8 @@ def forgotten(run: RunFiles) -> Markup:
             notes.append(join(f'<p class="note"><b>{esc(rung.model)}:</b> {esc(found["warning"])}.</p>'))
     if not rows:
         return Markup("")
-    head = ["rung", "perplexity, base", "with adapter", "ratio (95\u00a0% interval)", "questions lost"]
-    lead = "A fixed pack of general texts and short questions, read by the base and by the base with the adapter."
+    head = ["rung", "perplexity, base", "after training", "ratio (95\u00a0% interval)", "questions lost"]
+    lead = "A fixed pack of general texts and short questions, before and after training."
     return section("What was forgotten", table(head, rows, numeric=(1, 2, 3, 4)), *notes, lead=lead)
 
 

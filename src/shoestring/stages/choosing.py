@@ -285,6 +285,8 @@ def _here(run: Run, model: str, shape: ModelShape, rows: Rows, wanted: str | Non
         work = _as_planned(run, work_of(config, model, shape, rows, device, method))
         option = here(config, work, price, today)
         (found.options if isinstance(option, Option) else found.discarded).append(option)  # type: ignore[arg-type]
+        if isinstance(option, Option):
+            break  # method: auto trains here by the first that fits
 
 
 def _as_planned(run: Run, work: Work) -> Work:

@@ -1,4 +1,4 @@
-"""The regression pack on a trained rung: base against base + adapter, a record and a ledger line of its own."""
+"""The regression pack on a trained rung: before and after training, a record and a ledger line of its own."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from .common import planned_for, price, shape, starts, token_counts
 if TYPE_CHECKING:
     from ..recipe import Run
 
+COUNTED_ROWS = 20_000  # of an earlier session, counted again: seconds of work
+
 
 def curate(run: Run) -> tuple[Any, Curated]:
     """Load, validate, deduplicate, split; write data/. A row must be within the limits of every rung."""
@@ -82,6 +84,15 @@ def read_again(run: Run) -> Curated:
     if record is None:
         raise DataError(f"{run.folder}: the data is not curated yet; first: shoestring run {run.folder}")
     return read(run, record["result"])
+
+
+def count_again(run: Run) -> None:
+    """Count the rows that an earlier session planned, so that the same plan is told twice; large sets are sampled."""
+    record = run.run_folder.record("curate.json")
+    if record and sum(record["result"]["counts"].get(f"rows_{part}", 0) for part in ("train", "eval")) <= COUNTED_ROWS:
+        curated = read_again(run)
+        for model in models_of(run.config):
+            token_counts(run, curated, model)
 
 
 def plan_again(run: Run) -> Plan:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput
 from ..plan.engines import OURS, require_device, require_honoured
 from ..train.engines.process import interpreter
+from ..train.remote import Store
 from ..train.tracking import require_trackers
 from ..train.world import is_launched
 from .common import device
@@ -25,7 +26,7 @@ def engine_python(run: Run) -> str:
 
 
 def require_tools(run: Run, until: str | None) -> None:
-    """Trackers are installed; the engine can do what the run file asks, and is there where it will be used.
+    """Trackers are installed, checkpoints have a place; the engine does what is asked, and is where it will be used.
 
     Raises: ConfigError, BadInput, MissingDependency.
     """
@@ -39,6 +40,10 @@ def require_tools(run: Run, until: str | None) -> None:
     if until in NEEDS_NO_TRAINER:
         return
     require_trackers(run.config.train.trackers)
+    if run.config.train.checkpoints:
+        store = Store(run.config.train.checkpoints)
+        if store.is_local and until != "plan":  # others are proven as training begins: a finished run needs no network
+            store.prove()
     if run.config.engine == OURS:
         return
     require_device(run.config.engine, device(run).kind, device(run).name)

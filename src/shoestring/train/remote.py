@@ -93,10 +93,11 @@ class Store:
             return same
 
         try:
-            same = self.again(write_and_read)
+            same = write_and_read() if self.is_local else self.again(write_and_read)
         except Exception as error:  # each driver has its own
+            cause = error.__cause__ if isinstance(error, RunFolderError) and error.__cause__ else error
             raise BadInput(
-                f"train.checkpoints = {self.url} cannot be written: {told(error)}; put that right (address, rights, "
+                f"train.checkpoints = {self.url} cannot be written: {told(cause)}; put that right (address, rights, "
                 "credentials in the driver's environment variables), or leave train.checkpoints out"
             ) from error
         if not same:

@@ -47,6 +47,8 @@ def find_checkpoint(out_dir: Path, print_: str, store: Store | None, log: Log) -
         resume, state, restarted = found, Watched.from_json(checkpoint.read_state(found)), ""
     if restarted:
         log(restarted)
+    elif resume and not found:
+        log(f"{out_dir.name}: training goes on from the checkpoint of step {checkpoint.step_of(resume)}")
     lost_s = max(lost_s, restart_steps(out_dir, checkpoint.step_of(resume) if resume else 0))
     state.wall_s = max(state.wall_s, paid_s, lost_s)
     return resume, state, restarted
