@@ -125,7 +125,9 @@ def curve_chart(
     if level:
         y_px = at(0, level[1])[1]
         parts.append(f'<line x1="{INSET}%" x2="100%" y1="{y_px:.1f}" y2="{y_px:.1f}" class="bar"/>')
-        parts.append(text_at("100%", y_px - 5, level[0], "end", "barname"))
+        is_left = mark is not None and at(mark[1], y_low)[0] > 50  # away from the mark's name
+        x_text, anchor = (f"{INSET}%", "start") if is_left else ("100%", "end")
+        parts.append(text_at(x_text, y_px - 5, level[0], anchor, "barname"))
     if mark:
         x = at(mark[1], y_low)[0]
         parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{top + PLOT_PX}" class="mark"/>')
