@@ -229,6 +229,8 @@ def is_told(name: str, settings: dict[str, Any]) -> bool:
 
 def show_trained(run: Run) -> None:
     """The rungs that have been trained so far."""
+    from ..train.adapter import folder_name
+
     results = trained(run)
     if not results:
         say("Nothing was trained: a baseline meets the bar (decide.train_anyway: true trains all the same).")
@@ -239,7 +241,8 @@ def show_trained(run: Run) -> None:
             f"{result['model']}: {result['method']}, {result['num_steps']} steps in {duration(result['wall_s'])}, "
             f"{run.config.task.metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
         )
-        say(f"  adapter: {folder / 'adapter'}")
+        kept = folder_name(result["method"])  # adapter, or the model that was trained whole
+        say(f"  {kept}: {folder / kept}")
         if searched := result_of(run, f"rungs/{folder.name}/search.json"):
             say(search_table(searched))
 
