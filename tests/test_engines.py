@@ -157,6 +157,20 @@ def test_pairs_are_scored_on_dev_against_the_bare_base(stand_in):
     assert len(dev_losses) == 2 and dev_losses[0] == dev_losses[1] != pytest.approx(0.6931, abs=1e-4)
 
 
+def test_pairs_are_kept_by_preference_where_the_settings_say_so(stand_in):
+    rising = iter([0.1, 0.9])
+    result = stand_in(
+        rows=pairs,
+        objective="dpo",
+        learning_rate=1e-3,
+        stop_on="preference",
+        metric=lambda model, tokenizer: next(rising),
+    )
+    shares = [row["dev_preference"] for row in result.history if "dev_preference" in row]
+    assert shares[0] == shares[1] == result.dev_metric  # the stand-in saves the same adapter twice
+    assert result.best_step == result.num_steps // 2
+
+
 @pytest.mark.parametrize("engine", ["unsloth", "axolotl"])
 def test_the_other_engines_keep_the_same_contract(stand_in, engine):
     result = stand_in(engine=engine)

@@ -17,7 +17,7 @@ from shoestring.train.attention import use_attention
 from shoestring.train.base import load_tokenizer
 from shoestring.train.loop import StepItems, begin_step, step_loss
 from shoestring.train.objective import padded, require_learnable
-from shoestring.train.preference import Dpo, Kto, Orpo, Preference, balanced, mismatched
+from shoestring.train.preference import Dpo, Kto, Orpo, Preference, balanced, mismatched, objective
 from shoestring.train.schedule import Schedule
 from shoestring.train.tokens import Encoded
 from shoestring.train.trainer import train_rung
@@ -532,3 +532,12 @@ def test_the_bench_pools_seeds_and_runs_small():
         assert sum(wanted[key] != lost[key] for key in wanted) == 1 and wanted.keys() == lost.keys()
     small = bench.measure("shoestring-1m", [0], 24, 16, 8, 1, ())
     assert 0 <= small["arms"]["sft"]["log_prob_after"]["value"] <= 1
+
+
+def test_dev_rows_of_one_kind_cannot_be_stopped_on_by_preference(tiny):
+    asked = (Message("user", "say"), Message("assistant", "yes"))
+    liked, disliked = (Example(asked, (1, 2), "rows", 1, desired=flag) for flag in (True, False))
+    given = settings(objective="kto", stop_on="preference")
+    with pytest.raises(BadInput, match="2 dev rows hold one kind alone"):
+        objective(load_tokenizer(tiny), [liked, liked], given, "dev")
+    assert len(objective(load_tokenizer(tiny), [liked, disliked], given, "dev").items) == 2

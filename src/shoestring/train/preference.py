@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
+from ..errors import BadInput
 from ..records import Example, TrainSettings
 from . import loss
 from .objective import Collate, Item, Objective, desired_of, encode_item, padded, require_learnable
@@ -376,6 +377,12 @@ def objective(
     if kind == "kto":
         desired = [desired_of(example) for example in examples]
         weights = like.weights if isinstance(like, Kto) else None
-        return Kto(items, pad_id, settings.kto_beta, desired, settings.seq_len, weights)
+        made = Kto(items, pad_id, settings.kto_beta, desired, settings.seq_len, weights)
+        if what == "dev" and settings.stop_on == "preference" and items and not made.pairs(range(len(items))):
+            raise BadInput(
+                f"train.stop_on: preference compares desired with undesired answers, and the {len(items)} dev rows "
+                "hold one kind alone; give more rows, or train.stop_on: task"
+            )
+        return made
     assert kind == "sft", kind
     return Objective(items, pad_id)

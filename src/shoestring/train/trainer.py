@@ -153,7 +153,7 @@ def train_rung(
                     eval_steps=eval_steps(len(cut.schedule.steps), settings.num_evals) if dev else frozenset(),
                     patience=settings.patience,
                     evaluate=evaluate,
-                    stop_on="dev_preference" if settings.stop_on == "preference" else "dev_metric",
+                    stop_on=kept_by(settings),
                     peak_bytes=lambda: peak_bytes(device),
                     should_stop=should_stop,
                     signals=signals,
@@ -272,6 +272,11 @@ def fingerprint(
 def eval_steps(num_steps: int, num_evals: int) -> frozenset[int]:
     """num_evals evenly spaced steps, the last one included; fewer where there are fewer steps."""
     return frozenset(math.ceil(num_steps * i / num_evals) for i in range(1, num_evals + 1))
+
+
+def kept_by(settings: TrainSettings) -> str:
+    """Name of the measure on the dev rows by which the best weights are kept."""
+    return "dev_preference" if settings.stop_on == "preference" else "dev_metric"
 
 
 def _source(out_dir: Path, state: Watched) -> Path:

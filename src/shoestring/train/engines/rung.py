@@ -33,7 +33,7 @@ from ..probe import examine, refuse
 from ..resume import find_checkpoint
 from ..setup import SetUp, set_up
 from ..tracking import NO_TRACKING, Trackers, Tracking
-from ..trainer import eval_steps, fingerprint, inside_run, never, thin_history
+from ..trainer import eval_steps, fingerprint, inside_run, kept_by, never, thin_history
 from ..watch import WEIGHTS, Signals, Watched, copy_trained
 from .job import environment, terms_of, write_job
 from .process import Child, child, interpreter
@@ -224,9 +224,10 @@ class EngineRun:
             with ready.scoring():
                 found = (0.0, 0.0)
                 if ready.held_out.items:
-                    dev_loss = ready.held_out.mean_loss(tuned, **ready.budget)
-                    found = (float(dev_metric(tuned, ready.tokenizer)), dev_loss)
-                    state.evals.append({"step": step, "dev_metric": found[0], "dev_loss": dev_loss})
+                    dev_loss, more = ready.held_out.measure(tuned, **ready.budget)
+                    metric = float(dev_metric(tuned, ready.tokenizer))
+                    state.evals.append({"step": step, "dev_metric": metric, "dev_loss": dev_loss, **more})
+                    found = (state.evals[-1][kept_by(ready.settings)], dev_loss)
             if (found[0], -found[1]) > (state.best_metric, -state.best_loss):
                 state.best_step, (state.best_metric, state.best_loss) = step, found
         best = self.out_dir / "best" / f"step-{state.best_step}"
@@ -262,7 +263,7 @@ class EngineRun:
         found = {row["step"]: row for row in state.evals}
         for line in lines:
             if line["step"] in found:
-                line |= {k: found[line["step"]][k] for k in ("dev_metric", "dev_loss")}
+                line |= {k: v for k, v in found[line["step"]].items() if k != "step"}
         write_jsonl(self.out_dir / "steps.jsonl", lines)
         num_tokens = sum(line["num_tokens"] for line in lines)
         used = {
