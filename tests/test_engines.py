@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -192,6 +193,15 @@ def test_a_second_call_trains_nothing_more(stand_in):
     first = stand_in()
     again = stand_in("crash")
     assert again.num_steps == first.num_steps and again.settings["adapter_sha256"] == first.settings["adapter_sha256"]
+
+
+def test_adapters_that_are_lost_or_have_no_score_are_told(stand_in):
+    with pytest.raises(TrainingError, match="no dev score is a number; delete"):
+        stand_in(metric=lambda model, tokenizer: float("nan"))
+    for folder in (stand_in.folder / "engine").glob("step-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(TrainingError, match="none of the adapters it saved is left"):
+        stand_in()
 
 
 def test_an_adapter_on_a_wrong_prefix_is_refused(stand_in):

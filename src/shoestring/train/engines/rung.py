@@ -208,7 +208,7 @@ class EngineRun:
     def finish(self, ready: SetUp, dev_metric: Callable[[Any, Any], float]) -> dict[str, Any]:
         """Score what was saved on the dev rows, publish the best; the facts of the record.
 
-        Raises: TrainingError where an adapter is not of this base or changes nothing.
+        Raises: TrainingError where an adapter is not of this base or changes nothing, or none can be kept.
         """
         state, tuned, engine = self.state, ready.tuned, ready.settings.engine
         steps = sorted(checkpoint.step_of(path) for path in self.out_dir.glob("engine/step-*"))
@@ -230,6 +230,9 @@ class EngineRun:
                     found = (state.evals[-1][kept_by(ready.settings)], dev_loss)
             if (found[0], -found[1]) > (state.best_metric, -state.best_loss):
                 state.best_step, (state.best_metric, state.best_loss) = step, found
+        if not state.best_step:
+            why = "no dev score is a number" if steps else "none of the adapters it saved is left"
+            raise TrainingError(f"{engine} trained {self.model}, and {why}; delete {self.out_dir} and train again")
         best = self.out_dir / "best" / f"step-{state.best_step}"
         load_trained(tuned, self.out_dir / "engine" / f"step-{state.best_step}")
         asked = (tuned, ready.probed_paths, ready.tokenizer.pad_token_id, ready.device)
