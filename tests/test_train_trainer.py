@@ -293,8 +293,9 @@ def test_damaged_and_half_written_checkpoints_are_passed_over(rung):
     shutil.rmtree(rung.folder / "rung/adapter")
     assert rung.lines == []
     result = rung("rung")
-    (line,) = rung.lines
-    assert newest.name in line and f"continues from step {checkpoint.step_of(older)}" in line
+    removed, continued = rung.lines
+    assert newest.name in removed and "damaged, so removed" in removed
+    assert f"from the checkpoint of step {checkpoint.step_of(older)}" in continued
     assert older.exists() and all(checkpoint.is_intact(folder) for folder in checkpoints.iterdir())
     assert recorded(rung.folder / "rung") == list(range(1, result.num_steps + 1))
     assert adapter_bytes(rung.folder / "rung") == adapter_bytes(rung.folder / "whole")

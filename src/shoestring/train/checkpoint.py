@@ -77,8 +77,8 @@ def newest_intact(folder: Path, log: Log = no_log) -> Path | None:
         damaged.append(candidate.name)
         shutil.rmtree(candidate)
     if damaged:
-        goes_on = f"training continues from step {step_of(newest)}" if newest else "training begins anew"
-        log(f"{', '.join(damaged)} in {folder}: damaged, so removed; {goes_on}")
+        anew = "" if newest else "; training begins anew"
+        log(f"{', '.join(damaged)} in {folder}: damaged, so removed{anew}")
     return newest
 
 
