@@ -112,6 +112,12 @@ class Estimate:
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
 
+def summed(*parts: Estimate | None) -> Estimate:
+    """Value, low and high of the parts added up; None adds nothing."""
+    there = [part for part in parts if part is not None]
+    return Estimate(*(sum(getattr(part, key) for part in there) for key in ("value", "low", "high")))
+
+
 @dataclass(frozen=True, slots=True)
 class RowScore:
     """One held-out row under one arm."""

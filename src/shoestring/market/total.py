@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import RunConfig, TrafficConfig
-from ..records import Estimate
+from ..records import Estimate, summed
 from ..units import SECONDS_PER_HOUR
-from .options import PICKS, Option
+from .options import Option
 from .serving import PER_MILLION, Route
 from .terms import value
 from .work import Rows
@@ -44,7 +44,7 @@ class Way:
     @property
     def once_usd(self) -> Estimate:
         """Dollars paid once."""
-        return Estimate(*(sum(getattr(part.usd, k) for part in self.once) for k in PICKS))
+        return summed(*(part.usd for part in self.once))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,7 @@ class Total:
 
     def usd(self, way: Way, requests: float) -> Estimate:
         """Dollars over the months at so many requests each."""
-        return _plus(way.once_usd, way.route.usd_per_month(requests).scaled(self.traffic.months))
-
-
-def _plus(a: Estimate, b: Estimate) -> Estimate:
-    return Estimate(*(getattr(a, k) + getattr(b, k) for k in PICKS))
+        return summed(way.once_usd, way.route.usd_per_month(requests).scaled(self.traffic.months))
 
 
 def once_parts(config: RunConfig, option: Option, rows: Rows, num_rows: int) -> list[Part]:

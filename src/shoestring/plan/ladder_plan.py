@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..config import RunConfig
-from ..records import Device, Estimate, Plan, RungPlan, StartAdapter, TokenCounts
+from ..records import Device, Plan, RungPlan, StartAdapter, TokenCounts, summed
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .dev_rows import held_to_share
 from .engines import OURS
@@ -137,8 +137,7 @@ def plan_rung(
         settings = held_to_share(settings, config.train, shape, counts, device, num_dev_rows)
     num_dev_rows = min(num_dev_rows, settings.num_dev_rows)
     time = predict_time(shape, settings, counts, device, num_dev_rows=num_dev_rows)
-    parts = [part for part in (time.search_s, time.train_s, time.eval_s) if part is not None]
-    seconds = Estimate(*(sum(getattr(part, k) for part in parts) for k in ("value", "low", "high")))
+    seconds = summed(time.search_s, time.train_s, time.eval_s)
     return RungPlan(
         model=model,
         method=settings.method,

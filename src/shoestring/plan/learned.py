@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..records import Estimate, RungPlan
+from ..records import Estimate, RungPlan, summed
 from ..units import SECONDS_PER_HOUR
 
 STAGES = {"train": "trainings", "eval": "evaluations"}
@@ -120,8 +120,7 @@ def apply(rung: RungPlan, lines: Sequence[Line]) -> RungPlan:
         return rung
     train_s, search_s = _times(rung.train_s, train), rung.search_s and _times(rung.search_s, train)
     eval_s = _times(rung.eval_s, evaluation)
-    parts = [part for part in (search_s, train_s, eval_s) if part is not None]
-    seconds = Estimate(*(sum(getattr(part, k) for part in parts) for k in ("value", "low", "high")))
+    seconds = summed(search_s, train_s, eval_s)
     return replace(
         rung,
         train_s=train_s,

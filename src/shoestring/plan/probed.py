@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..records import Estimate, RungPlan
+from ..records import Estimate, RungPlan, summed
 from ..units import SECONDS_PER_HOUR
 from .interval import daly_interval_s
 from .throughput import GENERATE_BATCH_ROWS
@@ -120,8 +120,7 @@ class Probed:
 
 def settle(rung: RungPlan, probed: Probed) -> RungPlan:
     """The rung with what was timed in place of what was derived."""
-    parts = [part for part in (probed.search_s, probed.train_s, probed.eval_s) if part is not None]
-    seconds = Estimate(*(sum(getattr(part, k) for part in parts) for k in ("value", "low", "high")))
+    seconds = summed(probed.search_s, probed.train_s, probed.eval_s)
     return replace(
         rung,
         train_s=probed.train_s,
