@@ -72,9 +72,12 @@ def shoestring_run(run_file: Path) -> None:
 def records(folder: Path) -> dict[str, tuple[str, float]]:
     """Finished stages: (finished_at, when the file was written) by name."""
     found = {}
-    for path in folder.rglob("*.json"):
-        if path.name in STAGES and "superseded" not in path.parts:
-            found[path.name] = (json.loads(path.read_text())["finished_at"], path.stat().st_mtime)
+    # os.walk passes over folders that a live run renames meanwhile; Path.rglob raises.
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "superseded"]
+        for path in [Path(parent, name) for name in STAGES if name in names]:
+            with contextlib.suppress(FileNotFoundError):
+                found[path.name] = (json.loads(path.read_text())["finished_at"], path.stat().st_mtime)
     return found
 
 
