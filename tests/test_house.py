@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"files", "sections", "yaml_lines"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
-    {"train", "serve", "evaluate.generation"},
+    {"train", "serve", "launch", "evaluate.generation"},
     {"stages", "recipe", "report"},
     {"cli"},
     {"__main__"},

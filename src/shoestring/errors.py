@@ -50,6 +50,10 @@ class SourceError(ShoestringError):
     """A price source refused, timed out, or sent something other than what it documents."""
 
 
+class LaunchError(ShoestringError):
+    """A machine or service where a run is launched cannot be reached, refused, or answered nonsense."""
+
+
 class TrainingError(ShoestringError):
     """Training cannot go on: non-finite loss, empty mask, adapter without effect."""
 

@@ -1,0 +1,1 @@
+"""Where a run is carried out: this machine, a host by SSH, clouds through SkyPilot or dstack, vendors' own training."""
