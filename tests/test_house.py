@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "shoestring"
 # Layers, lowest first. A part may import lower layers, itself, and what ALSO names.
 LAYERS: list[set[str]] = [
     {"errors", "units", "messages", "versions"},
-    {"records"},
+    {"records", "secrets"},
     {"files", "sections", "yaml_lines"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
@@ -39,6 +39,7 @@ ALSO = {
     ("ladder", "decide"),  # the verdict
     ("ladder", "embedded"),  # the family is written out as rungs
     ("train", "embedded"),
+    ("launch", "train"),  # where models lie
     ("serve", "train"),
     ("serve", "evaluate.generation"),
     ("evaluate.generation", "train"),

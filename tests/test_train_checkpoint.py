@@ -19,7 +19,8 @@ from shoestring.records import Device, Example, Message, TrainSettings
 from shoestring.train import checkpoint, remote, snapshot
 from shoestring.train.background import Background
 from shoestring.train.interval import Costs
-from shoestring.train.remote import Store, without_secrets
+from shoestring.secrets import without_secrets
+from shoestring.train.remote import Store
 from shoestring.train.trainer import train_rung
 from shoestring.train.uploads import Uploads
 from tests.tiny import make_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Order:
     deadline_h: float | None
     work_s: Estimate | None  # machine time that plan predicts, on the machine of offer or on this one; None: unknown
     offer: Mapping[str, Any] | None = None  # the option of choice.json that plan picked among machines for rent
+    offers: Sequence[Mapping[str, Any]] = ()  # all options of choice.json, cheapest first
     options: Mapping[str, Any] = field(default_factory=dict)  # section launch of the run file, and the command's own
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from ..errors import BadInput, RunFolderError, ShoestringError, require
 from ..files import read_whole_lines, sync_file, write_jsonl, write_whole
 from ..records import Log
+from ..secrets import without_secrets
 from . import checkpoint
 from .adapter import is_whole
 from .watch import replace_folder, weights_of
@@ -34,16 +34,7 @@ DRIVERS = {
 }
 RETRY_WAITS_S = (1.0, 4.0, 16.0)
 STEPS = "steps.jsonl.gz"
-SECRET_NAME = re.compile(r"(?i)key|secret|token|passw|credential|sas\b|connection_string|sas_")
 T = TypeVar("T")
-
-
-def without_secrets(text: str) -> str:
-    """Text with the values of the environment's secrets, and passwords in addresses, masked."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return re.sub(r"(?<=//)[^/@\s]*:[^/@\s]*@", "***@", text)
 
 
 def told(error: BaseException) -> str:

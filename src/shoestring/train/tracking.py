@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import BadInput, MissingDependency
 from ..files import read_whole_lines
 from ..records import Log, TrainSettings, no_log
-from .remote import without_secrets
+from ..secrets import without_secrets
 
 PROJECT = "shoestring"
 OUR_NAMES = {"dev_metric": "eval_dev_metric", "dev_loss": "eval_dev_loss"}  # eval_: so that trackers group them
