@@ -210,3 +210,11 @@ def test_the_embedded_model_answers_and_stops(dtype: str) -> None:
     assert embedded.tokenizer.eos_token_id in embedded.stop_ids
     assert sum(c.stopped for c in completions) >= 1
     assert all("<|" not in c.text for c in completions)
+
+
+@pytest.mark.parametrize("scenario", ["shared_prompt", "few_shot", "uneven"])
+def test_the_bench_gets_the_tokens_of_a_plain_loop(scenario: str) -> None:
+    from bench import eval_speed
+
+    found = eval_speed.measure(scenario, eval_speed.load("shoestring-1m"), 12, 1)
+    assert found["rows_unlike_loop"] == {"ours": 0, "batched": 0} and found["ratio"] > 0
