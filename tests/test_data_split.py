@@ -18,12 +18,13 @@ from shoestring.data.split import (
     clusters_of,
     draw,
     far_rows,
+    held_out_clusters,
     near_items,
     near_pairs,
     quotas,
     sample,
 )
-from shoestring.records import no_progress
+from shoestring.records import Example, Message, no_progress
 
 WORDS = [f"w{i}" for i in range(300)]
 
@@ -202,3 +203,19 @@ def test_sample_is_exact_and_stratified():
     chosen = sample(rows, 20, name="x", seed=0, is_classify=True)
     assert len(chosen) == 20 and sum(rows[i].completion == "b" for i in chosen) == 5
     assert sample(rows, 200, name="x", seed=0, is_classify=True).tolist() == list(range(100))
+
+
+def test_held_out_rows_that_are_no_draws_of_their_own():
+    def row(said, line):
+        return Example((Message("user", said), Message("assistant", f"answer {line}")), (1, 2), "f", line)
+
+    rows = [
+        row("where is my parcel from monday morning", 1),
+        row("cancel the subscription that I took out last year please", 2),
+        row("where is my parcel from monday morning", 3),
+        row("cancel the subscription that I took out last year", 4),
+        row("how do I change the password of my account", 2),  # a later turn of line 2's conversation
+        row("what does the large plan cost in a month", 6),
+    ]
+    found = held_out_clusters(rows, no_progress)
+    assert found == {rows[i].id: rows[first].id for i, first in ((0, 0), (2, 0), (1, 1), (3, 1), (4, 1))}

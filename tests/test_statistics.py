@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from shoestring.errors import DataError
+from shoestring.evaluate.paired import mcnemar_mid_p, not_much_worse, paired_difference, paired_macro_f1, paired_means
+from shoestring.evaluate.score import with_clusters
 from shoestring.evaluate.statistics import (
     bootstrap_macro_f1,
     bootstrap_mean,
     detectable_difference,
-    mcnemar_mid_p,
-    paired_difference,
-    paired_macro_f1,
-    paired_means,
     rows_for_difference,
     rows_to_settle,
+    score_interval,
     wilson,
 )
 from shoestring.records import ArmScore, Estimate, RowScore
@@ -48,18 +47,24 @@ def test_wilson_covers_a_rate() -> None:
         assert 0.93 < covered < 0.985
 
 
-def test_bootstrap_is_clopper_pearson_on_zeros_and_ones() -> None:
-    # Exact 95 % interval of 8 in 10: 0.4439 to 0.9748 (Clopper and Pearson 1934).
+def test_bootstrap_is_the_mid_p_interval_on_zeros_and_ones() -> None:
+    from scipy.stats import binom
+
     got = bootstrap_mean(np.array([1.0] * 8 + [0.0] * 2))
-    assert (got.low, got.high) == pytest.approx((0.4439, 0.9748), abs=0.02)
+
+    def mid_p(rate: float, num_hits: int) -> float:  # of num_hits or more
+        return float(binom.sf(num_hits, 10, rate) + 0.5 * binom.pmf(num_hits, 10, rate))
+
+    assert mid_p(got.low, 8) == pytest.approx(0.025, abs=0.01)
+    assert 1 - mid_p(got.high, 8) == pytest.approx(0.025, abs=0.01)
 
 
 def test_equal_rows_do_not_give_a_certain_score() -> None:
     for num_rows in (1, 5, 20, 300):
         ones = bootstrap_mean(np.ones(num_rows))
         assert ones.value == ones.high == 1.0
-        # Rule of the unseen: the chance of num_rows rows all alike is 2.5 %.
-        assert ones.low == pytest.approx(0.025 ** (1 / num_rows), abs=0.02)
+        # Half the chance of num_rows rows all alike is 2.5 %.
+        assert ones.low == pytest.approx(0.05 ** (1 / num_rows), abs=0.02)
     halves = bootstrap_mean(np.full(20, 0.5))
     assert halves.low < 0.45 and halves.high > 0.55
     labels = np.array([0, 1] * 10)
@@ -89,6 +94,57 @@ def test_bootstrap_covers_macro_f1_and_rarely_claims_too_much() -> None:
     intervals = [bootstrap_macro_f1(*draw(120), seed=i, num_resamples=500) for i in range(200)]
     assert np.mean([i.low > truth for i in intervals]) < 0.05
     assert np.mean([i.low <= truth <= i.high for i in intervals]) > 0.90
+
+
+def test_rows_of_one_cluster_are_one_draw() -> None:
+    """Every row four times is no more than the rows once; and the ids say which rows belong together."""
+    rng = np.random.default_rng(5)
+    once = rng.random(60).round(2)
+    alone = bootstrap_mean(once)
+    repeated = bootstrap_mean(np.repeat(once, 4), cluster_N=np.repeat(np.arange(60), 4))
+    assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    assert bootstrap_mean(np.repeat(once, 4)).low > alone.low + 0.02
+
+    rows = {f"r{i}": float(i % 3 > 0) for i in range(30)}
+    whole = score_arm_of(rows)
+    assert with_clusters(whole, {"r1": "r0"}) is whole  # one repeat in thirty rows changes nothing to speak of
+    clustered = with_clusters(whole, {f"r{i}": f"r{i - i % 3}" for i in range(30)})
+    assert clustered.interval == "cluster bootstrap" and clustered.rows[4].cluster == "r3"
+    assert clustered.score.value == whole.score.value
+    assert paired_difference(clustered, clustered).method.startswith("paired cluster bootstrap")
+
+
+def score_arm_of(rows: dict[str, float]) -> ArmScore:
+    import dataclasses
+
+    made = arm("a", rows)
+    score, interval = score_interval("accuracy", made.rows)
+    return dataclasses.replace(made, score=score, interval=interval)
+
+
+def test_not_much_worse_is_shown_not_assumed() -> None:
+    ids = [f"r{i}" for i in range(400)]
+    large = arm("large", {i: float(k % 20 > 0) for k, i in enumerate(ids)})
+    small = arm("small", {i: float(k % 20 > 0 and k != 1) for k, i in enumerate(ids)})
+    assert not_much_worse(small, large) and not_much_worse(large, small)
+    few = arm("few", dict.fromkeys(ids[:30], 1.0))
+    assert not not_much_worse(few, few, margin=0.01)  # equal, and 30 rows cannot show it
+    bad = arm("bad", {i: float(k % 10 > 0) for k, i in enumerate(ids)})
+    assert not not_much_worse(bad, large)
+
+
+def test_statsmodels_agrees_where_it_has_the_same() -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    for num_hits, num_rows in ((47, 50), (8, 10), (0, 20), (300, 300)):
+        ours = wilson(num_hits, num_rows)
+        low, high = proportion.proportion_confint(num_hits, num_rows, method="wilson")
+        assert (ours.low, ours.high) == pytest.approx((max(0, low), min(1, high)), abs=1e-12)
+    for a, b in ((2, 8), (15, 4), (1, 0)):
+        exact = mcnemar([[0, a], [b, 0]], exact=True).pvalue
+        tail = math.comb(a + b, min(a, b)) / 2 ** (a + b)
+        assert mcnemar_mid_p(a, b) == pytest.approx(exact - tail if exact < 1 else 1 - tail)
 
 
 def test_mcnemar_by_hand() -> None:

@@ -19,6 +19,8 @@ from .messages import content_id as content_id
 from .messages import example_from_json as example_from_json
 from .messages import example_to_json as example_to_json
 from .messages import message_to_json as message_to_json
+from .units import Estimate as Estimate
+from .units import summed as summed
 
 # progress(label, done, total): total None when unknown. Stages call it; the command line draws it.
 # What follows NOTE in a label changes as the work goes on, such as what it has cost so far.
@@ -100,25 +102,6 @@ Generate = Callable[[list[Prompt], Progress], list[Completion]]
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its spread: 95 % interval for measurements, low/high for predictions."""
-
-    value: float
-    low: float
-    high: float
-
-    def scaled(self, factor: float) -> Estimate:
-        """The same estimate times a positive factor."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
-
-
-def summed(*parts: Estimate | None) -> Estimate:
-    """Value, low and high of the parts added up; None adds nothing."""
-    there = [part for part in parts if part is not None]
-    return Estimate(*(sum(getattr(part, key) for part in there) for key in ("value", "low", "high")))
-
-
-@dataclass(frozen=True, slots=True)
 class RowScore:
     """One held-out row under one arm."""
 
@@ -132,6 +115,7 @@ class RowScore:
     latency_s: float
     cost_usd: float
     failure: str | None = None  # why the output could not be scored as intended (invalid label, ...)
+    cluster: str = ""  # id of the first of the held-out rows that are no draws of their own; alone: empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,32 @@
-"""Units as they are printed; inside the program memory is bytes, time seconds, money US dollars."""
+"""Numbers with their spread, and units as they are printed; inside, memory is bytes, time seconds, money US dollars."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 SECONDS_PER_HOUR = 3600.0
 BYTES_PER_GIB = 1024**3
 BYTES_PER_GB = 1000**3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its spread: 95 % interval for measurements, low/high for predictions."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same estimate times a positive factor."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+
+def summed(*parts: Estimate | None) -> Estimate:
+    """Value, low and high of the parts added up; None adds nothing."""
+    there = [part for part in parts if part is not None]
+    return Estimate(*(sum(getattr(part, key) for part in there) for key in ("value", "low", "high")))
 
 
 def round_up(number: float, multiple: int) -> int:

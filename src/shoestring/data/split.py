@@ -104,7 +104,7 @@ class Compared(Sequence[str]):
     What all rows share, system prompts as well, must not make them alike.
     """
 
-    def __init__(self, items: Items):
+    def __init__(self, items: Sequence[Example]):
         self.items = items
         number = Numbering()
         ids, sizes = array("i"), array("q")
@@ -141,6 +141,27 @@ class Compared(Sequence[str]):
 
 def _said(example: Example) -> str:
     return said_key(example) if len(example.prompt) == 1 else normalise(example.user_text)
+
+
+def held_out_clusters(rows: Sequence[Example], progress: Progress) -> dict[str, str]:
+    """Id of each row that is near to an earlier one, or of its conversation, to the id of the first such row.
+
+    As in clusters_of; rows alike as if from one template count as draws of their own, but for equal prompts.
+    """
+    forest = Forest(len(rows))
+    firsts: dict[object, int] = {}
+    for index, row in enumerate(rows):
+        for key in ((row.source, row.line) if row.source else row.id, tuple(m.text for m in row.prompt)):
+            forest.join(firsts.setdefault(key, index), index)
+    sure_N = forest.roots()
+    for some in near_pairs(Compared(rows), progress):
+        for a, b in some.tolist():
+            forest.join(a, b)
+    cluster_N = forest.roots()
+    size_N = np.bincount(cluster_N, minlength=len(rows))
+    cluster_N = np.where(size_N[cluster_N] > max(MAX_CLUSTER_FRAC * len(rows), 10), sure_N, cluster_N)
+    size_N = np.bincount(cluster_N, minlength=len(rows))
+    return {row.id: rows[first].id for row, first in zip(rows, cluster_N.tolist(), strict=True) if size_N[first] > 1}
 
 
 def near_items(seen: Items, held_out: Items, progress: Progress) -> Any:

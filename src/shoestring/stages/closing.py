@@ -16,7 +16,7 @@ import yaml
 
 from ..data.sources import is_curated
 from ..errors import BadInput, ConfigError
-from ..evaluate.statistics import paired_difference
+from ..evaluate.paired import paired_difference
 from ..files import read_json, write_json, write_whole
 from ..ladder import choose, models_of
 from ..plan.learned import basis_of

@@ -8,13 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.split import held_out_clusters
 from ..errors import ModelError
-from ..evaluate.score import with_far
+from ..evaluate.score import with_clusters, with_far
 from ..ladder import models_of
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
-from ..records import ArmScore, Curated, Device, Example, Progress, StartAdapter, TokenCounts, TrainSettings
+from ..records import (
+    ArmScore,
+    Curated,
+    Device,
+    Example,
+    Progress,
+    StartAdapter,
+    TokenCounts,
+    TrainSettings,
+    no_progress,
+)
 from ..runfolder import rung_name
 from ..train.base import count_lengths, detect_device, load_tokenizer, resolve_model
 from ..train.locate import hub_config
@@ -121,6 +132,7 @@ def sample_rows(rows: Sequence[Example], num_rows: int, seed: int) -> list[Examp
 
 
 def with_far_score(run: Run, curated: Curated, arm: ArmScore) -> ArmScore:
-    """The arm with its score on the held-out rows that curation found far from the training rows."""
+    """The arm with its interval by clusters of near rows, and its score on the rows far from the training rows."""
+    arm = with_clusters(arm, held_out_clusters(curated.eval, no_progress), run.config.seed)
     near_ids = curated.measures.get("near_eval_ids")
     return with_far(arm, None if near_ids is None else frozenset(near_ids), run.config.seed)
