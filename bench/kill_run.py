@@ -11,6 +11,7 @@ files that are no whole JSON, or temporary, once the last run is done.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
