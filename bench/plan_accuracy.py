@@ -53,7 +53,7 @@ def unsayable(row: dict[str, str]) -> str | None:
         return f"{row['lora_targets']} is not plain LoRA"
     if "2 nodes" in row["notes"]:
         return "two nodes: what links them is not stated"
-    if not row["seq_len"]:
+    if not row["seq_len"] or "dynamic lengths" in row["notes"]:  # of unpacked rows only the limit is stated
         return "sequence length not stated"
     if row["optimizer"] in ("see config", "unstated", "lora-fa"):
         return f"optimizer: {row['optimizer']}"
