@@ -16,10 +16,10 @@ from shoestring.config import load_run_file
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, Interrupted, MissingDependency, RunFolderError
 from shoestring.plan.interval import daly_interval_s, lost_frac
 from shoestring.records import Device, Example, Message, TrainSettings
+from shoestring.secrets import without_secrets
 from shoestring.train import checkpoint, remote, snapshot
 from shoestring.train.background import Background
 from shoestring.train.interval import Costs
-from shoestring.secrets import without_secrets
 from shoestring.train.remote import Store
 from shoestring.train.trainer import train_rung
 from shoestring.train.uploads import Uploads

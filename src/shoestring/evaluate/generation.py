@@ -55,9 +55,12 @@ class LocalGenerator:
         """Tokens of a prompt, template included."""
         return len(encode_prompt(self.tokenizer, messages))
 
-    def generate(self, prompts: list[Prompt], progress: Progress = no_progress) -> list[Completion]:
+    def generate(
+        self, prompts: list[Prompt], progress: Progress = no_progress, limits: Sequence[int] | None = None
+    ) -> list[Completion]:
         """One completion a prompt, in order; equal prompts are run once.
 
+        limits: most new tokens of each prompt (max_new_tokens); of equal prompts the last one's counts.
         latency_s of a row is the wall time of its batch divided by the rows it answers.
         num_completion_tokens counts the end token. Where a prompt declares tools, calls are in the text as
         Message.text writes them. Raises: ModelError, DoesNotFit.
@@ -66,6 +69,8 @@ class LocalGenerator:
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(prompt, []).append(row)
         unique = list(rows_of)
+        limit_of = dict(zip(prompts, limits or [self.max_new_tokens] * len(prompts), strict=True))
+        most = [limit_of[prompt] for prompt in unique]
         ids = [self._encode(prompt, rows_of[prompt][0]) for prompt in unique]
         order = sorted(range(len(unique)), key=lambda i: -len(ids[i]))
         completions: dict[int, Completion] = {}
@@ -77,7 +82,7 @@ class LocalGenerator:
             while pending:
                 batch = pending.pop(0)
                 started = time.monotonic()
-                outputs = self._decode_or_split(batch, ids, pending)
+                outputs = self._decode_or_split(batch, ids, most, pending)
                 if outputs is None:
                     continue
                 num_rows = sum(len(rows_of[unique[i]]) for i in batch)
@@ -126,7 +131,7 @@ class LocalGenerator:
         return batches
 
     def _decode_or_split(
-        self, batch: list[int], ids: list[list[int]], pending: list[list[int]]
+        self, batch: list[int], ids: list[list[int]], most: list[int], pending: list[list[int]]
     ) -> list[tuple[list[int], bool]] | None:
         """Decode a batch; where memory runs out, put its halves first in line and return None."""
         import torch
@@ -139,7 +144,7 @@ class LocalGenerator:
                 pad_id=self.tokenizer.pad_token_id,
                 max_new_tokens=self.max_new_tokens,
                 name=self.name,
-                limits=[min(self.max_new_tokens, self.context_tokens - len(ids[i])) for i in batch],
+                limits=[min(most[i], self.max_new_tokens, self.context_tokens - len(ids[i])) for i in batch],
             )
         except torch.OutOfMemoryError as error:
             if current().lockstep:

@@ -35,7 +35,9 @@ class Probed:
     all_tokens: int  # computed tokens of the whole schedule
     new_size_s: float  # more for each size of pass met for the first time
     num_sizes: int  # sizes in the whole schedule
-    dev_eval_s: float
+    dev_eval_s: float  # one evaluation in training: loss and answers
+    answer_s: float  # the answers of it
+    first_eval_s: float  # while answers do not end yet
     dev_rows: int
     num_evals: int
     save_s: float
@@ -70,7 +72,7 @@ class Probed:
         """Of a training that runs to its end."""
         steps = self.steps_s
         once = self.set_up_s + self.gates_s + self.reference_s
-        evals = self.num_evals * self.dev_eval_s
+        evals = max(0, self.num_evals - 1) * self.dev_eval_s + min(1, self.num_evals) * self.first_eval_s
         every_s = daly_interval_s(self.save_s, self.interruptions_per_hour)
         saves = (self.num_evals + (steps.value + evals) / every_s if every_s > 0 else 0) * self.save_s
         fixed = once + saves
@@ -86,7 +88,7 @@ class Probed:
         batches = math.ceil(self.eval_rows / GENERATE_BATCH_ROWS) / max(
             1, math.ceil(self.dev_rows / GENERATE_BATCH_ROWS)
         )
-        rows = self.dev_eval_s * (batches + self.eval_rows / max(1, self.dev_rows)) / 2
+        rows = self.answer_s * (batches + self.eval_rows / max(1, self.dev_rows)) / 2
         return Estimate(
             rows + self.load_s, (1 - LOOSE_FRAC) * rows + self.load_s, (1 + LOOSE_FRAC) * rows + self.load_s
         )

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
-from ..evaluate.generation import make_generate
+from ..evaluate.generation import LocalGenerator
 from ..evaluate.score import metric_value
 from ..ledger import Ledger
 from ..plan import learned
 from ..plan.engines import OURS
 from ..plan.probed import Probed, probed_from_json, settle
-from ..plan.throughput import LONGEST_OF_BATCH_QUANTILE, quantile
+from ..plan.throughput import GENERATE_BATCH_ROWS
 from ..records import Curated, Log, Plan, Progress, RungPlan, no_progress, to_json
 from ..runfolder import rung_name
+from ..train.base import count_lengths, load_tokenizer
 from ..train.timing import time_rung
 from . import closing, inputs, preparing
-from .common import dev_rows, device, held_rows, token_counts
+from .common import dev_rows, device, held_rows
 from .recorder import print_of
 
 if TYPE_CHECKING:
@@ -82,13 +83,14 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
 
 def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
     dev, task = dev_rows(run, curated, rung.settings), run.config.task
-    # A fresh adapter answers on and on; so long as all but the longest of a batch will be once it is trained.
-    longest = quantile(token_counts(run, curated, rung.model).answer, LONGEST_OF_BATCH_QUANTILE)
-    limit = min(rung.settings.max_new_tokens, max(1, longest))
+    longest = rung.settings.max_new_tokens
+    # A fresh adapter answers on and on: each row stops where its own answer does, but of each batch one never stops.
+    limits = [min(longest, num_tokens) for _, num_tokens in count_lengths(load_tokenizer(rung.model), dev)]
+    limits[::GENERATE_BATCH_ROWS] = [longest] * len(limits[::GENERATE_BATCH_ROWS])
 
-    def dev_metric(model: Any, tokenizer: Any) -> float:
-        generate = make_generate(model, tokenizer, max_new_tokens=limit)
-        return metric_value(task, dev, generate([e.request for e in dev], no_progress), curated.labels)
+    def answer(model: Any, tokenizer: Any) -> None:
+        generator = LocalGenerator(model, tokenizer, max_new_tokens=longest)
+        metric_value(task, dev, generator.generate([e.request for e in dev], no_progress, limits), curated.labels)
 
     timed = time_rung(
         model=rung.model,
@@ -97,7 +99,8 @@ def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
         num_eval_rows=len(curated.eval),
         settings=rung.settings,
         device=device(run),
-        dev_metric=dev_metric,
+        answer=answer,
+        usual_tokens=sum(limits) / max(1, len(limits)),
     )
     run.run_folder.finish(record_of(rung.model), probe_print(run, rung), to_json(timed), timed.wall_s)
     run.log(f"Rung {rung.model}: {timed.note}")
@@ -109,7 +112,8 @@ def settled(run: Run, rung: RungPlan) -> RungPlan:
     if rung.device == device(run):
         row = run.run_folder.finished(record_of(rung.model), probe_print(run, rung))
         if row is not None:
-            return settle(rung, probed_from_json(row))
+            with contextlib.suppress(KeyError, TypeError):  # an earlier version's, which timed less
+                return settle(rung, probed_from_json(row))
     return learned.apply(rung, ledger_lines(run.folder.parent))
 
 

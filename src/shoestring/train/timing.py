@@ -39,6 +39,7 @@ REFERENCE_ROWS = 64
 # oneDNN keeps 1,024 kernels (plan.memory); a size of pass needs one for each of some 16 products of a layer.
 MAX_SIZES = 64
 Clock = Callable[[], float]
+Answer = Callable[[Any, Any], None]
 
 
 def time_rung(
@@ -49,11 +50,13 @@ def time_rung(
     num_eval_rows: int,
     settings: TrainSettings,
     device: Device,
-    dev_metric: Callable[[Any, Any], float],
+    answer: Answer,
+    usual_tokens: float,
 ) -> Probed:
     """Time a rung on the present device; nothing of it is kept.
 
-    dev_metric as in train_rung; it should generate as many tokens as trained answers will have.
+    answer(model, tokenizer) answers and scores the dev rows, each with as many tokens as a trained model will give it;
+    usual_tokens: the mean of those. The set-up is timed with what it imports.
     Raises: TrainingError, DoesNotFit, BadInput, ModelError, Interrupted.
     """
     clock = clock_of(device, settings.num_threads)
@@ -61,9 +64,7 @@ def time_rung(
     with tempfile.TemporaryDirectory(prefix="shoestring-probe-") as place, limited_threads(settings.num_threads):
         out_dir = Path(place)
         with named_faults(out_dir, settings), Signals().listening() as signals:
-            load_s = _load_s(model, settings, device, clock)
             reset_peak(device)
-            began_s = clock()
             with set_up(model, train, dev, settings, device) as ready:
                 set_up_s = clock() - began_s
                 refuse(examine(ready), model)
@@ -72,7 +73,7 @@ def time_rung(
                 reference_s = _reference_s(ready, clock)
                 recompute(ready.tuned, policy.chosen.num_recomputed)
                 cut = ready.packing.within(policy.chosen.micro_batch_tokens)
-                timed = _Timed(ready, cut, policy.chosen.offload, out_dir, signals, dev_metric, clock)
+                timed = _Timed(ready, cut, policy.chosen.offload, out_dir, signals, answer, usual_tokens, clock)
                 largest = max(range(len(cut.schedule.steps)), key=cut.schedule.computed_tokens.__getitem__)
                 once = timed.run([largest])  # memory, and the seconds of a step
                 num = round(STEPS_S / max(1e-3, 2 * once.step_s[-1]))
@@ -81,6 +82,7 @@ def time_rung(
                 cold = timed.run(chosen)
                 grown = resident_bytes() - resident
                 warm = timed.run(chosen, evaluates=bool(dev))
+            load_s = _load_s(model, settings, device, clock)
             if signals.received:  # after the last step nobody asks
                 raise Interrupted(f"stopped by {signals.received} while {model} was timed; nothing of it is kept")
     sizes = {cut.size(batch) for step in cut.schedule.steps for batch in step}
@@ -97,6 +99,8 @@ def time_rung(
         new_size_s=max(0.0, sum(cold.step_s) - sum(warm.step_s)) / len(seen),
         num_sizes=len(sizes),
         dev_eval_s=warm.eval_s,
+        answer_s=warm.answer_s,
+        first_eval_s=warm.first_eval_s,
         dev_rows=len(dev),
         num_evals=min(settings.num_evals, len(cut.schedule.steps)) if dev else 0,
         save_s=warm.save_s,
@@ -169,11 +173,13 @@ class _Timed:
         offload: bool,
         out_dir: Path,
         signals: Signals,
-        dev_metric: Callable[[Any, Any], float],
+        answer: Answer,
+        usual_tokens: float,
         clock: Clock,
     ) -> None:
         self.ready, self.cut, self.offload = ready, cut, offload
-        self.out_dir, self.signals, self.dev_metric, self.clock = out_dir, signals, dev_metric, clock
+        self.out_dir, self.signals, self.clock = out_dir, signals, clock
+        self.answer, self.usual_tokens = answer, usual_tokens
         self.num_runs = 0
 
     def run(self, indices: Sequence[int], evaluates: bool = False) -> _Found:
@@ -195,9 +201,13 @@ class _Timed:
             stamps.append(clock())
             with ready.scoring():
                 dev_loss = ready.held_out.mean_loss(ready.tuned, **ready.budget)
-                metric = float(self.dev_metric(ready.tuned, ready.tokenizer))
+                loss_s = clock() - stamps[-1]
+                self.answer(ready.tuned, ready.tokenizer)
             found.eval_s = clock() - stamps[-1]
-            return {"dev_metric": metric, "dev_loss": dev_loss}
+            found.answer_s = found.eval_s - loss_s
+            # Before training answers run on to the limit.
+            found.first_eval_s = loss_s + found.answer_s * ready.settings.max_new_tokens / self.usual_tokens
+            return {"dev_metric": 0.0, "dev_loss": dev_loss}
 
         watch = Watch(
             model_name=ready.model,
@@ -247,5 +257,5 @@ class _Found:
 
     def __init__(self) -> None:
         self.step_s: list[float] = []
-        self.begin_s = self.eval_s = self.save_s = self.cpu_frac = 0.0
+        self.begin_s = self.eval_s = self.answer_s = self.first_eval_s = self.save_s = self.cpu_frac = 0.0
         self.peak_bytes = 0
