@@ -9,7 +9,7 @@ import pytest
 from shoestring.files import write_jsonl
 from shoestring.recipe import Run
 from shoestring.records import Completion, Message
-from shoestring.stages import deciding, preparing
+from shoestring.stages import arms, deciding, preparing
 from tests.tiny import make_model
 
 RUN_FILE = """
@@ -67,17 +67,15 @@ def test_prompts_and_fine_tunes_may_answer_equally_long(run: Run, monkeypatch: p
 
 
 def test_an_endpoint_with_the_name_of_a_local_model_is_still_an_endpoint(run: Run) -> None:
-    prompting = deciding.Prompting(run, run.curate())
-    for price_usd_per_hour in (1.0, None):
-        prompting.measure(
-            "small",
-            lambda prompts, progress: [Completion("{}", 1, 1, 0.0)] * len(prompts),
-            len,
-            256,
-            8,
-            price_usd_per_hour,
-        )
-    assert [(arm.model, arm.kind) for arm in prompting.arms] == [("small", "zero_shot"), ("small", "endpoint")]
+    made = arms.Arms(run, run.curate())
+
+    def silent(prompts, progress):
+        return [Completion("{}", 1, 1, 0.0)] * len(prompts)
+
+    for usd_per_hour, kind in ((1.0, "zero_shot"), (None, "endpoint")):
+        asked = arms.Answerer("small", silent, len, 256, 8, usd_per_hour)
+        arm, _ = made.measure("zero_shot", lambda asked=asked: asked, "Do.")
+        assert (arm.model, arm.kind, arm.details["style"]) == ("small", kind, "zero_shot")
 
 
 def test_rough_tokens_hold_in_any_script() -> None:

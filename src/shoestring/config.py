@@ -18,10 +18,12 @@ from .sections import CurateConfig as CurateConfig
 from .sections import DataConfig as DataConfig
 from .sections import EndpointConfig as EndpointConfig
 from .sections import FieldsConfig as FieldsConfig
+from .sections import RetrievalConfig as RetrievalConfig
 from .sections import Section
 from .sections import SynthConfig as SynthConfig
 from .yaml_lines import line_of, read_mapping
 
+ArmKind = Literal["zero_shot", "instruction", "few_shot", "nearest", "rag", "linear"]
 TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
 
 # First of each is the default metric of the kind.
@@ -77,10 +79,14 @@ class TaskConfig(Section):
 class DecideConfig(Section):
     """Baselines measured before any training."""
 
-    arms: list[Literal["zero_shot", "few_shot", "linear"]] = Field(default=["zero_shot", "few_shot", "linear"])
-    """Which baselines; linear is TF-IDF with a linear model, for classification only."""
+    arms: list[ArmKind] = Field(default=["zero_shot", "instruction", "few_shot", "nearest", "rag", "linear"])
+    """Which baselines; instruction needs two candidates, rag data.documents, linear a task to classify or extract."""
     num_shots: int = Field(default=4, ge=1, le=64)
-    """Examples in a few-shot prompt; fewer where the context is short."""
+    """Examples in a few-shot or nearest prompt; fewer where the context is short."""
+    instructions: list[str] = Field(default=[])
+    """Further candidates for arm instruction, beside task.instruction and the one derived from the data."""
+    written_instructions: int = Field(default=0, ge=0, le=16)
+    """So many more candidates are asked of the model itself."""
     max_rows: int = Field(default=200, ge=20)
     """Held-out rows the prompting arms are scored on; fine-tunes are compared on these same rows."""
     endpoints: list[EndpointConfig] = Field(default=[])
@@ -94,6 +100,8 @@ class TrainConfig(Section):
 
     objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
     """sft learns the answer; dpo prefers it to the rejected one of each pair; orpo does both; kto: answers marked."""
+    passages: Literal["without", "with", "both"] = "both"
+    """With data.documents: whether rungs learn and answer with passages in the prompt; both: each model both ways."""
     start: str = ""
     """Run folder or adapter folder, relative to the run file, whose adapter training goes on from (default: fresh)."""
     dpo_beta: float = Field(default=0.1, gt=0, le=10)
@@ -238,6 +246,7 @@ class RunConfig(Section):
     """Seed of splits, order and initialisation."""
     curate: CurateConfig = CurateConfig()
     decide: DecideConfig = DecideConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     market: MarketConfig = MarketConfig()

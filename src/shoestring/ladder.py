@@ -20,6 +20,23 @@ def models_of(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+# Ends the name of a rung that learns and answers with passages of data.documents in its prompts.
+WITH_DOCUMENTS = "+documents"
+
+
+def rungs_of(config: RunConfig) -> list[str]:
+    """Names of the rungs: the models, and with data.documents those that see passages, as train.passages says."""
+    if not config.data.documents:
+        return models_of(config)
+    ends = {"without": ("",), "with": (WITH_DOCUMENTS,), "both": ("", WITH_DOCUMENTS)}[config.train.passages]
+    return [f"{model}{end}" for model in models_of(config) for end in ends]
+
+
+def model_of(rung: str) -> str:
+    """The model that a rung trains."""
+    return rung.removesuffix(WITH_DOCUMENTS)
+
+
 def climb(
     rungs: Iterable[RungPlan],
     baselines: Sequence[ArmScore],

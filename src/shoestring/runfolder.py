@@ -32,7 +32,7 @@ def fingerprint(*parts: Any) -> str:
 
 def rung_name(model: str) -> str:
     """Folder name of a rung: the model name with path separators replaced, unique by a short hash if changed."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in model).strip(".-") or "model"
+    safe = "".join(c if c.isalnum() or c in "._-+" else "-" for c in model).strip(".-") or "model"
     return safe if safe == model else f"{safe[-60:]}-{fingerprint(model)[:6]}"
 
 

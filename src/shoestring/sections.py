@@ -43,6 +43,8 @@ class DataConfig(Section):
     """Files, globs, `datasets` folders, or hub names written hf:OWNER/NAME[:SPLIT]."""
     eval: list[str] = []
     """Held-out files; empty: split from the training files."""
+    documents: list[str] = []
+    """Files, globs or folders (.txt, .md, .html, .pdf) in which facts are looked up: arm rag, train.passages."""
     fields: FieldsConfig = FieldsConfig()
     """Field mapping where detection cannot tell."""
     system: str = ""
@@ -52,7 +54,7 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
-            return {k: [v] if k in ("train", "eval") and isinstance(v, str) else v for k, v in raw.items()}
+            return {k: [v] if k in ("train", "eval", "documents") and isinstance(v, str) else v for k, v in raw.items()}
         return raw
 
 
@@ -94,6 +96,19 @@ class EndpointConfig(Section):
     """Requests in flight."""
     timeout_s: float = Field(default=60, gt=0)
     """Longest wait for one answer."""
+    max_requests_per_min: int | None = Field(default=None, ge=1)
+    """Requests begun in a minute, at most; evenly spaced (default: as many as num_parallel gives)."""
+
+
+class RetrievalConfig(Section):
+    """How passages of data.documents, and examples for arm nearest, are found."""
+
+    chunk_tokens: int = Field(default=128, ge=16, le=4096)
+    """Longest passage, in tokens of the first model."""
+    num_chunks: int = Field(default=4, ge=1, le=64)
+    """Passages in a prompt, at most; fewer where the context is short."""
+    embeddings: str = ""
+    """Folder of a sentence model, relative to the run file, whose ranking is fused with that of the words."""
 
 
 class SynthConfig(Section):

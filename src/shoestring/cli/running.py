@@ -96,9 +96,9 @@ def is_changed(run: Run) -> bool:
 
 def trained(run: Run) -> list[tuple[Path, dict[str, Any]]]:
     """(rung folder, train result) of each trained rung of the run file."""
-    from ..ladder import models_of
+    from ..ladder import rungs_of
 
-    folders = [run.run_folder.rung(model) for model in models_of(run.config)]
+    folders = [run.run_folder.rung(model) for model in rungs_of(run.config)]
     records = [(folder, run.run_folder.record(f"rungs/{folder.name}/train.json")) for folder in folders]
     return [(folder, record["result"]) for folder, record in records if record]
 

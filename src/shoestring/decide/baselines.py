@@ -1,4 +1,4 @@
-"""Prompting arms: the instruction, zero-shot and few-shot prompts, and measuring one arm."""
+"""Prompting arms: the instruction, zero-shot, few-shot and nearest-example prompts, and measuring one arm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..config import TaskConfig
 from ..evaluate.score import score_arm
 from ..messages import Example, Message, Prompt, all_tools, answered_turns, split_tools, with_tools
 from ..records import ArmScore, Generate, Progress, no_progress
+from .retrieval import NEAR_OVERLAP, Retriever, word_overlap, words
 
 # Keys rarer than this in the training answers are not named in the instruction.
 MIN_KEY_FRAC = 0.05
@@ -118,6 +119,37 @@ def few_shot_prompts(
     return [_with_shots(prompt, shots) for prompt in bare], len(shots)
 
 
+def nearest_prompts(
+    examples: Sequence[Example],
+    train: Sequence[Example],
+    retriever: Retriever,
+    instruction: str,
+    num_shots: int,
+    count_tokens: CountTokens,
+    context_tokens: int,
+    max_new_tokens: int,
+) -> tuple[list[Prompt], dict[str, Any]]:
+    """Each row's prompt after the training examples most like it, the likest last; and what they are, in numbers.
+
+    retriever: over the user_text of train. The least alike are left out until prompt and answer fit the context. A row
+    of examples is never a shot; how many rows have a shot that says nearly the same is told (rows_with_near_shot).
+    """
+    held_out = frozenset(example.id for example in examples)
+    found = retriever.search([example.user_text for example in examples], num_shots + len(examples))
+    room = context_tokens - max_new_tokens
+    prompts, nums, num_near = [], [], 0
+    for example, bare, places in zip(examples, zero_shot_prompts(examples, instruction), found, strict=True):
+        shots = [train[i] for i in places if train[i].id not in held_out][:num_shots]
+        while shots and count_tokens(_with_shots(bare, shots[::-1])) > room:
+            shots.pop()
+        asked = frozenset(words(example.user_text))
+        num_near += any(word_overlap(asked, frozenset(words(s.user_text))) >= NEAR_OVERLAP for s in shots)
+        prompts.append(_with_shots(bare, shots[::-1]))
+        nums.append(len(shots))
+    mean = sum(nums) / max(1, len(nums))
+    return prompts, {"num_shots": max(nums, default=0), "mean_shots": mean, "rows_with_near_shot": num_near}
+
+
 def _with_shots(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
     tools, own = split_tools(prompt)
     system = own[:1] if own and own[0].role == "system" else ()
@@ -154,15 +186,14 @@ def _diverse(rows: list[Example], num_shots: int) -> list[Example]:
     """Farthest-first by Jaccard distance of words, among up to 500 rows of at most median length."""
     median = sorted(len(row.user_text) + len(row.completion) for row in rows)[len(rows) // 2]
     pool = [row for row in rows if len(row.user_text) + len(row.completion) <= median][:500]
-    words = [frozenset((row.user_text + " " + row.completion).casefold().split()) for row in pool]
+    said = [frozenset((row.user_text + " " + row.completion).casefold().split()) for row in pool]
     chosen: list[int] = []
     nearest = [0.0] * len(pool)
     while len(chosen) < min(num_shots, len(pool)):
         best = min((i for i in range(len(pool)) if i not in chosen), key=lambda i: (nearest[i], i))
         chosen.append(best)
-        for i, other in enumerate(words):
-            union = len(words[best] | other)
-            nearest[i] = max(nearest[i], len(words[best] & other) / union if union else 1.0)
+        for i, other in enumerate(said):
+            nearest[i] = max(nearest[i], word_overlap(said[best], other))
     return [pool[i] for i in chosen]
 
 

@@ -54,7 +54,8 @@ NEXT_STEPS: dict[int | str, str] = {
     404: "check base_url (it usually ends in /v1) and model ({model!r}) in the run file",
     413: "shorten the prompts: fewer decide.num_shots, a shorter task.instruction",
     422: "check the endpoint in the run file: its model ({model!r}), and whether it takes OpenAI's parameters",
-    429: "wait, lower num_parallel (now {num_parallel}), or check the account's quota; answers so far are cached",
+    429: "wait, lower num_parallel (now {num_parallel}), set max_requests_per_min, or check the account's quota; "
+    "answers so far are cached",
     "quota": "the account's quota is used up: raise it, or wait for the next period; answers so far are cached",
     "timeout": "raise timeout_s, lower num_parallel (now {num_parallel}), or ask for shorter answers; those so far are "
     "cached",
@@ -111,6 +112,25 @@ CONNECTION_STEPS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class Pace:
+    """Spaces requests evenly: at most so many begin in a minute, over all threads. None: no limit."""
+
+    def __init__(self, per_min: int | None) -> None:
+        self.gap_s = 60 / per_min if per_min else 0.0
+        self._lock = threading.Lock()
+        self._next_s = 0.0
+
+    def wait_s(self) -> float:
+        """Take the next place in line; seconds until it comes."""
+        if not self.gap_s:
+            return 0.0
+        with self._lock:
+            now_s = time.monotonic()
+            begins_s = max(now_s, self._next_s)
+            self._next_s = begins_s + self.gap_s
+            return begins_s - now_s
+
+
 class _Stopped(Exception):
     """Another request failed, or the user pressed Ctrl-C."""
 
@@ -137,6 +157,7 @@ class Client:
         self.headers = headers_for(self.config)
         self.url = self.config.base_url.rstrip("/") + "/chat/completions"
         self.opener = urllib.request.build_opener(_RefuseRedirects())
+        self.pace = Pace(self.config.max_requests_per_min)
 
     def sampling(self, seed: int) -> Generate:
         """generate with a sampling seed, for several answers to one prompt."""
@@ -206,6 +227,8 @@ class Client:
         if kept is not None:
             return kept
         for attempt in range(MAX_ATTEMPTS):
+            if stop.wait(self.pace.wait_s()):
+                raise _Stopped
             try:
                 completion = self._ask(prompt, seed)
                 self.answers.add(key, completion, url=self.url, model=self.config.model)

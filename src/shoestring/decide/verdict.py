@@ -14,7 +14,10 @@ __all__ = ["RUN", "detectable_difference", "verdict"]
 # Kind of an arm to kind of a verdict; in order of simplicity, which breaks ties of cost.
 VERDICT_KINDS = {
     "zero_shot": "prompt",
+    "instruction": "prompt",
     "few_shot": "few_shot",
+    "nearest": "few_shot",
+    "rag": "rag",
     "linear": "linear",
     "endpoint": "prompt",
     "finetune": "finetune",
@@ -108,7 +111,7 @@ def _cannot_tell(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple
             f"too close to settle by scoring more rows; {_improve(best, finetunes)}"
         )
     keys = "curate.eval_rows or curate.max_eval_rows"
-    keys += " and decide.max_rows" if best.kind in ("zero_shot", "few_shot", "endpoint") else ""
+    keys += " and decide.max_rows" if best.kind not in ("linear", "finetune") else ""
     return f"{reason}; about {needed:,} rows would settle it", (
         f"score about {needed:,} held-out rows (now {best.num_rows:,}): add rows to data.eval, or raise {keys}; "
         f"or {_improve(best, finetunes)}"

@@ -13,7 +13,7 @@ from ..config import RunConfig, load_run_file
 from ..decide.verdict import RUN
 from ..errors import BadInput
 from ..files import read_json
-from ..ladder import models_of
+from ..ladder import rungs_of
 from ..ledger import Ledger
 from ..records import (
     ArmScore,
@@ -167,7 +167,7 @@ def _rungs(run: RunFiles) -> list[RungFiles]:
     """The run file's rungs, those of the plan in its order; any rung folder where the run file cannot be read."""
     base = run.folder / "rungs"
     folders = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
-    models = {rung_name(model): model for model in models_of(run.config)} if run.config else dict.fromkeys(folders, "")
+    models = {rung_name(model): model for model in rungs_of(run.config)} if run.config else dict.fromkeys(folders, "")
     planned = [rung_name(rung.model) for rung in run.plan.rungs] if run.plan else []
     rungs = []
     for name in sorted(models, key=lambda name: planned.index(name) if name in planned else len(planned)):

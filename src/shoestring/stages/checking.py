@@ -11,6 +11,7 @@ from ..train.probe import examine
 from ..train.setup import set_up
 from .common import device, held_rows
 from .preparing import read_again
+from .retrieving import rows_for
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(run: Run, rung: RungPlan) -> list[Finding]:
     """The findings for a planned rung; rows or a model that cannot be set up at all are one of them."""
-    curated = read_again(run)
+    curated = rows_for(run, read_again(run), rung.model)
     try:
         with set_up(
             rung.model,

@@ -18,7 +18,7 @@ from ..data.sources import is_curated
 from ..errors import BadInput, ConfigError
 from ..evaluate.paired import paired_difference
 from ..files import read_json, write_json, write_whole
-from ..ladder import choose, models_of
+from ..ladder import choose, rungs_of
 from ..plan.learned import basis_of
 from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, plan_from_json, to_json
 from ..runfolder import fingerprint, rung_name
@@ -29,6 +29,7 @@ from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
 from .common import device, price, rung_file, sample_rows
+from .retrieving import rows_for, write_beside
 from .tools import require_tools
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def trained_and_scored(run: Run) -> list[ArmScore]:
 
 
 def planned_models(run: Run) -> list[str]:
-    """The run file's models: in the plan's order of cost those it holds, then the others."""
-    models, plan = models_of(run.config), run.run_folder.record("plan.json")
+    """The run file's rungs: in the plan's order of cost those it holds, then the others."""
+    models, plan = rungs_of(run.config), run.run_folder.record("plan.json")
     planned = [rung["model"] for rung in plan["result"]["rungs"]] if plan else []
     return sorted(models, key=lambda model: planned.index(model) if model in planned else len(planned))
 
@@ -143,7 +144,7 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
     merged_dir = run.folder / "export" / "merged"
     if merged_dir.exists():
         run.run_folder.set_aside(merged_dir)
-    rows = sample_rows(curated.eval, MERGE_CHECK_ROWS, run.config.seed)
+    rows = sample_rows(rows_for(run, curated, chosen.model).eval, MERGE_CHECK_ROWS, run.config.seed)
     trained = run.run_folder.record(rung_file(chosen.model, "train.json"))
     assert trained is not None, "an arm is chosen after its training is recorded"
     method = trained["result"]["method"]
@@ -156,6 +157,7 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
             f"of tokens): serve the {adapter_dir.name} instead"
         )
     for folder in (adapter_dir, merged_dir):
+        write_beside(run, chosen.model, folder)
         write_model_card(folder, run.config, chosen, curated.counts, check)
     result = {
         "adapter_dir": str(adapter_dir.relative_to(run.folder)),
@@ -197,7 +199,7 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
     actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR
     run.ledger.record(
         item,
-        stage=Path(name).stem,
+        stage="decide" if name.startswith("decide/") else Path(name).stem,
         predicted={key: to_json(estimate) for key, estimate in predicted.items()} or None,
         actual=actual,
         price_usd_per_hour=usd_per_hour,

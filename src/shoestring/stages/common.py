@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..data.split import held_out_clusters
 from ..errors import ModelError
 from ..evaluate.score import with_clusters, with_far
-from ..ladder import models_of
+from ..ladder import model_of, rungs_of
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
@@ -52,7 +52,8 @@ def rung_file(model: str, name: str) -> str:
 
 
 def shape(model: str) -> ModelShape:
-    """Architecture numbers of a model: from its folder's config.json, the project's table, or the hub's config.json."""
+    """Architecture numbers of a rung's model: from its folder's config.json, the project's table, or the hub."""
+    model = model_of(model)
     source = Path(resolve_model(model))
     if source.is_dir():
         return shape_of(model, source)
@@ -103,7 +104,7 @@ def token_counts(run: Run, curated: Curated, model: str) -> TokenCounts:
 def starts(run: Run) -> dict[str, StartAdapter]:
     """The adapter that each rung goes on from, where train.start names one. Raises: BadInput."""
     start = run.config.train.start
-    return {model: find_start(start, model) for model in models_of(run.config)} if start else {}
+    return {model: find_start(start, model) for model in rungs_of(run.config)} if start else {}
 
 
 def named(progress: Progress, name: str) -> Progress:

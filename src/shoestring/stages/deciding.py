@@ -1,25 +1,28 @@
-"""Decide: prompting, few-shot and a linear model on held-out rows, before any training."""
+"""Decide: prompting, examples, retrieval and no language model at all on held-out rows, before any training.
+
+Each arm is a record of its own under decide/, so that an interrupted stage measures no arm twice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..config import EndpointConfig, TaskConfig
 from ..decide.answers import AnswerFile
-from ..decide.baselines import few_shot_prompts, instruction_for, run_arm, zero_shot_prompts
 from ..decide.client import Client
+from ..decide.linear import ARM as LINEAR
 from ..decide.linear import linear_arm
 from ..decide.verdict import RUN, detectable_difference, verdict
-from ..errors import BudgetStopped, MissingDependency
-from ..evaluate.generation import load_generator
+from ..errors import BudgetStopped, DataError, MissingDependency
+from ..evaluate.generation import LocalGenerator, load_generator
 from ..ladder import models_of
 from ..plan.settings import answer_limit
 from ..records import (
     ArmScore,
     Completion,
     Curated,
-    Example,
     Generate,
     Message,
     Progress,
@@ -27,8 +30,13 @@ from ..records import (
     arm_from_json,
     to_json,
 )
+from ..runfolder import rung_name
+from ..train.locate import model_print
 from ..units import usd
-from .common import device, named, price, sample_rows, shape, token_counts, with_far_score
+from . import inputs
+from .arms import NAMES, Answerer, Arms
+from .common import device, price, shape, token_counts, with_far_score
+from .recorder import once
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -37,120 +45,126 @@ ENDPOINT_CONTEXT_TOKENS = 32_768  # assumed of a hosted model; larger prompts ar
 ENDPOINT_ITEM = "endpoint "  # how the ledger's items of endpoint answers begin
 ROUNDING_USD = 1e-9  # smaller differences of two sums are no expense
 
-
-class Prompting:
-    """The prompting arms of one generator on the decide rows."""
-
-    def __init__(self, run: Run, curated: Curated) -> None:
-        self.run, self.curated, self.task = run, curated, run.config.task
-        self.rows: list[Example] = sample_rows(curated.eval, run.config.decide.max_rows, run.config.seed)
-        self.instruction = instruction_for(self.task, curated.train, curated.labels)
-        self.arms: list[ArmScore] = []
-        self.skipped: list[str] = []
-
-    def measure(
-        self,
-        model: str,
-        generate: Generate,
-        count_tokens: Callable[[Sequence[Message]], int],
-        context_tokens: int,
-        max_new_tokens: int,
-        price_usd_per_hour: float | None = None,
-    ) -> None:
-        """Add the zero-shot and few-shot arms of one model; one that does not fit is named in skipped.
-
-        price_usd_per_hour: of the machine; None for an endpoint, whose completions carry their cost.
-        """
-        for kind in ("zero_shot", "few_shot"):
-            if kind not in self.run.config.decide.arms:
-                continue
-            name = f"{kind.replace('_', '-')} {model}"
-            prompts, details = self._prompts(kind, count_tokens, context_tokens, max_new_tokens)
-            longest = max(count_tokens(prompt) for prompt in prompts)
-            if details.get("num_shots") == 0:
-                self.skipped.append(f"{name}: not one example fits the context of {context_tokens} tokens")
-            elif longest + max_new_tokens > context_tokens:
-                self.skipped.append(
-                    f"{name}: the longest prompt takes {longest} tokens and the answer up to "
-                    f"{max_new_tokens}; the context is {context_tokens}"
-                )
-            else:
-                self.arms.append(
-                    run_arm(
-                        arm=name,
-                        kind="endpoint" if price_usd_per_hour is None else kind,
-                        model=model,
-                        examples=self.rows,
-                        prompts=prompts,
-                        generate=generate,
-                        task=self.task,
-                        labels=self.curated.labels,
-                        price_usd_per_hour=price_usd_per_hour or 0.0,
-                        progress=named(self.run.progress, name),
-                        seed=self.run.config.seed,
-                        details=details,
-                    )
-                )
-
-    def _prompts(
-        self, kind: str, count_tokens: Callable[[Sequence[Message]], int], context_tokens: int, max_new_tokens: int
-    ) -> tuple[list[tuple[Message, ...]], dict[str, Any]]:
-        if kind == "zero_shot":
-            return zero_shot_prompts(self.rows, self.instruction), {}
-        prompts, num_shots = few_shot_prompts(
-            self.rows,
-            self.curated.train,
-            self.instruction,
-            self.run.config.decide.num_shots,
-            count_tokens,
-            context_tokens,
-            max_new_tokens,
-            self.run.config.seed,
-        )
-        return prompts, {"num_shots": num_shots}
+# An arm, or why it was not measured.
+Measured = tuple[ArmScore | None, str]
 
 
 def decide(run: Run, curated: Curated) -> tuple[Any, list[ArmScore]]:
     """Measure every baseline the run file asks for, the one without a language model first."""
-    config, task = run.config, run.config.task
-    usd_per_hour = price(run).usd_per_hour
-    prompting = Prompting(run, curated)
-    if "linear" in config.decide.arms and task.kind == "classify":
-        try:
-            prompting.arms.append(
-                linear_arm(
-                    curated.train,
-                    curated.eval,
-                    task,
-                    curated.labels,
-                    config.seed,
-                    price_usd_per_hour=usd_per_hour,
-                    progress=run.progress,
-                )
-            )
-        except MissingDependency as error:
-            prompting.skipped.append(str(error))
+    config = run.config
+    measured = [measure_linear(run, curated)] if "linear" in config.decide.arms else []
+    arms = Arms(run, curated)
     for model in models_of(config):
-        answers = token_counts(run, curated, model).answer
-        limit, _ = answer_limit(task, answers, shape(model).context_tokens, model)
-        generator = load_generator(model, device=device(run), max_new_tokens=limit)
-        context_tokens = generator.context_tokens
-        prompting.measure(model, generator.generate, generator.count_tokens, context_tokens, limit, usd_per_hour)
-        generator.close()
+        measured += measure(run, arms, model, partial(local, run, curated, model), [model_print(model)])
     for endpoint in config.decide.endpoints:
-        answers = tuple(_text_tokens(e.completion) for e in curated.train)
-        limit, _ = answer_limit(task, answers, ENDPOINT_CONTEXT_TOKENS, endpoint.name)
-        prompting.measure(endpoint.name, paying(run, endpoint, limit), rough_tokens, ENDPOINT_CONTEXT_TOKENS, limit)
-    for line in prompting.skipped:
+        asked = [endpoint.base_url, endpoint.model, *_prices(endpoint)]
+        measured += measure(run, arms, endpoint.name, partial(remote, run, curated, endpoint), asked)
+    skipped = [reason for arm, reason in measured if arm is None and reason]
+    for line in skipped:
         run.log(f"Not measured: {line}")
-    arms = [with_far_score(run, curated, arm) for arm in prompting.arms]
+    found = [arm for arm, _ in measured if arm is not None]
     result = {
-        "arms": to_json(arms),
-        "instruction": prompting.instruction,
-        "detectable_difference": detectable_difference(len(prompting.rows)),
-        "skipped": prompting.skipped,
+        "arms": to_json(found),
+        "instruction": arms.instruction,
+        "detectable_difference": detectable_difference(len(arms.rows)),
+        "skipped": skipped,
     }
-    return result, arms
+    return result, found
+
+
+def measure(run: Run, arms: Arms, name: str, open_answerer: Callable[[], Answerer], identity: Any) -> list[Measured]:
+    """The prompting arms of one model, those an earlier session measured read back; opened only if one is missing.
+
+    identity: what its answers depend on. The instruction that arm instruction chose is that of the arms after it.
+    """
+    opened: list[Answerer] = []
+
+    def answerer() -> Answerer:
+        opened.extend([] if opened else [open_answerer()])
+        return opened[0]
+
+    measured: list[Measured] = []
+    instruction = arms.instruction
+    try:
+        for kind in NAMES:
+            if kind not in run.config.decide.arms or not arms.applies(kind):
+                continue
+            work = partial(arms.measure, kind, answerer, instruction)
+            try:
+                depends_on = [identity, arms.print_of(kind, instruction)]
+                arm, reason = piece(run, arms.curated, f"{NAMES[kind]} {name}", work, depends_on)
+            except MissingDependency as error:
+                arm, reason = None, f"{NAMES[kind]} {name}: {error}"
+            measured.append((arm, reason))
+            if arm is not None and kind == "instruction":
+                instruction = arm.details["instruction"]
+    finally:
+        for model in opened:
+            model.close()
+    return measured
+
+
+def piece(run: Run, curated: Curated, name: str, work: Callable[[], Measured], depends_on: Any) -> Measured:
+    """One arm: its record decide/NAME.json, with the score, seconds, tokens and dollars of each row, or its making."""
+
+    def made() -> tuple[Any, Measured]:
+        arm, reason = work()
+        arm = None if arm is None else with_far_score(run, curated, arm)
+        return {"arm": to_json(arm), "skipped": reason}, (arm, reason)
+
+    def read(result: Any) -> Measured:
+        return (None if result["arm"] is None else arm_from_json(result["arm"])), result["skipped"]
+
+    depends_on = [depends_on, inputs.scored(run), price(run).usd_per_hour]
+    return once(run, f"decide/{rung_name(name)}.json", made, read, after="curate.json", depends_on=depends_on)
+
+
+def measure_linear(run: Run, curated: Curated) -> Measured:
+    """The arm without a language model. It is fitted in seconds, so all held-out rows are scored."""
+    config = run.config
+
+    def work() -> Measured:
+        try:
+            arm = linear_arm(
+                curated.train,
+                curated.eval,
+                config.task,
+                curated.labels,
+                config.seed,
+                price_usd_per_hour=price(run).usd_per_hour,
+                progress=run.progress,
+            )
+        except DataError as error:
+            return None, f"{LINEAR}: {error}"
+        return arm, ""
+
+    if config.task.kind not in ("classify", "extract"):
+        return None, ""
+    try:
+        return piece(run, curated, LINEAR, work, "linear")
+    except MissingDependency as error:
+        return None, str(error)
+
+
+def local(run: Run, curated: Curated, model: str) -> Answerer:
+    """A model of the ladder on this machine, loaded."""
+    limit, _ = answer_limit(
+        run.config.task, token_counts(run, curated, model).answer, shape(model).context_tokens, model
+    )
+    made: LocalGenerator = load_generator(model, device=device(run), max_new_tokens=limit)
+    usd_per_hour = price(run).usd_per_hour
+    return Answerer(model, made.generate, made.count_tokens, made.context_tokens, limit, usd_per_hour, made.close)
+
+
+def remote(run: Run, curated: Curated, endpoint: EndpointConfig) -> Answerer:
+    """A model behind an endpoint, its answers paid within the budget."""
+    answers = tuple(_text_tokens(e.completion) for e in curated.train)
+    limit, _ = answer_limit(run.config.task, answers, ENDPOINT_CONTEXT_TOKENS, endpoint.name)
+    return Answerer(endpoint.name, paying(run, endpoint, limit), rough_tokens, ENDPOINT_CONTEXT_TOKENS, limit)
+
+
+def _prices(endpoint: EndpointConfig) -> tuple[float, float]:
+    return endpoint.usd_per_million_input_tokens, endpoint.usd_per_million_output_tokens
 
 
 def paying(run: Run, endpoint: EndpointConfig, max_new_tokens: int) -> Generate:

@@ -21,6 +21,7 @@ from ..train.tokens import load_tokenizer
 from ..train.tracking import Tracking
 from .common import rung_file
 from .preparing import plan_again, read_again
+from .retrieving import rows_for
 from .rungs import first_that_fits
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def hand_over(run: Run, tool: str, model: str | None = None) -> dict[str, Any]:
     require_tool(tool)
     plan, curated = plan_again(run), read_again(run)
     rung = _rung(plan.rungs, model) if model else first_that_fits(plan)
-    settings = _settled(run, rung)
+    curated, settings = rows_for(run, curated, rung.model), _settled(run, rung)
     if settings.objective not in ENGINES[tool].objectives:
         known = " or ".join(ENGINES[tool].objectives)
         raise BadInput(f"--to {tool} writes {known} alone, and train.objective is {settings.objective}; give --to trl")

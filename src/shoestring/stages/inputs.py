@@ -10,11 +10,12 @@ from ..data.decisions import decisions_in
 from ..data.sources import files_of
 from ..data.store import REVIEW
 from ..files import sha256_file
-from ..ladder import models_of
+from ..ladder import model_of, models_of, rungs_of
 from ..records import RungPlan
 from ..train.locate import model_print
 from ..train.trainer import NOT_OF_THE_RESULT
 from .common import device, starts
+from .retrieving import documents_print
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -30,7 +31,7 @@ def curate(run: Run) -> Any:
         *files_of(config.data.eval, run.base_dir, is_held_out=True),
     ]
     return [
-        config.data.model_dump(),
+        config.data.model_dump(exclude={"documents"}),
         config.curate.model_dump(),
         config.task.kind,
         config.seed,
@@ -47,7 +48,8 @@ def decide(run: Run) -> Any:
     """The baselines asked for, the task, the models and the price."""
     config = run.config
     arms = config.decide.model_dump(exclude={"train_anyway"})
-    return [arms, _without_bar(config.task), _models(run), config.market.model_dump(), config.seed]
+    documents = [config.retrieval.model_dump(), documents_print(run)]
+    return [arms, _without_bar(config.task), _models(run), config.market.model_dump(), config.seed, documents]
 
 
 def plan(run: Run) -> Any:
@@ -56,7 +58,8 @@ def plan(run: Run) -> Any:
     return [
         config.train.model_dump(),
         config.market.model_dump(),
-        _models(run),
+        [model_print(rung) for rung in rungs_of(config)],
+        *_documents(run, *rungs_of(config)),
         config.method,
         *([] if config.engine == "shoestring" else [config.engine]),
         config.deadline_h,
@@ -73,12 +76,23 @@ def train(run: Run, rung: RungPlan) -> Any:
     settings = asdict(rung.settings)
     for key in NOT_OF_THE_RESULT:
         del settings[key]
-    return [model_print(rung.model), settings, rung.device.dtype, run.config.task.metric]
+    documents = _documents(run, rung.model)
+    return [model_print(rung.model), settings, rung.device.dtype, run.config.task.metric, *documents]
 
 
 def evaluate(run: Run, rung: RungPlan) -> Any:
     """How outputs are made and scored."""
     return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens]
+
+
+def scored(run: Run) -> Any:
+    """How the answers of an arm are scored."""
+    return [_without_bar(run.config.task), run.config.seed]
+
+
+def _documents(run: Run, *rungs: str) -> list[Any]:
+    """What the passages of rungs depend on, nothing for rungs without."""
+    return [documents_print(run)] if any(model_of(rung) != rung for rung in rungs) else []
 
 
 def _models(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from ..data.curate import curate_into
 from ..data.store import FILES, RECEIPT, read_curated
 from ..errors import BadInput, DataError
 from ..files import read_json, sha256_file
-from ..ladder import models_of
+from ..ladder import models_of, rungs_of
 from ..plan.ladder_plan import plan_ladder
 from ..records import Curated, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
@@ -21,6 +21,7 @@ from ..train.tokens import tokenizer_print
 from ..train.tools import tool_form
 from . import probing, told
 from .common import planned_for, price, shape, starts, token_counts
+from .retrieving import rows_for
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -34,7 +35,7 @@ def curate(run: Run) -> tuple[Any, Curated]:
     before, folder = outcome(run), run.folder / "data"
     summary = curate_into(folder, run.config, run.base_dir, limits=row_limits(run.config), progress=run.progress)
     if outcome(run) != before:
-        run.run_folder.retract("decide.json", "plan.json", "export.json", "rungs/*/eval.json")
+        run.run_folder.retract("decide.json", "decide/*.json", "plan.json", "export.json", "rungs/*/eval.json")
     result = {**summary, "receipt_sha256": sha256_file(folder / RECEIPT)}
     return result, read(run, result)
 
@@ -91,8 +92,8 @@ def count_again(run: Run) -> None:
     record = run.run_folder.record("curate.json")
     if record and sum(record["result"]["counts"].get(f"rows_{part}", 0) for part in ("train", "eval")) <= COUNTED_ROWS:
         curated = read_again(run)
-        for model in models_of(run.config):
-            token_counts(run, curated, model)
+        for rung in rungs_of(run.config):
+            token_counts(run, rows_for(run, curated, rung), rung)
 
 
 def plan_again(run: Run) -> Plan:
@@ -112,9 +113,9 @@ def forget_deleted(run: Run) -> None:
 def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
     """Count tokens under each rung's tokenizer and predict memory, time and dollars."""
     shapes, counts = {}, {}
-    for model in models_of(run.config):
-        shapes[model] = shape(model)
-        counts[model] = token_counts(run, curated, model)
+    for rung in rungs_of(run.config):
+        shapes[rung] = shape(rung)
+        counts[rung] = token_counts(run, rows_for(run, curated, rung), rung)
     planned = plan_ladder(
         run.config,
         shapes,

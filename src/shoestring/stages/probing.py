@@ -23,6 +23,7 @@ from ..train.timing import time_rung
 from . import closing, inputs, preparing
 from .common import dev_rows, device, held_rows
 from .recorder import print_of
+from .retrieving import rows_for
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -82,6 +83,7 @@ def probe(run: Run, plan: Plan, curated: Curated) -> list[Probed]:
 
 
 def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
+    curated = rows_for(run, curated, rung.model)
     dev, task = dev_rows(run, curated, rung.settings), run.config.task
     longest = rung.settings.max_new_tokens
     # A fresh adapter answers on and on: each row stops where its own answer does, but of each batch one never stops.

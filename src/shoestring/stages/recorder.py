@@ -34,6 +34,7 @@ def once(
     """The value of the stage with record `name`.
 
     work() returns (JSON-ready result, value); read(result) gives the value back in a later session.
+    Seconds that parts of the work entered in the ledger themselves are not entered again.
     The record counts while the fingerprint of `depends_on`, and of the stage `after` which it follows, is the same.
     """
     inputs_print = run.prints[name] = print_of(run, name, after, depends_on)
@@ -46,9 +47,10 @@ def once(
     if name != "export.json":
         run.run_folder.retract("ladder.json")
     run.log(f"{name.removesuffix('.json')} ...")
-    started = time.monotonic()
+    started, num_entries = time.monotonic(), len(run.ledger.entries())
     result, value = work()
     wall_s = time.monotonic() - started
-    closing.enter(run, name, predicted or {}, value, wall_s, inputs_print)
+    in_parts_s = sum(entry["actual"].get("s", 0.0) for entry in run.ledger.entries()[num_entries:])
+    closing.enter(run, name, predicted or {}, value, max(0.0, wall_s - in_parts_s), inputs_print)
     run.run_folder.finish(name, inputs_print, result, wall_s)
     return value

@@ -37,6 +37,7 @@ from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, searching
 from .common import dev_rows, device, held_rows, named, rung_file, with_far_score
 from .recorder import print_of
+from .retrieving import facts_for, rows_for
 from .tools import engine_python
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]
     """Fine-tune one rung, or continue its newest complete checkpoint."""
     begin(run, rung)
     run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
+    curated = rows_for(run, curated, rung.model)
     dev = dev_rows(run, curated, rung.settings)
 
     spending = Spending(run, rung)
@@ -259,6 +261,8 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
     The arm's seconds and dollars include training: that is what the answer cost. Raises: BudgetStopped.
     """
     check_budget(run, rung, "evaluating", rung.eval_s.value * rung.price_usd_per_hour / SECONDS_PER_HOUR)
+    retrieved = facts_for(run, curated, rung.model)
+    curated = rows_for(run, curated, rung.model)
     started = time.monotonic()
     progress = named(run.progress, f"evaluate {rung.model}")
     generator = forgetting.tuned_generator(run, rung, trained)
@@ -282,6 +286,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             "num_steps": trained.num_steps,
             "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
             **({"preference": preference} if preference else {}),
+            **({"retrieval": retrieved} if retrieved else {}),
         },
     )
     arm = with_far_score(run, curated, arm)

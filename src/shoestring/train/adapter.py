@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, sha256_file, write_json, writing
+from ..ladder import model_of
 from ..records import Device, TrainResult, TrainSettings
 from . import full
 from .base import load_base, load_tokenizer, quiet_loading
@@ -176,7 +177,7 @@ def is_whole(adapter: Path, sums: Mapping[str, str]) -> bool:
 def origin_of(model: str, settings: Mapping[str, Any], dtype: str) -> dict[str, str]:
     """What ORIGIN holds; settings: of TrainSettings, as a mapping."""
     words = method_words(settings["method"], settings.get("dora", False), settings.get("rslora", False))
-    return {"model": model, "method": settings["method"], "dtype": dtype, "words": words}
+    return {"model": model_of(model), "method": settings["method"], "dtype": dtype, "words": words}
 
 
 def restore(out_dir: Path, trained: TrainResult) -> bool:

@@ -14,6 +14,7 @@ from ..config import RunConfig
 from ..embedded import embedded_path, family
 from ..errors import ConfigError, ModelError
 from ..files import sha256_file
+from ..ladder import model_of
 
 HUB_TIMEOUT_S = 10.0
 BIG_BYTES = 100_000_000
@@ -22,8 +23,9 @@ BIG_BYTES = 100_000_000
 def resolve_model(name: str) -> str:
     """Where transformers finds the model: the embedded folder, a local folder, or the hub name as it is.
 
-    Raises: ModelError with a suggestion for a name that is none of these.
+    A rung's name means its model. Raises: ModelError with a suggestion for a name that is none of these.
     """
+    name = model_of(name)
     names = list(family())
     if name in names:
         return str(embedded_path(name))
