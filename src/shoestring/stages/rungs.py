@@ -262,12 +262,12 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
     """
     check_budget(run, rung, "evaluating", rung.eval_s.value * rung.price_usd_per_hour / SECONDS_PER_HOUR)
     retrieved = facts_for(run, curated, rung.model)
-    curated = rows_for(run, curated, rung.model)
+    asked = rows_for(run, curated, rung.model)
     started = time.monotonic()
     progress = named(run.progress, f"evaluate {rung.model}")
     generator = forgetting.tuned_generator(run, rung, trained)
-    completions = generator.generate([e.request for e in curated.eval], progress)
-    preference = _preferred(run, rung, generator, curated)
+    completions = generator.generate([e.request for e in asked.eval], progress)
+    preference = _preferred(run, rung, generator, asked)
     eval_s = time.monotonic() - started
     arm = score_arm(
         arm=f"{trained.method} {rung.model}",
