@@ -8,7 +8,8 @@ added until the standard error of each mean is a tenth of a percent.
 
 Policy: `launch.policy.SpotPolicy` and uniform progress as published on the same drawn traces, in steps of five
 minutes, against what somebody who knew the trace would have paid (`plan.spot_simulate.optimum_usd`, without
-checkpoints). The policy knows the hazard and the waits of market/terms.csv, not those of the family.
+checkpoints). The policy begins with the hazard and the waits of market/terms.csv, not those of the
+family, and learns from the trace as it goes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench import machine, versions
-from shoestring.launch.policy import SpotPolicy, SpotState, Where
+from shoestring.launch.policy import Learning, SpotPolicy, SpotState, Where
 from shoestring.market.terms import value
 from shoestring.plan.spot import billed_h, interval_h
 from shoestring.plan.spot_simulate import Job, PolicyEnd, by_policy, optimum_usd
@@ -131,7 +132,7 @@ def as_published(state: SpotState, margin_h: float) -> Where:
 def ended(job: Job, deadline_h: float, flags: Flags, price_frac: float | None) -> PolicyEnd:
     """One training on a trace; price_frac None: as published."""
     margin_h = STEP_H + job.save_h
-    policy = SpotPolicy(margin_h, spot_price_frac=price_frac or 0.5)
+    policy = Learning(SpotPolicy(margin_h, spot_price_frac=price_frac or 0.5))
 
     def decide(elapsed_h: float, done_h: float, unsaved_h: float, on: Where, is_there: bool) -> Where:
         state = SpotState(elapsed_h, deadline_h, done_h, job.machine_h, job.restart_h, on, is_there, unsaved_h)

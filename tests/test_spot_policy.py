@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from shoestring.launch.policy import SpotPolicy, SpotState
+from shoestring.launch.policy import Learning, SpotPolicy, SpotState
+from shoestring.records import Estimate
 
 # Ten hours of work in twenty, half an hour to start, half of the work done at half time: on the line. Spot machines are
 # taken every two hours and back after six: there a quarter of the time, a third at best.
 ON_THE_LINE = SpotState(10, 20, 5, 10, 0.5, "wait", False)
-POLICY = SpotPolicy(hazard_per_h=0.5, wait_h=6, spot_price_frac=0.3)
+POLICY = SpotPolicy(hazard_per_h=0.5, spot_frac=0.25, spot_price_frac=0.3)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,23 @@ def test_what_a_taken_machine_would_lose_does_not_count_as_slack() -> None:
     unsaved = replace(ON_THE_LINE, elapsed_h=14.4, on="spot", spot_available=True, unsaved_h=3.0)
     assert SpotPolicy().decide(unsaved) == "spot"
     assert SpotPolicy(margin_h=0.2).decide(unsaved) == "on_demand"
+
+
+def test_where_spot_costs_more_than_on_demand_it_is_not_taken() -> None:
+    # Taken every quarter hour, half an hour to start: an hour of work takes e^2 = 7.4 billed hours.
+    often = replace(POLICY, hazard_per_h=4.0)
+    assert not often.spot_is_cheaper(0.5)
+    assert often.decide(replace(ON_THE_LINE, spot_available=True)) == "on_demand"
+
+
+def test_a_run_learns_that_its_machines_are_taken_soon() -> None:
+    learning = Learning(POLICY, hazard=Estimate(0.3, 0.1, 1.4))
+    state = replace(ON_THE_LINE, elapsed_h=0.0, done_h=0.0, deadline_h=40.0, spot_available=True)
+    places = []
+    for number in range(120):  # every second look, ten minutes apart, the machine is gone and another is there
+        on = "spot" if number % 2 and places[-1] == "spot" else "wait"
+        places.append(learning.decide(replace(state, elapsed_h=number / 6, on=on)))  # type: ignore[arg-type]
+    assert places[0] == "spot" and places[-1] == "on_demand"
+    assert learning.seen.num_interruptions > 5 and learning.seen.running_h == pytest.approx(
+        sum(place == "spot" for place in places[:-1]) / 6
+    )

@@ -10,10 +10,12 @@ its starts, not when two restarts ahead of the line (bench/spot.py has both besi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..market.terms import value
+from ..plan.hazard import Seen, expected_after
+from ..records import Estimate
 
 Where = Literal["spot", "on_demand", "wait"]
 # How far above its expected share spot is hoped to be there: on demand can also be taken later, when more is known.
@@ -44,13 +46,15 @@ class SpotPolicy:
 
     margin_h: float = 0.0
     hazard_per_h: float = field(default_factory=lambda: value("hazard_per_h").value)
-    wait_h: float = field(default_factory=lambda: value("wait_h").value)  # until there is a spot machine again
+    spot_frac: float = field(default_factory=lambda: _spot_frac())  # of the time that there is a spot machine
     spot_price_frac: float = 0.5  # of the on-demand price
 
     def decide(self, state: SpotState) -> Where:
         """The place to be at until the next decision; leaving a machine for another saves first."""
         if state.work_h <= state.done_h + (state.unsaved_h if state.on == "on_demand" else 0.0):
             return "wait"
+        if state.on != "on_demand" and not self.spot_is_cheaper(state.restart_h):
+            return "on_demand"
         slack_h = self.slack_h(state)
         may_start_spot = state.spot_available and slack_h > state.restart_h  # taken at once, it leaves time for another
         if state.on == "on_demand":
@@ -72,11 +76,40 @@ class SpotPolicy:
 
     def spot_suffices(self, state: SpotState) -> bool:
         """Whether spot machines are hoped to do the rest in the time that is left."""
-        share = min(1.0, HOPE / (1 + self.hazard_per_h * self.wait_h))
+        share = min(1.0, HOPE * self.spot_frac)
         left_h = state.deadline_h - state.elapsed_h - state.restart_h
         return state.work_h - state.done_h - state.unsaved_h <= share * left_h
+
+    def spot_is_cheaper(self, restart_h: float) -> bool:
+        """Whether an hour of work costs less on spot machines, starts included."""
+        return self.spot_price_frac * math.exp(self.hazard_per_h * restart_h) < 1
 
     def spot_pays(self, restart_h: float) -> bool:
         """Whether leaving on-demand is expected to save: memoryless stays, a start there and another one back."""
         survived = math.exp(-self.hazard_per_h * restart_h)  # useful hours of a stay: survived / hazard
         return survived - self.spot_price_frac > self.hazard_per_h * restart_h
+
+
+def _spot_frac() -> float:
+    return 1 / (1 + value("hazard_per_h").value * value("wait_h").value)
+
+
+@dataclass(slots=True)
+class Learning:
+    """The policy with the hazard as the run under way shows it; how often spot is there stays as it was taken to be,
+    since a wait that one is in says little about the next (learned too, drawn traces cost a hundredth more).
+    """
+
+    policy: SpotPolicy
+    hazard: Estimate = field(default_factory=lambda: value("hazard_per_h"))
+    seen: Seen = field(default_factory=Seen)
+    last: tuple[SpotState, Where] | None = None
+
+    def decide(self, state: SpotState) -> Where:
+        """Look at what became of the last decision, then decide by what is known now."""
+        if self.last is not None and self.last[1] == "spot":
+            self.seen += Seen(state.elapsed_h - self.last[0].elapsed_h, int(state.on != "spot"))
+        known = replace(self.policy, hazard_per_h=expected_after(self.hazard, self.seen))
+        place = known.decide(state)
+        self.last = state, place
+        return place
