@@ -13,6 +13,17 @@ from .decide.verdict import verdict
 from .embedded import family
 from .records import ArmScore, RungPlan, Verdict
 
+FAMILY_ERROR = 0.05  # chance that any rung below the bar passes
+ALONE = 0.025  # of one rung at most: the lower end of a 95 % interval
+
+
+def rung_level(num_rungs: int) -> float:
+    """One-sided level of each rung's test, so that all of them together err with FAMILY_ERROR at most.
+
+    Bonferroni's split. Holm's step-down gains nothing here: the climb ends at the first rung that passes.
+    """
+    return min(ALONE, FAMILY_ERROR / max(1, num_rungs))
+
 
 def models_of(config: RunConfig) -> list[str]:
     """The ladder's models, each once, the family name written out."""

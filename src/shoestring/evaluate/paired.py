@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..records import ArmScore, Difference, Estimate, RowScore
 from .metrics import label_codes
 from .resample import LEVEL, NUM_RESAMPLES, chunks, ends
-from .statistics import clusters_of, macro, one_hot, refuse_empty
+from .statistics import PILED_FRAC, clusters_of, macro, one_hot, refuse_empty
 
 MARGIN = 0.03  # a loss of score that is taken for a smaller model, where the bar does not decide
 ONE_SIDED = 0.05
@@ -47,10 +47,12 @@ def paired_means(
     refuse_empty(len(a_N))
     delta_N = np.asarray(a_N, float) - np.asarray(b_N, float)
     mean = float(delta_N.mean())
+    worst = float(np.abs(delta_N).max()) or 1.0  # an unseen row may differ as much as any seen, either way
+    bounds = (-worst, worst) if np.mean(delta_N == 0) >= PILED_FRAC else None
     low, high = ends(
         lambda w: w @ delta_N / len(delta_N),
         len(delta_N),
-        (-1.0, 1.0),
+        bounds,
         seed,
         num_resamples=num_resamples,
         level=level,

@@ -20,7 +20,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 def ends(
     statistic: Statistic,
     num_rows: int,
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
     seed: int,
     *,
     num_resamples: int = NUM_RESAMPLES,
@@ -28,13 +28,13 @@ def ends(
     biased_value: float | None = None,
     cluster_N: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """Ends of a two-sided interval: Bayesian bootstrap, in every other resample with one unseen row at the bound.
+    """Ends of a two-sided interval: Bayesian bootstrap, in every other resample with one unseen row at a bound.
 
     Weights are exponential draws, one a row, or one a cluster where cluster_N numbers them (0 to G - 1): rows of one
     cluster are no draws of their own. The unseen row (or cluster) pulls the lower end towards the lower bound and the
     upper end towards the upper; it stands for failures that were not met yet, which resampling alone cannot produce
     (100 rows, 2 % at zero, the rest near one: the percentile bootstrap claims too much in 12 % of samples). In all
-    resamples it would give Clopper and Pearson's interval on 0/1 scores, in none the plain one, in half the mid-p.
+    resamples it would give Clopper and Pearson's interval on 0/1 scores, in half the mid-p. bounds None: without one.
     With biased_value, the value on the rows as they are, the ends are moved against the draws' mean deviation from it:
     once towards the value, twice away from it.
     Source: Rubin 1981, Ann. Stat. 9:130-134 (weights); arXiv 1905.06208 (the unseen row).
@@ -50,8 +50,12 @@ def ends(
         values.append(statistic(weights_SN * (num_rows / weights_SN.sum(axis=1))[:, None]))
     values_S, unseen_S = np.concatenate(values), np.concatenate(unseen)
     unseen_S[::2] = 0.0
-    low = float(np.quantile(values_S * (1 - unseen_S) + bounds[0] * unseen_S, level / 2))
-    high = float(np.quantile(values_S * (1 - unseen_S) + bounds[1] * unseen_S, 1 - level / 2))
+    if bounds is None:
+        bounds, low_S, high_S = (-np.inf, np.inf), values_S, values_S
+    else:
+        low_S, high_S = (values_S * (1 - unseen_S) + bound * unseen_S for bound in bounds)
+    low = float(np.quantile(low_S, level / 2))
+    high = float(np.quantile(high_S, 1 - level / 2))
     if biased_value is not None:
         bias = float(values_S.mean()) - biased_value
         low -= bias if bias < 0 else 2 * bias
