@@ -6,12 +6,14 @@ Every number comes from a record of the run; a fact nobody has given is left out
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
 from ..embedded import embedded_path, family
 from ..files import read_json, write_whole
+from ..ladder import model_of
 from ..records import ArmScore, MergeCheck
 from ..train.adapter import ORIGIN, method_words
 from ..train.base import resolve_model
@@ -27,6 +29,8 @@ def write_model_card(
 ) -> Path:
     """Write folder/README.md for the adapter or the merged model in it; returns its path."""
     folder = Path(folder)
+    prompts = _prompts(config, arm)
+    arm = replace(arm, model=model_of(arm.model))
     is_adapter = (folder / "adapter_config.json").is_file()
     text = "\n".join(
         [
@@ -34,6 +38,7 @@ def write_model_card(
             f"# {config.name}: {arm.model}, " + _title(folder, is_adapter),
             "",
             *_what(config, arm, is_adapter),
+            *prompts,
             *_scores(config, arm),
             *_data(counts),
             *_cost(arm),
@@ -93,6 +98,20 @@ def _what(config: RunConfig, arm: ArmScore, is_adapter: bool) -> list[str]:
     if config.task.instruction:
         lines.append(f"Instruction: {config.task.instruction}")
     return [*lines, ""]
+
+
+def _prompts(config: RunConfig, arm: ArmScore) -> list[str]:
+    """What a prompt must hold, of what was trained with passages."""
+    if model_of(arm.model) == arm.model:
+        return []
+    return [
+        "## Prompts",
+        "",
+        f"It learned to answer with passages in the prompt: up to {config.retrieval.num_chunks} of `passages.jsonl`, "
+        "found by the text of the user's turns, stand before the last one as `retrieval.json` says. Without them it "
+        "answers worse than it scored here.",
+        "",
+    ]
 
 
 def _scores(config: RunConfig, arm: ArmScore) -> list[str]:
