@@ -17,6 +17,7 @@ from .records import Billing, Launch, Quote, Status
 BACKENDS: dict[str, str] = {
     "local": "local:Local",
     "ssh": "ssh:Ssh",
+    **dict.fromkeys(("together", "fireworks", "nebius", "openai", "openai-compatible"), "managed.backend:Managed"),
 }
 
 
