@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SHOESTRING_CACHE"] = os.devnull  # prices fetched on this machine are none of the tests' business
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="shoestring-tests-")  # nor are launches; removed at the end
 
 import pytest
 
@@ -26,6 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_unconfigure() -> None:
+    """Launches that tests registered."""
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def has_cuda() -> bool:

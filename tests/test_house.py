@@ -209,7 +209,7 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
     from shoestring.cli.commands import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    expected = "init run curate decide plan check train eval export report runs models prices explain synth demo"
+    expected = "init run curate decide plan check train eval export report runs models prices explain synth demo launch"
     assert list(commands) == expected.split()
     for name, command in commands.items():
         options = [p for p in command.params if p.param_type_name == "option"]

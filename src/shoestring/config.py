@@ -18,6 +18,7 @@ from .sections import CurateConfig as CurateConfig
 from .sections import DataConfig as DataConfig
 from .sections import EndpointConfig as EndpointConfig
 from .sections import FieldsConfig as FieldsConfig
+from .sections import LaunchConfig as LaunchConfig
 from .sections import RetrievalConfig as RetrievalConfig
 from .sections import Section
 from .sections import SynthConfig as SynthConfig
@@ -252,6 +253,7 @@ class RunConfig(Section):
     market: MarketConfig = MarketConfig()
     traffic: TrafficConfig | None = None
     synth: SynthConfig = SynthConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @field_validator("train", mode="after")
     @classmethod

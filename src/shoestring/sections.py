@@ -1,4 +1,4 @@
-"""Sections of the run file: how each is checked, where examples come from, what is curated, who teaches."""
+"""Sections of the run file: how each is checked, the examples, curation, the teacher, the place it runs."""
 
 from __future__ import annotations
 
@@ -142,3 +142,24 @@ class SynthConfig(Section):
         if not all(self.attributes.values()):
             raise ValueError("attributes: each has at least one value")
         return self
+
+
+class LaunchConfig(Section):
+    """Where `shoestring launch` carries the run out, and what that costs."""
+
+    place: str = ""
+    """What --on says where the command does not: local, ssh:HOST, skypilot, dstack, or a service."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of an hour of the machine there (default: here as market says; an ssh host is taken as yours, for 0)."""
+    on_demand_usd_per_hour: float | None = Field(default=None, ge=0)
+    """Price of the machine that does not go away, where usd_per_hour is a spot one: taken where spot would be late."""
+    env: list[str] = []
+    """Names of more environment variables that the run needs there; their values stand in no file of the run."""
+    python: str = "python3"
+    """Python of the ssh host, 3.11 or newer."""
+    at_end: str = ""
+    """Command that an ssh host runs once results are fetched, or ten minutes later, such as sudo shutdown -h now."""
+    restart_delay_s: float = Field(default=5.0, ge=0)
+    """Wait before a run that was killed starts again."""
+    trace_speed: float = Field(default=1.0, gt=0)
+    """How many times faster than written the file of --preempt passes, to try hours in minutes."""

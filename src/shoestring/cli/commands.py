@@ -211,17 +211,23 @@ def report(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> i
 
 
 @app.command()
-def runs(runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
-    """List the runs and what they cost.
+def runs(
+    orphans: Annotated[bool, typer.Option("--orphans", help="Ask every place what of yours bills there now.")] = False,
+    runs_dir: RunsDir = RUNS,
+    is_json: Json = False,
+) -> int:
+    """List the runs, the launches, and what they cost.
 
-    Stage reached, verdict, score, predicted and actual dollars, when.
+    Stage reached, verdict, score, predicted and actual dollars, when; launches from any folder that go on,
+    with their cost so far. With --orphans also what no run folder knows, and the command that ends it.
 
     \b
     Example: shoestring runs
+             shoestring runs --orphans
     """
-    from .listing import command
+    from .listing import command, orphans_command
 
-    return command(runs_dir, is_json)
+    return orphans_command(is_json) if orphans else command(runs_dir, is_json)
 
 
 @app.command()
@@ -363,3 +369,6 @@ def _stages(target: str, runs_dir: Path, is_json: bool, until: Any) -> int:
     from .running import command
 
     return command(target, runs_dir, is_json, until)
+
+
+from . import launch_command as launch_command  # noqa: E402  # listed behind the others

@@ -51,6 +51,8 @@ class Launch:
     state: str = "pending"  # as last seen
     ended_at: str | None = None
     bill: tuple[Expense, ...] = ()  # as last seen
+    note: str = ""
+    exit_code: int | None = None
 
     @property
     def predicted_usd(self) -> Estimate | None:

@@ -1,0 +1,77 @@
+"""Every launch of this user: in the folder of its run, and in a register that any folder and any later session reads.
+
+The register lies in $XDG_STATE_HOME/shoestring/launches (~/.local/state), one file a launch, each written whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..errors import BadInput
+from ..files import read_json, write_json
+from ..records import to_json
+from .records import Launch, launch_from_json
+
+LAUNCH_FILE = "launch.json"
+
+
+def state_dir() -> Path:
+    """Where this user's launches are registered."""
+    home = os.environ.get("XDG_STATE_HOME", "").strip() or "~/.local/state"
+    return Path(home).expanduser() / "shoestring" / "launches"
+
+
+def new_id(name: str) -> str:
+    """A name that is free on every service: lower case letters, digits and hyphens, at most 48."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-") or "run"
+    return f"{plain}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def now() -> str:
+    """This moment, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def save(launch: Launch) -> Launch:
+    """Write a launch to both places, the register first: what bills must be found even if the run folder is full.
+
+    Raises: RunFolderError.
+    """
+    row = to_json(launch)
+    write_json(state_dir() / f"{launch.id}.json", row)
+    write_json(Path(launch.run_folder) / LAUNCH_FILE, row)
+    return launch
+
+
+def registered() -> list[Launch]:
+    """Every registered launch, oldest first; a damaged file is passed over."""
+    found = []
+    for path in state_dir().glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found.append(launch_from_json(read_json(path)))
+    return sorted(found, key=lambda launch: launch.started_at)
+
+
+def of_folder(folder: Path) -> Launch | None:
+    """The newest launch of a run folder: by the register, else by the folder's own file."""
+    own = [launch for launch in registered() if Path(launch.run_folder) == folder.resolve()]
+    if own:
+        return own[-1]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return launch_from_json(read_json(folder / LAUNCH_FILE))
+    return None
+
+
+def find(target: str) -> Launch:
+    """The launch of an id, or the newest of a run's name. Raises: BadInput listing those there are."""
+    everything = registered()
+    for launch in reversed(everything):
+        if target in (launch.id, Path(launch.run_folder).name):
+            return launch
+    known = ", ".join(launch.id for launch in everything[-5:]) or "none"
+    raise BadInput(f"{target}: no launch has this id and no launched run this name; the latest launches: {known}")

@@ -1,0 +1,123 @@
+"""How launches stand now, what they came to, and what bills although nobody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..errors import ShoestringError
+from ..files import cannot_write
+from ..ledger import Ledger
+from ..secrets import without_secrets
+from . import register
+from .backend import BACKENDS, backend
+from .records import ENDED, Billing, Launch, Status
+
+LEDGER = "launches.jsonl"  # beside ledger.jsonl, which says what the stages took: these are the bills for all of them
+
+
+def refresh(launch: Launch) -> tuple[Launch, Status]:
+    """Ask the backend how a launch stands, and keep what it says; when it has ended its bill is entered, once.
+
+    Raises: LaunchError where the backend cannot be asked.
+    """
+    if launch.state in ENDED and launch.ended_at is not None:
+        enter(launch)  # a client may have been killed before it did
+        return launch, Status(launch.state, launch.ended_at, launch.note, launch.exit_code, launch.bill)
+    status = backend(launch.backend).status(launch)
+    status = replace(status, note=without_secrets(status.note))
+    bill = status.bill or launch.bill
+    ended_at = (status.since or register.now()) if status.state in ENDED else None
+    seen = replace(
+        launch, state=status.state, ended_at=ended_at, bill=bill, note=status.note, exit_code=status.exit_code
+    )
+    if seen != launch:
+        register.save(seen)
+    if ended_at is not None:
+        enter(seen)
+    return seen, replace(status, bill=bill)
+
+
+def enter(launch: Launch) -> None:
+    """Write the ledger lines of an ended launch, each expense once. Raises: RunFolderError."""
+    folder = Path(launch.run_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".launches.lock"):
+            ledger = Ledger(folder / LEDGER)
+            there = {(entry.get("fingerprint"), entry["item"]) for entry in ledger.entries()}
+            for expense in launch.bill or launch.predicted:
+                if (launch.id, expense.item) in there:
+                    continue
+                predicted = {"usd": expense.predicted_usd, "s": expense.predicted_s}
+                ledger.record(
+                    expense.item,
+                    stage="launch",
+                    predicted={k: v for k, v in predicted.items() if v is not None} or None,
+                    actual={"usd": expense.actual_usd, "s": expense.actual_s},
+                    price_usd_per_hour=launch.price_usd_per_hour,
+                    fingerprint=launch.id,
+                    basis={"backend": launch.backend, "target": launch.target, "state": launch.state},
+                )
+    except OSError as error:
+        if isinstance(error, ShoestringError):
+            raise
+        raise cannot_write(folder, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A launch and how it stands; trouble: why that could not be asked, the launch is then as last seen."""
+
+    launch: Launch
+    trouble: str = ""
+
+
+def look(launches: list[Launch]) -> list[Seen]:
+    """How each stands; those that have ended are not asked about again."""
+    found = []
+    for launch in launches:
+        try:
+            found.append(Seen(refresh(launch)[0]))
+        except ShoestringError as error:
+            found.append(Seen(launch, str(error)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """What bills now, wherever we could ask; not_asked: backend and why."""
+
+    billing: tuple[Billing, ...]
+    not_asked: Mapping[str, str]
+
+
+def orphans() -> Orphans:
+    """Ask every backend that is configured what of ours bills there."""
+    found: list[Billing] = []
+    not_asked: dict[str, str] = {}
+    for name in BACKENDS:
+        try:
+            place = backend(name)
+            if place.is_configured():
+                found += place.billing()
+        except ShoestringError as error:
+            not_asked[name] = without_secrets(str(error))
+    return Orphans(tuple(found), not_asked)
+
+
+def off_frac(launch: Launch) -> float | None:
+    """(actual - predicted) / predicted dollars of an ended launch; seconds where it cost nothing; None if not known."""
+    if launch.state != "done" or not launch.bill:
+        return None
+    for predicted_key, actual_key in (("predicted_usd", "actual_usd"), ("predicted_s", "actual_s")):
+        pairs: list[tuple[Any, Any]] = [(getattr(e, predicted_key), getattr(e, actual_key)) for e in launch.bill]
+        if all(p is not None and a is not None for p, a in pairs):
+            predicted = sum(p.value for p, _ in pairs)
+            if predicted > 0:
+                return float(sum(a for _, a in pairs) / predicted - 1)
+    return None

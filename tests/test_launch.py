@@ -1,0 +1,272 @@
+"""launch/: what is written down, the supervisor on this machine, spot simulated, the bill, what is found again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.kill_run import write_inputs
+from shoestring.cli.main import run as shoestring
+from shoestring.errors import BadInput
+from shoestring.files import read_jsonl
+from shoestring.launch import jobs, register, watch
+from shoestring.launch.backend import BACKENDS, backend, parse_place
+from shoestring.launch.local import Local
+from shoestring.launch.preempt import spans_of
+from shoestring.launch.records import Expense, Launch, Status, launch_from_json
+from shoestring.plan.spot_simulate import Job, Recorded, on_spot
+from shoestring.plan.spot_trace import Trace
+from shoestring.records import Estimate, to_json
+
+# Works for as many seconds as its argument says, in steps of 0.1 s that it does not forget when it is killed.
+STEPS = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+done = pathlib.Path("done")
+print("begins", flush=True)
+while (n := len(done.read_text()) if done.exists() else 0) < float(sys.argv[1]) * 10:
+    time.sleep(0.1)
+    done.write_text("x" * (n + 1))
+print("ends")
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A register of this test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def launch_of(folder: Path, **changed: object) -> Launch:
+    spread = Estimate(2.0, 1.0, 4.0)
+    base = Launch(
+        id=register.new_id(folder.name),
+        backend="local",
+        target="",
+        run_file=str(folder.parent / "run.yaml"),
+        run_folder=str(folder.resolve()),
+        started_at=register.now(),
+        basis="hour",
+        price_usd_per_hour=3600.0,  # a dollar a second
+        budget_usd=100.0,
+        deadline_h=None,
+        limit_s=None,
+        predicted=(Expense("hours of work", spread, None, spread), Expense("starts and work done again", spread)),
+    )
+    return replace(base, **changed)  # type: ignore[arg-type]
+
+
+def job_of(folder: Path, seconds: float, **changed: object) -> jobs.Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = (sys.executable, "-c", STEPS, str(seconds))
+    made = jobs.Job("job", command, str(folder), str(folder), 3600.0, 100.0, restart_delay_s=0.0)
+    return replace(made, **changed)  # type: ignore[arg-type]
+
+
+def ended(folder: Path) -> dict[str, object]:
+    """The job's status once it has ended."""
+    for _ in jobs.logs(folder, follow=True):
+        pass
+    return jobs.status(folder)
+
+
+# ---- records and register -------------------------------------------------------------------
+
+
+def test_a_launch_is_found_by_folder_name_and_id_and_reads_as_it_was_written(tmp_path: Path, state: Path) -> None:
+    first = register.save(launch_of(tmp_path / "runs" / "tour", started_at="2026-11-28T10:00:00+00:00"))
+    second = register.save(launch_of(tmp_path / "runs" / "tour", started_at="2026-11-28T11:00:00+00:00"))
+    assert first.id != second.id and (state / "shoestring/launches" / f"{first.id}.json").is_file()
+    assert register.of_folder(tmp_path / "runs" / "tour") == register.find("tour") == second
+    assert register.find(first.id) == first and launch_from_json(to_json(first)) == first
+    with pytest.raises(BadInput, match=f"nowhere: no launch .* {second.id}"):
+        register.find("nowhere")
+    (state / "shoestring/launches" / f"{first.id}.json").write_text('{"id": ')  # a full disk
+    assert register.registered() == [second]
+
+
+def test_what_is_known_in_part_has_no_sum() -> None:
+    one = Expense("a", Estimate(1, 1, 1), actual_usd=0.5)
+    assert Status("done", bill=(one, one)).cost_usd == 1.0
+    assert Status("done", bill=(one, Expense("b"))).cost_usd is None and Status("done").cost_usd is None
+
+
+def test_ids_fit_every_service_and_places_are_named() -> None:
+    made = register.new_id("Ünsere Tickets_v2 " + "x" * 80)
+    assert len(made) <= 48 and set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and made[0].isalpha()
+    assert parse_place("ssh:me@host") == ("ssh", "me@host") and parse_place("local") == ("local", "")
+    with pytest.raises(BadInput, match="choose one of local"):
+        backend("moon")
+    assert all(callable(getattr(backend("local"), name)) for name in ("quote", "start", "status", "logs", "billing"))
+    assert isinstance(backend("local"), Local) and "local" in BACKENDS
+
+
+# ---- spot, simulated ------------------------------------------------------------------------
+
+
+def test_schedules_and_traces_are_spans(tmp_path: Path) -> None:
+    assert spans_of("60,180+30", 5.0) == ((0.0, 60.0), (90.0, 180.0), (210.0, math.inf))
+    assert spans_of("7", 5.0) == ((0.0, 7.0), (12.0, math.inf))
+    trace = tmp_path / "trace.csv"
+    trace.write_text("start_h,end_h\n0,1\n1,2\n3,4\n")
+    assert spans_of(str(trace), 0.0, trace_speed=3600.0)[:4] == ((0, 1), (1, 2), (3, 4), (4, 5))  # and again
+    for wrong in ("often", "5,5", "60,70+30", "-1", "inf", "10+-1", "nan"):
+        with pytest.raises(BadInput, match="--preempt"):
+            spans_of(wrong, 5.0)
+
+
+def test_a_run_that_is_killed_goes_on_and_the_bill_is_the_simulators(tmp_path: Path) -> None:
+    """The same trace into both: machines of 0.8 s, 1 s and as long as it takes, half a second between them."""
+    folder, up = tmp_path / "job", ((0.0, 0.8), (1.3, 2.3), (2.8, math.inf))
+    jobs.start(folder, job_of(folder, 2.0, available_s=up))
+    told = ended(folder)
+    sessions = [jobs.Session(**session) for session in told["sessions"]]  # type: ignore[union-attr]
+    assert told["state"] == "done" and [s.how for s in sessions] == ["taken", "taken", "done"]
+    assert (folder / "done").read_text() == "x" * 20
+    # What a start took, by the log's side: all that was billed but the steps.
+    steps_h, billed_h = 20 * 0.1 / 3600, jobs.billed_s(sessions) / 3600
+    restart_h = (billed_h - steps_h) / len(sessions)
+    trace = Trace(tuple((a / 3600, min(b, 1e6) / 3600) for a, b in up), 1e6 / 3600)
+    simulated = on_spot(Job(steps_h, restart_h, 0.0, 0.1 / 3600), Recorded(trace, np.zeros(1)), 1)
+    assert simulated.num_interruptions[0] == 2
+    assert billed_h == pytest.approx(float(simulated.billed_h[0]), rel=0.15)
+    assert jobs.billed_usd(sessions, job_of(folder, 2.0)) == pytest.approx(billed_h * 3600)
+
+
+def test_the_policy_takes_a_machine_on_demand_where_spot_would_be_late(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    made = job_of(
+        folder, 1.0, available_s=((0.0, 0.5), (90.0, 99.0)), on_demand_usd_per_hour=7200.0, deadline_s=9.0, work_s=2.0
+    )
+    jobs.start(folder, made)
+    told = ended(folder)
+    sessions = [jobs.Session(**session) for session in told["sessions"]]  # type: ignore[union-attr]
+    assert told["state"] == "done" and {s.place for s in sessions} >= {"on_demand"}
+    spent = {place: sum(s.end_s - s.start_s for s in sessions if s.place == place) for place in ("spot", "on_demand")}
+    assert jobs.billed_usd(sessions, made) == pytest.approx(spent["spot"] + 2 * spent["on_demand"])
+
+
+# ---- the supervisor -------------------------------------------------------------------------
+
+
+def test_the_budget_ends_a_run_that_nobody_watches(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    jobs.start(folder, job_of(folder, 60.0, budget_usd=1.0))
+    told = ended(folder)
+    assert told["state"] == "stopped" and "the budget of $1.00 is spent" in str(told["note"])
+    spent_usd = jobs.billed_usd(jobs.sessions_of(folder), job_of(folder, 60.0))
+    assert spent_usd >= 1.0 and told["exit_code"] == 5  # ended by SIGTERM, so that it could save
+    assert not jobs.is_alive(folder)
+
+
+def test_one_that_is_killed_again_and_again_without_getting_further_is_given_up(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    command = (sys.executable, "-c", "import os; print('in vain', flush=True); os.kill(os.getpid(), 9)")
+    jobs.start(folder, job_of(folder, 1.0, command=command))
+    told = ended(folder)
+    assert told["state"] == "failed" and "killed 3 times without getting further" in str(told["note"])
+    assert jobs.log_bytes(folder, 0) == b"in vain\n" * 3
+
+
+def test_why_a_run_failed_is_said_in_its_words_without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "planted-4711")
+    folder = tmp_path / "job"
+    code = "import os, sys; print('error: 401 for', os.environ['SOME_API_KEY']); print('bye'); sys.exit(2)"
+    jobs.start(folder, job_of(folder, 1.0, command=(sys.executable, "-c", code)))
+    told = ended(folder)
+    assert (told["state"], told["exit_code"], told["note"]) == ("failed", 2, "error: 401 for ***")
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"planted-4711" not in written
+
+
+def test_a_supervisor_that_is_killed_leaves_nothing_running_and_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    beat = jobs.start(folder, job_of(folder, 60.0))
+    assert jobs.is_alive(folder) and folder.resolve() in [path.resolve() for path in jobs.running()]
+    while not (folder / "done").is_file():
+        time.sleep(0.02)
+    os.kill(beat["pid"], signal.SIGKILL)
+    while jobs.is_alive(folder):
+        time.sleep(0.02)
+    told = jobs.status(folder)
+    assert told["state"] == "lost" and "launched again, it goes on" in told["note"]
+    assert [session["how"] for session in told["sessions"]] == ["running"]  # billed until it was last heard of
+    if sys.platform == "linux":
+        until = time.monotonic() + 10
+        while (last := (folder / "done").stat().st_mtime) and time.time() - last < 1 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert time.monotonic() < until, "the worker went on without its supervisor"
+
+
+# ---- the bill -------------------------------------------------------------------------------
+
+
+def test_a_bill_is_entered_once_whoever_sees_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tour"
+    spread = Estimate(2.0, 1.0, 4.0)
+    bill = (Expense("hours of work", spread, 1.5, spread, 1.5), Expense("starts and work done again", spread, 0.5))
+    done = launch_of(folder, state="done", ended_at=register.now(), bill=bill)
+    register.save(done)
+    for _ in range(3):
+        seen, status = watch.refresh(done)
+    entries = read_jsonl(folder / "launches.jsonl")
+    assert [(e["item"], e["actual"]["usd"], e["predicted"]["usd"]["expected"]) for e in entries] == [
+        ("hours of work", 1.5, 2.0),
+        ("starts and work done again", 0.5, 2.0),
+    ]
+    assert status.cost_usd == seen.cost_usd == 2.0 and watch.off_frac(seen) == pytest.approx(-0.5)
+    assert watch.off_frac(replace(seen, state="stopped")) is None  # less was done than was predicted
+
+
+# ---- a real run, from the command line ------------------------------------------------------
+
+
+def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for name in ("alone", "taken"):
+        files[name] = write_inputs(tmp_path, "shoestring-1m", 120, name)
+        text = files[name].read_text().replace("{max_rows: 20, num_shots: 1}", "{arms: [zero_shot], max_rows: 20}")
+        files[name].write_text(text + "evaluate: {regression: false}\n")
+    assert shoestring(["run", "alone.yaml"]) == 3
+    # The client is killed as soon as there is a launch; its first two machines are taken.
+    client = subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "launch", "taken.yaml", "--preempt", "2,9+0.5"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": jobs.import_path()},
+    )
+    while not list(tmp_path.glob("runs/taken/launches/*/heartbeat.json")) and client.poll() is None:
+        time.sleep(0.02)
+    client.kill()
+    client.wait()
+    capfd.readouterr()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert shoestring(["launch", "taken", "--attach", "--json"]) == 3  # the bar was not met
+    told = json.loads(capfd.readouterr().out)
+    assert told["status"]["state"] == "done" and told["launch"]["id"].startswith("taken-")
+    adapters = [next((tmp_path / "runs" / name).glob("rungs/*/adapter/adapter_model.safetensors")) for name in files]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    sessions = jobs.sessions_of(next((tmp_path / "runs/taken/launches").iterdir()))
+    assert sessions[0].how == "taken" and sessions[-1].how == "done"
+    entries = read_jsonl(tmp_path / "runs" / "taken" / "launches.jsonl")
+    assert sum(e["actual"]["s"] for e in entries) == pytest.approx(jobs.billed_s(sessions))
+    assert shoestring(["runs", "--orphans", "--json"]) == 0
+    orphans = json.loads(capfd.readouterr().out)
+    assert not [one for one in orphans["billing"] if str(tmp_path) in one["name"]]
