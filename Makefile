@@ -16,7 +16,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt
+$(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt scripts/skypilot-requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Shoestring needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo not found)." >&2; \
 	  echo "Give another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
@@ -26,6 +26,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/axolotl-schema -r scripts/axolotl-schema-requirements.txt
+	@$(BIN)/python scripts/check_skypilot.py --install $(VENV)/skypilot
 	@touch $@
 
 demo: $(STAMP)

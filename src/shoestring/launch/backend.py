@@ -18,6 +18,7 @@ BACKENDS: dict[str, str] = {
     "local": "local:Local",
     "ssh": "ssh:Ssh",
     **dict.fromkeys(("together", "fireworks", "nebius", "openai", "openai-compatible"), "managed.backend:Managed"),
+    "skypilot": "skypilot:SkyPilot",
 }
 
 
