@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from pathlib import Path
 
@@ -10,8 +11,15 @@ import torch
 from tiny import make_model
 
 from shoestring.errors import DoesNotFit, ModelError
-from shoestring.evaluate import generation
-from shoestring.evaluate.generation import LocalGenerator, decode_greedy, load_generator, make_generate
+from shoestring.evaluate.generation import (
+    LocalGenerator,
+    forest,
+    load_generator,
+    local,
+    make_generate,
+    padded,
+)
+from shoestring.evaluate.generation.attention import NotOverAForest
 from shoestring.records import Device, Message
 from shoestring.train.base import encode_prompt, load_base, load_tokenizer, quiet_loading
 
@@ -49,8 +57,18 @@ def reference(generator: LocalGenerator, prompt: tuple[Message, ...]) -> list[in
     return out[0, ids.shape[1] :].tolist()
 
 
+def refuse(*args: object, **named: object) -> None:
+    raise NotOverAForest("asked to be padded")
+
+
+@pytest.mark.parametrize("route", ["prefix forest", "padded batches: asked to be padded"])
 @pytest.mark.parametrize("system", [True, False])  # with and without a prefix worth sharing
-def test_equals_greedy_generate_of_transformers(generator: LocalGenerator, system: bool) -> None:
+def test_equals_greedy_generate_of_transformers(
+    generator: LocalGenerator, system: bool, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if route != "prefix forest":
+        monkeypatch.setattr(local, "ForestDecoder", refuse)
+    monkeypatch.setattr(forest, "MIN_SHARED_TOKENS", 100)
     # A second stop that rows reach at many different steps: they are dropped on the way.
     prompts = prompts_of(12, system=system)
     endless = [reference(generator, p) for p in prompts]
@@ -62,6 +80,7 @@ def test_equals_greedy_generate_of_transformers(generator: LocalGenerator, syste
 
     completions = generator.generate(prompts)
 
+    assert generator.route == route
     decoded = [generator.tokenizer.decode(row, skip_special_tokens=True) for row in expected]
     assert [c.text for c in completions] == decoded
     assert [c.num_completion_tokens for c in completions] == [len(row) for row in expected]
@@ -74,10 +93,79 @@ def test_a_row_does_not_depend_on_its_batch(generator: LocalGenerator, monkeypat
     together = [c.text for c in generator.generate(prompts)]
     assert [generator.generate([p])[0].text for p in prompts] == together
     assert [c.text for c in generator.generate(prompts[::-1])][::-1] == together
-    monkeypatch.setattr(generation, "MAX_ROWS", {"cpu": 3})
+    monkeypatch.setattr(local, "MAX_ROWS", {"cpu": 3})
     assert [c.text for c in generator.generate(prompts)] == together
-    monkeypatch.setattr(generation, "MIN_PREFIX_TOKENS", 10**6)
+    monkeypatch.setattr(forest, "MIN_SHARED_TOKENS", 10)
     assert [c.text for c in generator.generate(prompts)] == together
+    monkeypatch.setattr(local, "BATCH_BYTES", 200 * local._bytes_per_token(generator.model))
+    assert [c.text for c in generator.generate(prompts)] == together
+    monkeypatch.setattr(local, "ForestDecoder", refuse)
+    assert [c.text for c in generator.generate(prompts)] == together
+    monkeypatch.setattr(padded, "MIN_PREFIX_TOKENS", 10**6)
+    assert [c.text for c in generator.generate(prompts)] == together
+
+
+def levels(num: int) -> list[tuple[Message, ...]]:
+    """Prompts with common beginnings on three levels: all, by the half, by the quarter; some with none."""
+    shots = [(Message("user", word * 6), Message("assistant", word)) for word in ("cab", "fed", "bee", "fad")]
+    made = []
+    for i, prompt in enumerate(prompts_of(num)):
+        made.append((prompt[0], *shots[i % 2], *shots[2 + i // 2 % 2], *prompt[1:]) if i % 5 else prompt[1:])
+    return made
+
+
+def test_common_beginnings_are_computed_once_on_every_level(
+    generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = levels(20)
+    expected = [reference(generator, p) for p in prompts]
+    tokens = sorted({t for row in expected for t in row})
+    steps = {t: {row.index(t) for row in expected if t in row} for t in tokens}
+    generator.stop_ids = [*generator.stop_ids, max(tokens, key=lambda t: len(steps[t]))]
+    expected = [reference(generator, p) for p in prompts]
+    read: list[int] = []
+    hook = generator.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setattr(forest, "MIN_SHARED_TOKENS", 20)
+    texts = [generator.tokenizer.decode(row, skip_special_tokens=True) for row in expected]
+    assert [c.text for c in generator.generate(prompts)] == texts
+    ids = [encode_prompt(generator.tokenizer, p) for p in prompts]
+    beginnings = {tuple(row[:n]) for row in ids for n in range(1, len(row) + 1)}
+    own_pass = min(map(len, ids))  # of the check, and the passes of one token
+    assert sum(n for n in read if n > 1) <= 1.1 * len(beginnings) + own_pass < 0.7 * sum(map(len, ids))
+
+    # Few places: prompts that wait come in as rows end, and what a run holds is read once all the same.
+    read.clear()
+    monkeypatch.setattr(local, "MAX_ROWS", {"cpu": 4})
+    answers = generator.generate(prompts)
+    hook.remove()
+    assert [c.text for c in answers] == texts and generator.route == "prefix forest"
+    assert [c.num_completion_tokens for c in answers] == list(map(len, expected))
+    assert sum(n for n in read if n > 1) < 0.8 * sum(map(len, ids))
+    num_steps = sum(n == 1 for n in read)
+    assert num_steps < sum(sorted(map(len, expected), reverse=True)[::4]), (
+        "as many as if each batch waited for its last"
+    )
+    assert sum(c.latency_s for c in answers) > 0 and all(c.latency_s > 0 for c in answers)
+
+
+def test_each_answer_is_told_once_as_it_is_there(generator: LocalGenerator) -> None:
+    prompts = prompts_of(6)
+    told: list[tuple[object, str]] = []
+    answers = generator.generate([*prompts, *prompts], on_answer=lambda prompt, c: told.append((prompt, c.text)))
+    assert dict(told) == {p: c.text for p, c in zip([*prompts, *prompts], answers, strict=True)} and len(told) == 6
+
+
+def test_a_forest_that_gives_other_logits_is_not_used(
+    generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = prompts_of(5)
+    expected = [c.text for c in generator.generate(prompts)]
+    monkeypatch.setattr(forest, "LOGITS_LIMIT", {"float32": 1e-12})
+    assert [c.text for c in generator.generate(prompts)] == expected
+    assert generator.route.startswith("padded batches: logits differ by")
+    assert generator.model.config._attn_implementation == "sdpa"
 
 
 def test_equal_prompts_are_run_once_and_progress_counts_rows(generator: LocalGenerator) -> None:
@@ -127,14 +215,17 @@ def test_an_answer_cut_at_the_limit_says_so(generator: LocalGenerator) -> None:
 def test_running_out_of_memory_halves_the_batch(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(9)
     expected = [c.text for c in generator.generate(prompts)]
-    whole, limit = decode_greedy, 2
+    limit = 2
+    forward = generator.model.forward
 
-    def short_of_memory(model, batch, **kwargs):
-        if len(batch) > limit:
+    def short_of_memory(**inputs):
+        ids = inputs["input_ids"]
+        if (len(ids) if ids.shape[1] == 1 else ids.shape[1] / 130) > limit:
             raise torch.OutOfMemoryError("allocation of 1 GiB failed")
-        return whole(model, batch, **kwargs)
+        return forward(**inputs)
 
-    monkeypatch.setattr(generation, "decode_greedy", short_of_memory)
+    short_of_memory.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(generator.model, "forward", short_of_memory)
     assert [c.text for c in generator.generate(prompts)] == expected
     limit = 0
     with pytest.raises(DoesNotFit, match=r"out of memory on one prompt of \d+ tokens"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,32 +111,36 @@ def plant(
 ) -> Forest:
     """The forest of the paths, filled up with pad_id as a path of its own to a multiple of round_to tokens."""
     made, last = segments(paths, min_saved)
-    sizes = [part.stop - part.start for part in made]
-    filling = round_up(sum(sizes), round_to) - sum(sizes)
-    stops = np.cumsum([*sizes, filling] if filling else sizes)
-    starts = stops - np.array([*sizes, filling] if filling else sizes)
-    ends = stops.copy()  # of each segment's subtree
-    for index in range(len(made) - 1, -1, -1):
-        parent = made[index].parent
-        if parent >= 0:
-            ends[parent] = max(ends[parent], ends[index])
-    tokens = [paths[part.path][part.start : part.stop] for part in made]
-    depths = [np.arange(part.start, part.stop) for part in made]
-    if filling:
-        tokens.append(np.full(filling, pad_id, dtype=np.uint32))
-        depths.append(np.arange(filling))
+    parts = [(paths[part.path][part.start : part.stop], part.start, part.parent) for part in made]
+    size = sum(len(tokens) for tokens, _, _ in parts)
+    if filling := round_up(size, round_to) - size:
+        parts.append((np.full(filling, pad_id, dtype=np.uint32), 0, -1))
+    forest = laid_out(parts)
     places = []
     for segment in last:
-        parts: list[np.ndarray] = []
+        runs: list[np.ndarray] = []
         while segment >= 0:
-            parts.append(np.arange(starts[segment], stops[segment]))
+            runs.append(np.arange(forest.starts[segment], forest.stops[segment]))
             segment = made[segment].parent
-        places.append(np.concatenate(parts[::-1]))
+        places.append(np.concatenate(runs[::-1]))
+    return replace(forest, places=tuple(places))
+
+
+def laid_out(parts: Sequence[tuple[np.ndarray, int, int]]) -> Forest:
+    """The forest of segments given depth-first, each as (tokens, position of the first, parent or -1); no places."""
+    sizes = [len(tokens) for tokens, _, _ in parts]
+    stops = np.cumsum(sizes)
+    starts = stops - np.array(sizes)
+    ends = stops.copy()  # of each segment's subtree
+    for index in range(len(parts) - 1, -1, -1):
+        parent = parts[index][2]
+        if parent >= 0:
+            ends[parent] = max(ends[parent], ends[index])
     return Forest(
-        ids=np.concatenate(tokens).astype(np.int64),
-        positions=np.concatenate(depths),
-        subtree_ends=np.repeat(ends, stops - starts),
+        ids=np.concatenate([tokens for tokens, _, _ in parts]).astype(np.int64),
+        positions=np.concatenate([np.arange(first, first + len(tokens)) for tokens, first, _ in parts]),
+        subtree_ends=np.repeat(ends, sizes),
         starts=starts,
         stops=stops,
-        places=tuple(places),
+        places=(),
     )

@@ -122,7 +122,7 @@ def _function() -> Any:
     class TreeAttention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any, blocks: Blocks) -> Any:
-            out, log_sum = _forward(query, key, value, blocks)
+            out, log_sum = forest_attention(query, key, value, blocks)
             out = out.to(value.dtype)
             ctx.save_for_backward(query, key, value, out, log_sum)
             ctx.blocks = blocks
@@ -136,7 +136,7 @@ def _function() -> Any:
     return TreeAttention
 
 
-def _forward(query: Any, key: Any, value: Any, blocks: Blocks) -> tuple[Any, Any]:
+def forest_attention(query: Any, key: Any, value: Any, blocks: Blocks) -> tuple[Any, Any]:
     """Output (K, G, N, D) and log-sum-exp (K, G, N) of every query, both float32."""
     import torch
 
@@ -144,7 +144,7 @@ def _forward(query: Any, key: Any, value: Any, blocks: Blocks) -> tuple[Any, Any
     log_sum = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     for group in blocks.squares:
         rows, keys, values = _gathered(group, query, key, value)
-        part, part_log = _attend(rows, keys, values, _triangle(group.side, group.side, query.device))
+        part, part_log = block_attention(rows, keys, values, _triangle(group.side, group.side, query.device))
         flat = part.transpose(1, 2).flatten(2, 3)  # (K, M, G, L, D) -> (K, G, M * L, D)
         kept = group.places[group.kept]
         out[:, :, kept] = flat.index_select(2, group.kept)
@@ -152,21 +152,28 @@ def _forward(query: Any, key: Any, value: Any, blocks: Blocks) -> tuple[Any, Any
     for tile in blocks.own:
         queries, columns = slice(tile.start, tile.stop), slice(tile.first, tile.last)
         mask = _triangle(tile.stop - tile.start, tile.last - tile.first, query.device)
-        part, part_log = _attend(query[:, :, queries], key[:, columns], value[:, columns], mask)
+        part, part_log = block_attention(query[:, :, queries], key[:, columns], value[:, columns], mask)
         out[:, :, queries], log_sum[:, :, queries] = part, part_log
     for tile in blocks.above:
         queries, columns = slice(tile.start, tile.stop), slice(tile.first, tile.last)
-        part, part_log = _attend(query[:, :, queries], key[:, columns], value[:, columns], None)
-        before, old = log_sum[:, :, queries], out[:, :, queries]
-        # sigmoid(a - b) is exp(a) / (exp(a) + exp(b)): the part's share.
-        share = torch.sigmoid(part_log - before).unsqueeze(-1)
-        old += share * (part - old)
-        torch.logaddexp(before, part_log, out=before)
+        part, part_log = block_attention(query[:, :, queries], key[:, columns], value[:, columns], None)
+        merge(out[:, :, queries], log_sum[:, :, queries], part, part_log)
     return out, log_sum
 
 
-def _attend(query: Any, key: Any, value: Any, hidden: Any) -> tuple[Any, Any]:
-    """One block: query (K, ..., G, L, D) and keys (K, ..., C, D); hidden (L, C) True where nothing is seen."""
+def merge(out: Any, log_sum: Any, part: Any, part_log: Any) -> None:
+    """Add the keys of one more block to the output of queries and its log-sum-exp, in place."""
+    import torch
+
+    # sigmoid(a - b) is exp(a) / (exp(a) + exp(b)): the part's share.
+    out += torch.sigmoid(part_log - log_sum).unsqueeze(-1) * (part - out)
+    torch.logaddexp(log_sum, part_log, out=log_sum)
+
+
+def block_attention(query: Any, key: Any, value: Any, hidden: Any) -> tuple[Any, Any]:
+    """One block, with its log-sum-exp: query (K, ..., G, L, D), keys (K, ..., C, D); hidden, which broadcasts to the
+    scores (K, ..., G, L, C), is True where nothing is seen.
+    """
     scores = _scores(query, key)
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
