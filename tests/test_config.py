@@ -19,6 +19,12 @@ task:
 data:
   train: tickets.jsonl
 """
+JUDGE = """\
+judge:
+  endpoints:
+  - {name: big, base_url: http://x/v1, model: m, usd_per_million_input_tokens: 1, usd_per_million_output_tokens: 2}
+"""
+OPEN = GOOD.replace("kind: extract", "kind: generate\n  metric: judge")
 
 
 def test_a_short_run_file_says_everything() -> None:
@@ -34,6 +40,7 @@ def test_a_short_run_file_says_everything() -> None:
 def test_every_metric_of_a_kind_is_accepted_and_the_first_is_the_default(kind: str) -> None:
     for metric in METRICS_BY_KIND[kind]:
         text = GOOD.replace("kind: extract", f"kind: {kind}\n  metric: {metric}")
+        text += JUDGE if metric == "judge" else ""
         assert parse_run_file(text).task.metric == metric
     assert parse_run_file(GOOD.replace("extract", kind)).task.metric == METRICS_BY_KIND[kind][0]
 
@@ -60,7 +67,12 @@ def test_what_a_run_resolves_to_reads_back_equal() -> None:
         (GOOD + "learning_rate: 1e-3\n", ["run file:7", "unknown key 'learning_rate'"]),
         (GOOD + "budget: 3\n", ["unknown key 'budget'", "did you mean 'budget_usd'"]),
         (GOOD + "name: again\n", ["run file:7", "'name' is given twice"]),
-        (GOOD + "judge: {}\n", ["'judge'", "not used by this version yet"]),
+        (OPEN, ["judge", "needs this section, with endpoints"]),
+        (GOOD + JUDGE, ["run file:7", "for open text", "extract"]),
+        (OPEN + JUDGE + JUDGE.split("\n")[2] + "\n", ["two have one name"]),
+        (OPEN + JUDGE + "  criteria: ['']\n", ["criteria", "one is empty"]),
+        (OPEN + JUDGE + "  min_words: 9\n  max_words: 3\n", ["min_words 9 is above max_words 3"]),
+        (GOOD + "serve: {}\n", ["'serve'", "not used by this version yet"]),
         (
             GOOD + "decide:\n  endpoints:\n  - name: x\n    url: y\n",
             ["unknown key 'decide.endpoints.0.url'", "base_url"],

@@ -18,6 +18,7 @@ from .sections import CurateConfig as CurateConfig
 from .sections import DataConfig as DataConfig
 from .sections import EndpointConfig as EndpointConfig
 from .sections import FieldsConfig as FieldsConfig
+from .sections import JudgeConfig as JudgeConfig
 from .sections import LaunchConfig as LaunchConfig
 from .sections import RetrievalConfig as RetrievalConfig
 from .sections import Section
@@ -31,10 +32,10 @@ TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
 METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
     "classify": ("accuracy", "macro_f1"),
     "extract": ("leaf_f1", "exact_record"),
-    "generate": ("chrf", "rouge_l", "exact_match"),
+    "generate": ("chrf", "rouge_l", "exact_match", "judge"),
     "sql": ("exact_match", "chrf"),
     "math": ("final_number", "exact_match"),
-    "chat": ("chrf", "rouge_l"),
+    "chat": ("chrf", "rouge_l", "judge"),
 }
 
 # In an address: user and password before the host, or a query, where signatures stand.
@@ -47,7 +48,7 @@ OF_OBJECTIVES = {
 }  # fmt: skip
 
 # Keys of the contract that a later version will use; refused rather than silently ignored.
-PLANNED_KEYS = {"judge": "an LLM judge", "serve": "serving"}
+PLANNED_KEYS = {"serve": "serving"}
 
 
 class TaskConfig(Section):
@@ -75,6 +76,11 @@ class TaskConfig(Section):
                 f"choose one of: {', '.join(allowed)}{_did_you_mean(self.metric, allowed)}"
             )
         return self
+
+    @property
+    def computed_metric(self) -> str:
+        """The metric, or where a judge gives it, the one of the kind that is computed: training looks at that."""
+        return METRICS_BY_KIND[self.kind][0] if self.metric == "judge" else self.metric
 
 
 class DecideConfig(Section):
@@ -254,6 +260,17 @@ class RunConfig(Section):
     traffic: TrafficConfig | None = None
     synth: SynthConfig = SynthConfig()
     launch: LaunchConfig = LaunchConfig()
+    judge: JudgeConfig | None = Field(default=None, validate_default=True)
+
+    @field_validator("judge", mode="after")
+    @classmethod
+    def _of_open_text(cls, judge: JudgeConfig | None, info: ValidationInfo) -> JudgeConfig | None:
+        task = info.data.get("task")
+        if task and task.metric == "judge" and judge is None:
+            raise ValueError("task.metric: judge needs this section, with endpoints ('shoestring explain judge')")
+        if task and judge and "judge" not in METRICS_BY_KIND[task.kind]:
+            raise ValueError(f"a judge is for open text, and kind {task.kind} is scored exactly; leave it out")
+        return judge
 
     @field_validator("train", mode="after")
     @classmethod

@@ -163,3 +163,43 @@ class LaunchConfig(Section):
     """Wait before a run that was killed starts again."""
     trace_speed: float = Field(default=1.0, gt=0)
     """How many times faster than written the file of --preempt passes, to try hours in minutes."""
+
+
+class JudgeConfig(Section):
+    """Models that judge open text, after the checks that need none (docs/judge.md)."""
+
+    endpoints: list[EndpointConfig] = Field(min_length=1, max_length=9)
+    """The judges; of several the majority counts."""
+    mode: Literal["rubric", "pairwise"] = "rubric"
+    """rubric: each criterion, yes or no; pairwise: better than the reference answer or not, asked in both orders."""
+    criteria: list[str] = []
+    """What makes an answer good, each to be told by yes or no (default: that it is right)."""
+    score: Literal["share", "all"] = "share"
+    """A rubric's score of a row: the share of the criteria that are met, or 1 where all are."""
+    use_reference: bool = True
+    """Show the reference answer beside the rubric."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Of the judges; 0 is greedy."""
+    max_new_tokens: int = Field(default=300, ge=16, le=8192)
+    """Longest reply of a judge; what the budget is checked with before it is asked."""
+    min_words: int | None = Field(default=None, ge=1)
+    """Answers with fewer words fail without being judged."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Answers with more words fail without being judged."""
+    probe_rows: int = Field(default=20, ge=0, le=200)
+    """Held-out rows on which each judge's biases are looked for before it is believed; 0: none."""
+    allow_same_family: bool = False
+    """Take a judge of the family of a judged model or of the teacher, which may favour its own; said in the report."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> JudgeConfig:
+        names = [endpoint.name for endpoint in self.endpoints]
+        if len(set(names)) < len(names):
+            raise ValueError("judge.endpoints: two have one name; give each a name of its own")
+        if not all(text.strip() for text in self.criteria):
+            raise ValueError("judge.criteria: one is empty; write what is to be told by yes or no")
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise ValueError(
+                f"judge.min_words {self.min_words} is above max_words {self.max_words}; no answer could pass"
+            )
+        return self

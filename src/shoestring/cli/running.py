@@ -239,7 +239,7 @@ def show_trained(run: Run) -> None:
         dev = "not measured" if result["dev_metric"] is None else f"{result['dev_metric']:.3f}"
         say(
             f"{result['model']}: {result['method']}, {result['num_steps']} steps in {duration(result['wall_s'])}, "
-            f"{run.config.task.metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
+            f"{run.config.task.computed_metric} on dev rows {dev}, peak {gib(result['peak_bytes'])}"
         )
         kept = folder_name(result["method"])  # adapter, or the model that was trained whole
         say(f"  {kept}: {folder / kept}")

@@ -152,6 +152,7 @@ class Client:
     temperature: float = 0.0
     backoff_s: float = BACKOFF_S
     renamed: dict[str, str | None] = field(default_factory=dict)  # parameters this endpoint wants otherwise
+    troubles: list[str] = field(default_factory=list)  # attempts that failed: HTTP status, timeout, connection
 
     def __post_init__(self) -> None:
         self.headers = headers_for(self.config)
@@ -234,6 +235,8 @@ class Client:
                 self.answers.add(key, completion, url=self.url, model=self.config.model)
                 return completion
             except _Retry as retry:
+                step = str(retry.step)
+                self.troubles.append(step if step.isdigit() or step == "timeout" else "connection")
                 if attempt == MAX_ATTEMPTS - 1 or (retry.wait_s or 0) > LONGEST_RETRY_AFTER_S:
                     what = f"{retry.reason} ({attempt + 1} attempt{'s' if attempt else ''})"
                     if retry.wait_s:

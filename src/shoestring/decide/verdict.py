@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..config import TaskConfig
 from ..evaluate.statistics import detectable_difference, rows_to_settle
@@ -54,13 +55,22 @@ def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
     finetunes = [arm for arm in arms if arm.kind == "finetune"]
     met = [arm for arm in [*baselines, *finetunes] if arm.meets(task.bar)]
     if met:
-        return _bar_met(met, baselines, finetunes, task)
+        return _with_judge(_bar_met(met, baselines, finetunes, task), met[0])
     best = max(arms, key=lambda arm: (arm.score.value, arm.score.low))
     if best.score.value >= task.bar:
         reason, next_step = _cannot_tell(best, finetunes, task.bar)
     else:
         reason, next_step = _below(best, finetunes, task.bar)
-    return Verdict(False, best.arm if best.score.value > 0 else None, "none", task.bar, best.score, reason, next_step)
+    arm = best.arm if best.score.value > 0 else None
+    return _with_judge(Verdict(False, arm, "none", task.bar, best.score, reason, next_step), best)
+
+
+def _with_judge(found: Verdict, arm: ArmScore) -> Verdict:
+    """Where judges scored the arm and no human has checked them, that is said."""
+    if arm.metric != "judge" or arm.details["judge"]["is_calibrated"]:
+        return found
+    why, ask = "the judge is not calibrated by human labels", f"check the judge first: shoestring label {RUN}"
+    return replace(found, reason=f"{found.reason}; {why}", next_step=f"{found.next_step}; {ask}")
 
 
 def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[ArmScore], task: TaskConfig) -> Verdict:

@@ -36,11 +36,13 @@ def score_arm(
     """Score one arm on the held-out rows.
 
     cost_usd: what the completions cost plus wall_s of the machine at price_usd_per_hour.
-    A row's score under macro_f1 is whether its label is right. Raises: DataError.
+    A row's score under macro_f1 is whether its label is right; under metric judge rows are scored by the kind's
+    computed metric until they are judged. Raises: DataError.
     """
     scored = _score_rows(task, examples, completions, labels)
     machine_usd = wall_s * price_usd_per_hour / SECONDS_PER_HOUR
-    per_row = "accuracy" if task.metric == "macro_f1" else task.metric
+    metric = task.computed_metric
+    per_row = "accuracy" if metric == "macro_f1" else metric
     rows = tuple(
         RowScore(
             id=example.id,
@@ -56,7 +58,7 @@ def score_arm(
         )
         for example, completion, row in zip(examples, completions, scored, strict=True)
     )
-    score, interval = score_interval(task.metric, rows, seed)
+    score, interval = score_interval(metric, rows, seed)
     outputs = [completion.text for completion in completions]
     metrics = aggregate(task.kind, scored, [example.completion for example in examples], outputs)
     num_cut = sum(not completion.stopped for completion in completions)
@@ -64,7 +66,7 @@ def score_arm(
         arm=arm,
         kind=kind,
         model=model,
-        metric=task.metric,
+        metric=metric,
         score=score,
         num_rows=len(rows),
         wall_s=wall_s,
@@ -105,10 +107,10 @@ def metric_value(
 ) -> float:
     """The task's metric alone, without interval: cheap enough for scoring during training."""
     scored = _score_rows(task, examples, completions, labels)
-    if task.metric == "macro_f1":
+    if task.computed_metric == "macro_f1":
         outputs = [completion.text for completion in completions]
         return macro_f1(*label_codes([example.completion for example in examples], outputs))
-    return sum(row.values[task.metric] for row in scored) / len(scored)
+    return sum(row.values[task.computed_metric] for row in scored) / len(scored)
 
 
 def _score_rows(
@@ -117,7 +119,7 @@ def _score_rows(
     if not examples:
         raise DataError("no held-out rows to score; give data.eval a file with rows, or lower curate.eval_rows")
     assert len(examples) == len(completions), (len(examples), len(completions))
-    assert task.metric in METRICS_BY_KIND[task.kind], (task.kind, task.metric)
+    assert task.computed_metric in METRICS_BY_KIND[task.kind], (task.kind, task.metric)
     label_set = frozenset(labels or ()) | {example.completion.strip() for example in examples}
     scored = []
     for example, completion in zip(examples, completions, strict=True):

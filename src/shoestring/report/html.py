@@ -235,8 +235,9 @@ def _curves(run: RunFiles) -> Markup:
             else [Series("training", loss, "a")]
         )
         mark = ("best", float(rung.train.best_step)) if rung.train and metric else None
-        name = run.config.task.metric.replace("_", " ") if run.config else "metric"
-        level = (f"bar {run.config.task.bar:g}", run.config.task.bar) if run.config else None
+        task = run.config.task if run.config else None
+        name = task.computed_metric.replace("_", " ") if task else "metric"
+        level = (f"bar {task.bar:g}", task.bar) if task and task.metric == task.computed_metric else None
         panels = [curve_chart("loss a token", series)]
         if metric:
             shown = [Series("dev", metric, "a", dots=True)]

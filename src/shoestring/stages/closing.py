@@ -29,6 +29,7 @@ from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
 from .common import device, price, rung_file, sample_rows
+from .judging import recalibrate
 from .retrieving import rows_for, write_beside
 from .tools import require_tools
 
@@ -47,6 +48,7 @@ def opened(run: Run, until: str | None = "export") -> Iterator[None]:
     require_tools(run, until)
     with run.run_folder.locked():
         write_run_file(run, {"versions": package_versions(), "device": asdict(device(run))})
+        recalibrate(run)
         try:
             yield
         except BaseException:

@@ -33,9 +33,9 @@ from ..records import (
 from ..runfolder import rung_name
 from ..train.locate import model_print
 from ..units import usd
-from . import inputs
+from . import inputs, judging
 from .arms import NAMES, Answerer, Arms
-from .common import device, price, shape, token_counts, with_far_score
+from .common import device, price, shape, token_counts
 from .recorder import once
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def piece(run: Run, curated: Curated, name: str, work: Callable[[], Measured], d
 
     def made() -> tuple[Any, Measured]:
         arm, reason = work()
-        arm = None if arm is None else with_far_score(run, curated, arm)
+        arm = None if arm is None else judging.scored(run, curated, arm)
         return {"arm": to_json(arm), "skipped": reason}, (arm, reason)
 
     def read(result: Any) -> Measured:

@@ -9,6 +9,7 @@ from ..config import PREFERENCES, TaskConfig
 from ..data.decisions import decisions_in
 from ..data.sources import files_of
 from ..data.store import REVIEW
+from ..evaluate.judge.scoring import METRIC, identity
 from ..files import sha256_file
 from ..ladder import model_of, models_of, rungs_of
 from ..records import RungPlan
@@ -49,7 +50,8 @@ def decide(run: Run) -> Any:
     config = run.config
     arms = config.decide.model_dump(exclude={"train_anyway"})
     documents = [config.retrieval.model_dump(), documents_print(run)]
-    return [arms, _without_bar(config.task), _models(run), config.market.model_dump(), config.seed, documents]
+    rest = [config.market.model_dump(), config.seed, documents, *_judge(run)]
+    return [arms, _without_bar(config.task), _models(run), *rest]
 
 
 def plan(run: Run) -> Any:
@@ -77,17 +79,22 @@ def train(run: Run, rung: RungPlan) -> Any:
     for key in NOT_OF_THE_RESULT:
         del settings[key]
     documents = _documents(run, rung.model)
-    return [model_print(rung.model), settings, rung.device.dtype, run.config.task.metric, *documents]
+    return [model_print(rung.model), settings, rung.device.dtype, run.config.task.computed_metric, *documents]
 
 
 def evaluate(run: Run, rung: RungPlan) -> Any:
     """How outputs are made and scored."""
-    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens]
+    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens, *_judge(run)]
+
+
+def _judge(run: Run) -> list[Any]:
+    """What decides a judge's verdicts, where they are the metric."""
+    return [identity(run.config.judge)] if run.config.judge and run.config.task.metric == METRIC else []
 
 
 def scored(run: Run) -> Any:
     """How the answers of an arm are scored."""
-    return [_without_bar(run.config.task), run.config.seed]
+    return [_without_bar(run.config.task), run.config.seed, *_judge(run)]
 
 
 def _documents(run: Run, *rungs: str) -> list[Any]:

@@ -34,8 +34,8 @@ from ..train.preferred import preferred, told
 from ..train.tracking import Tracking
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
-from . import forgetting, inputs, searching
-from .common import dev_rows, device, held_rows, named, rung_file, with_far_score
+from . import forgetting, inputs, judging, searching
+from .common import dev_rows, device, held_rows, named, rung_file
 from .recorder import print_of
 from .retrieving import facts_for, rows_for
 from .tools import engine_python
@@ -289,7 +289,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             **({"retrieval": retrieved} if retrieved else {}),
         },
     )
-    arm = with_far_score(run, curated, arm)
+    arm = judging.scored(run, curated, arm)
     return {"arm": to_json(arm)}, arm
 
 

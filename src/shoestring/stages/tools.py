@@ -12,11 +12,13 @@ from ..train.remote import Store
 from ..train.tracking import require_trackers
 from ..train.world import is_launched
 from .common import device
+from .judging import require_judge
 
 if TYPE_CHECKING:
     from ..recipe import Run
 
 NEEDS_NO_TRAINER = ("curate", "decide", "export")
+NEEDS_NO_JUDGE = ("curate", "plan", "export")
 
 
 def engine_python(run: Run) -> str:
@@ -28,9 +30,11 @@ def engine_python(run: Run) -> str:
 def require_tools(run: Run, until: str | None) -> None:
     """Trackers are installed, checkpoints have a place; the engine does what is asked, and is where it will be used.
 
-    Raises: ConfigError, BadInput, MissingDependency.
+    A judge is of another family than what it judges. Raises: ConfigError, BadInput, MissingDependency.
     """
     require_honoured(run.config)
+    if until not in NEEDS_NO_JUDGE:
+        require_judge(run)
     if is_launched():
         raise BadInput(
             "torchrun (or accelerate launch) started this program several times over, and each would run the whole "

@@ -1,0 +1,133 @@
+"""Judges of a known defect on a loopback server: each defect is named, a fair judge is not accused, no row is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from shoestring.config import EndpointConfig, JudgeConfig
+from shoestring.data.language import language
+from shoestring.data.safety import refusal
+from shoestring.decide.answers import AnswerFile
+from shoestring.decide.client import Client
+from shoestring.evaluate.judge.bias import Bias, Endpoint, padded, probe
+from shoestring.evaluate.judge.checks import Senses
+from shoestring.evaluate.judge.scoring import judge_rows
+from shoestring.evaluate.judge.verdicts import Judge
+from shoestring.records import Completion, no_progress
+from tests.judge_server import JudgeServer, rows
+
+ROWS = rows(20)
+USD_IN, USD_OUT = 1.0, 2.0
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(defect: str, **more) -> JudgeServer:
+        servers.append(JudgeServer(defect, ROWS, **more))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def connected(server: JudgeServer, folder: Path, mode: str) -> tuple[JudgeConfig, Judge, Endpoint, Client]:
+    endpoint = EndpointConfig(
+        name=server.defect, base_url=server.url, model="scripted", api_key_env="", num_parallel=8,
+        usd_per_million_input_tokens=USD_IN, usd_per_million_output_tokens=USD_OUT,
+        timeout_s=0.2 if server.defect == "slow" else 10,
+    )  # fmt: skip
+    config = JudgeConfig(endpoints=[endpoint], mode=mode)
+    client = Client(endpoint, AnswerFile(folder / "answers.jsonl"), config.max_new_tokens, backoff_s=0.005)
+    judge = Judge(server.defect, "scripted", lambda prompts, progress: client.generate(prompts, progress))
+    return config, judge, Endpoint(endpoint.timeout_s, lambda: dict(Counter(client.troubles))), client
+
+
+def probed(server: JudgeServer, folder: Path, mode: str) -> tuple[Bias, Client]:
+    config, judge, endpoint, client = connected(server, folder, mode)
+    return probe(config, judge, endpoint, ROWS, refusal, no_progress), client
+
+
+DEFECTS = [
+    ("always_first", "pairwise", {"prefers_first", "no_better_than_chance"}),
+    ("always_yes", "rubric", {"says_yes", "no_better_than_chance"}),
+    ("longest", "pairwise", {"prefers_longer", "no_better_than_chance"}),
+    ("longest", "rubric", {"prefers_longer", "no_better_than_chance"}),
+    ("self_lover", "pairwise", {"prefers_own"}),
+    ("self_lover", "rubric", {"prefers_own"}),
+    ("coin", "pairwise", {"inconsistent", "no_better_than_chance"}),
+    ("coin", "rubric", {"inconsistent", "no_better_than_chance"}),
+    ("malformed", "rubric", {"unreadable"}),
+    ("refusing", "pairwise", {"refuses"}),
+    ("rate_limited", "rubric", {"rate_limited"}),
+    ("slow", "rubric", {"slow"}),
+    ("dropping", "pairwise", {"drops_connections"}),
+]
+
+
+@pytest.mark.parametrize(("defect", "mode", "named"), DEFECTS)
+def test_each_defect_is_named_and_nothing_else(serve, tmp_path, defect, mode, named) -> None:
+    server = serve(defect)
+    bias, client = probed(server, tmp_path, mode)
+    assert {defect.code for defect in bias.named} == named, bias
+    assert all(defect.evidence and defect.advice for defect in bias.named)
+    # Every completion that the server gave is in the file with its price; none is asked for or paid twice.
+    assert server.num_billed >= len(client.answers._found)
+    if defect not in ("slow", "dropping"):  # there a reply may be given and never arrive
+        assert server.num_billed == len(client.answers._found)
+    assert client.answers.spent_usd() == pytest.approx(
+        sum(c.num_prompt_tokens * USD_IN + c.num_completion_tokens * USD_OUT for c in client.answers._found.values())
+        / 1e6
+    )
+
+
+@pytest.mark.parametrize("mode", ["rubric", "pairwise"])
+def test_a_fair_judge_that_errs_now_and_then_is_accused_of_nothing(serve, tmp_path, mode) -> None:
+    bias, _ = probed(serve("fair", error_frac=0.04), tmp_path, mode)
+    assert bias.named == () and bias.notes == ()
+    assert bias.right_frac.value >= 0.85 and bias.num_no_verdict == 0
+
+
+def test_too_few_rows_accuse_nobody(serve, tmp_path) -> None:
+    config, judge, endpoint, _ = connected(serve("always_first"), tmp_path, "pairwise")
+    bias = probe(config, judge, endpoint, ROWS[:5], refusal, no_progress)
+    assert bias.named == () and "5 rows with different references are too few" in bias.notes[0]
+    none = probe(config, judge, endpoint, [ROWS[0], ROWS[0]], refusal, no_progress)
+    assert none.num_rows == none.num_asked == 0
+
+
+def test_padding_says_nothing_and_at_least_doubles() -> None:
+    assert padded("Short.").startswith("Short.\n\nThis has been set out") and len(padded("x" * 900)) > 1800
+
+
+@pytest.mark.parametrize("defect", ["malformed", "refusing", "rate_limited", "dropping"])
+def test_no_row_is_lost_and_a_second_time_costs_nothing(serve, tmp_path, defect) -> None:
+    server = serve(defect)
+    outputs = [e.completion + " So it is." if i % 2 else "It is kept nowhere at all." for i, e in enumerate(ROWS)]
+    answers = [Completion(text, 1, 1, 0.0) for text in outputs]
+    senses = Senses(language, refusal)
+
+    def judged():
+        config, judge, _, client = connected(server, tmp_path, "rubric")
+        found, asked = judge_rows(config, [judge], senses, ROWS, answers, no_progress)
+        return found, asked[judge.name], client
+
+    first, asked, client = judged()
+    assert len(first) == len(ROWS) == sum(row.by in ("judges", "none") for row in first)
+    decided = [row for row in first if row.by == "judges"]
+    assert [row.score for row in decided] == [float(i % 2) for i, row in enumerate(first) if row.by == "judges"]
+    assert asked["num_no_verdict"] == len(first) - len(decided)
+    assert (asked["num_no_verdict"] > 0) == (defect in ("malformed", "refusing"))
+    assert asked["cost_usd"] == pytest.approx(client.answers.spent_usd())
+    billed = server.num_billed
+    assert judged()[0] == first and server.num_billed == billed
