@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,9 +17,12 @@ import yaml
 from shoestring.cli.main import run
 from shoestring.errors import ModelError
 from shoestring.files import write_json
+from shoestring.ledger import Ledger
 from shoestring.market.options import Option
 from shoestring.market.table import snapshot
 from shoestring.plan.figures import hours_text, usd_text
+from shoestring.plan.hazard import Seen, basis
+from shoestring.plan.spot import interval_h
 from shoestring.recipe import Run
 from shoestring.stages.choosing import Weighed, weigh
 from shoestring.stages.told import told
@@ -66,6 +71,47 @@ def test_an_option_by_hand(commands: Weighed) -> None:
     assert option.hours.value == pytest.approx(hours)
     assert option.usd.value == pytest.approx(hours * 2.05, rel=0.01)  # whole seconds
     assert (option.source, option.observed_at) == ("gpurentalprices.com (CC BY 4.0)", date(2026, 10, 8))
+
+
+def test_a_spot_option_pays_for_checkpoints_that_move(rows: Path) -> None:
+    run = planned(rows, "commands-8b", name="moving")
+    option = next(o for o in weigh(run, TODAY).choice.options if o.is_spot and o.seller == "GCP")
+    assert option.work is not None and option.billed_h is not None
+    # Rank 16 on every matrix of the 8B model, 12 bytes each: half a gigabyte a checkpoint, at 2 cents a gigabyte.
+    assert option.work.checkpoint_bytes == 12 * 43_646_976
+    every_h = interval_h(option.work.settings.interruptions_per_hour, 5 / 3600, option.work.train_s.value / 3600)
+    written = math.ceil(option.work.train_s.value / 3600 / every_h)
+    moved = written + 0.3 * option.billed_h.value
+    assert option.egress_usd.value == pytest.approx(moved * 12 * 43_646_976 / 1e9 * 0.02, rel=0.01)
+    assert option.egress_usd.low == 0.0 < option.egress_usd.value < option.egress_usd.high
+    assert option.usd.value == pytest.approx(option.billed_h.value * option.price_usd + option.egress_usd.value)
+    kept = next(o for o in weigh(run, TODAY).choice.options if o.kind == "rented" and not o.is_spot)
+    assert kept.egress_usd.high == 0.0
+
+
+def test_what_launches_saw_of_a_seller_changes_its_options_alone(rows: Path) -> None:
+    run = planned(rows, "commands-8b", name="seen")
+    before = weigh(run, TODAY)
+    Ledger(rows / "runs" / "earlier" / "ledger.jsonl").record(
+        "launch",
+        stage="launch",
+        predicted=None,
+        actual={"s": 72_000.0},
+        price_usd_per_hour=1.0,
+        basis=basis("GCP", Seen(20.0, 60)),
+    )
+    after = weigh(run, TODAY)
+    for one, other in zip(spot_options(before), spot_options(after), strict=True):
+        assert (one.seller, one.gpu, one.method) == (other.seller, other.gpu, other.method)
+        assert (other.billed_h.value > one.billed_h.value) == (one.seller == "GCP")
+    noted = next(o for o in after.choice.options if o.seller == "GCP" and o.is_spot)
+    assert any("seen 60 in 20.0 h" in note for note in noted.notes)
+    shutil.rmtree(rows / "runs" / "earlier")
+
+
+def spot_options(weighed: Weighed) -> list[Any]:
+    found = [o for o in weighed.choice.options if o.is_spot]
+    return sorted(found, key=lambda o: (o.seller, o.gpu, o.method))
 
 
 def test_every_offer_is_an_option_or_out_with_its_reason(commands: Weighed) -> None:

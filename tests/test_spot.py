@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 
+from shoestring.config import MarketConfig
 from shoestring.market.options import billable_h, setup_hours
+from shoestring.market.spot import hazard_known, hazard_of
 from shoestring.market.terms import TERMS_CSV, term, terms, value
+from shoestring.plan.hazard import Seen
+from shoestring.plan.settings import interruptions
 from shoestring.plan.spot import Hazard, billed, billed_h, finish_frac, interval_h, pareto, quantile_of, share_below
-from shoestring.records import Estimate
+from shoestring.records import Device, Estimate
 
 
 def exactly(number: float) -> Estimate:
@@ -39,30 +42,16 @@ def test_billed_hours_grow_with_everything() -> None:
     assert base < billed_h(11, 0.3, 0.2, 0.01) < billed_h(11, 0.6, 0.2, 0.01) < billed_h(11, 0.6, 0.4, 0.02)
 
 
-def test_against_a_simulation_of_the_same_machine() -> None:
-    rng, per_h, restart, save, work = random.Random(0), 0.5, 1 / 6, 5 / 3600, 4.0
-    tau = interval_h(per_h, save, work)
-
-    def once() -> float:
-        hours, done, fault_in = 0.0, 0.0, rng.expovariate(per_h)
-
-        def run(need: float) -> bool:
-            nonlocal hours, fault_in
-            if need < fault_in:
-                hours, fault_in = hours + need, fault_in - need
-                return True
-            hours, fault_in = hours + fault_in, rng.expovariate(per_h)
-            return False
-
-        started = False
-        while done < work - 1e-9:
-            started = started or run(restart)
-            started = started and run(min(tau, work - done) + save)
-            done += min(tau, work - done) if started else 0.0
-        return hours
-
-    mean = sum(once() for _ in range(4000)) / 4000
-    assert billed_h(work, per_h, restart, save) == pytest.approx(mean, rel=0.02)
+def test_the_first_start_and_the_last_interval_by_hand() -> None:
+    # No work to lose: a start of half an hour at two interruptions an hour takes (e - 1) / 2 hours.
+    assert billed_h(1e-9, 2.0, 0.5, 0.0) == pytest.approx((math.e - 1) / 2, rel=1e-6)
+    # Planned without interruptions there is one interval, with a checkpoint at its end.
+    whole = math.expm1(0.2 * 0.5) / 0.2 + math.exp(0.2 * 0.5) * math.expm1(0.2 * 4.1) / 0.2
+    assert billed_h(4.0, 0.2, 0.5, 0.1, planned_per_h=0.0) == pytest.approx(whole)
+    # An hour and a bit: the bit is an interval of its own, not a whole one.
+    tau = interval_h(0.2, 0.01, 10.0)
+    step = billed_h(tau * 1.1, 0.2, 0.0, 0.01) - billed_h(tau, 0.2, 0.0, 0.01)
+    assert step == pytest.approx(math.expm1(0.2 * (tau * 0.1 + 0.01)) / 0.2)
 
 
 def test_the_chance_of_being_done() -> None:
@@ -116,3 +105,23 @@ def test_every_term_has_a_range_a_source_and_a_date() -> None:
         assert row.unit and len(row.source) > 10 and row.as_of.year == 2026, row
         assert row.basis in ("third-party copy", "recalled", "assumption", "measured", "definition"), row
     assert term("hazard_per_h", "nobody") is term("hazard_per_h")
+
+
+def test_the_run_files_range_is_narrowed_by_what_launches_saw_and_its_number_is_not() -> None:
+    seen = {"GCP": Seen(100.0, 3)}
+    table = hazard_known(MarketConfig(), "GCP", seen)
+    assert (table.prior, table.as_of) == (value("hazard_per_h"), "2026-11-24")
+    assert table.posterior.value < 0.06 and table.posterior.high < table.prior.high
+    assert hazard_of(MarketConfig(), "AWS", seen).per_h == value("hazard_per_h")  # seen elsewhere
+    ranged = hazard_known(MarketConfig(interruptions_per_hour=[0.5, 1.0, 2.0]), "GCP", seen)
+    assert ranged.prior == Estimate(1.0, 0.5, 2.0) and ranged.posterior.value < 0.5
+    number = hazard_known(MarketConfig(interruptions_per_hour=0.7), "GCP", seen)
+    assert number.posterior == exactly(0.7) and "as given" in number.words
+    gpu = Device("cuda", "L4", 24 * 2**30, 1, "bfloat16", "")
+    assert interruptions(MarketConfig(interruptions_per_hour=[0.5, 1.0, 2.0]), gpu)[0] == 1.0
+
+
+@pytest.mark.parametrize("given", [[0.1, 0.3], [0.3, 0.1, 1.0], [0.0, 0.1, 1.0], 4000, -1, [0.1, 0.2, float("nan")]])
+def test_rates_that_are_none_are_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="interruptions_per_hour"):
+        MarketConfig(interruptions_per_hour=given)  # type: ignore[arg-type]

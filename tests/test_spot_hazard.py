@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,12 @@ from shoestring.plan.hazard import (
     expected_after,
     gamma_of,
     gamma_quantile,
-    gamma_share_below,
     seen_in,
     updated,
 )
 from shoestring.records import Estimate
 
 PRIOR = Estimate(0.3, 0.1, 1.4)
-
-
-def test_gamma_shares_by_hand() -> None:
-    assert gamma_share_below(1, 2.0) == pytest.approx(1 - math.exp(-2))  # shape 1 is the exponential
-    assert gamma_share_below(2, 3.0) == pytest.approx(1 - math.exp(-3) * (1 + 3))  # two events of a Poisson process
-    assert gamma_share_below(0.5, 0.5) == pytest.approx(math.erf(math.sqrt(0.5)))
-    assert gamma_quantile(1, 0.95) == pytest.approx(-math.log(0.05))
 
 
 def test_the_prior_has_its_range_at_5_and_95_percent() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bench import spot as bench_spot
 from shoestring.plan.spot import billed_h, interval_h
-from shoestring.plan.spot_simulate import Drawn, Job, Recorded, by_policy, on_spot, optimum_usd
+from shoestring.plan.spot_simulate import Drawn, Job, Jobs, Recorded, by_policy, on_spot, optimum_usd
 from shoestring.plan.spot_trace import Family, Trace, exponential
 
 # Two hours of work, a checkpoint of no time every half hour, half an hour to start.
@@ -20,7 +20,7 @@ JOB = Job(work_h=2.0, restart_h=0.5, save_h=0.0, interval_h=0.5)
 def test_one_training_on_a_trace_by_hand() -> None:
     # 0 to 1.7: start, 1.0 h saved, 0.2 h lost. 3 to 3.4: no start. 5 on: start and the other hour.
     trace = Trace(((0.0, 1.7), (3.0, 3.4), (5.0, 9.0)), 10.0)
-    ends = on_spot(JOB, Recorded(trace, np.array([0.0, 3.1, 9.5])), 3)
+    ends = on_spot(Jobs.of(JOB, 3), Recorded(trace, np.array([0.0, 3.1, 9.5])))
     assert ends.finish_h[0] == pytest.approx(6.5)
     assert ends.billed_h[0] == pytest.approx(1.7 + 0.4 + 1.5) and ends.num_interruptions[0] == 2
     # Begun at 3.1: 0.3 h for nothing, then from 5 to 7.5.
@@ -31,20 +31,20 @@ def test_one_training_on_a_trace_by_hand() -> None:
 
 def test_a_trace_played_once_may_not_be_enough() -> None:
     trace = Trace(((0.0, 1.0),), 10.0)
-    ends = on_spot(JOB, Recorded(trace, np.zeros(1), repeats=False), 1)
+    ends = on_spot(Jobs.of(JOB, 1), Recorded(trace, np.zeros(1), repeats=False))
     assert math.isinf(ends.finish_h[0]) and ends.billed_h[0] == 1.0 and ends.done_frac(100.0) == 0.0
 
 
 def test_a_checkpoint_takes_its_time() -> None:
     job = Job(work_h=1.2, restart_h=0.0, save_h=0.1, interval_h=0.5)  # saved at 0.5, 1.0 and 1.2
     assert job.machine_h == pytest.approx(1.5)
-    assert on_spot(job, Recorded(Trace(((0.0, 9.0),), 9.0), np.zeros(1)), 1).finish_h[0] == pytest.approx(1.5)
+    assert on_spot(Jobs.of(job, 1), Recorded(Trace(((0.0, 9.0),), 9.0), np.zeros(1))).finish_h[0] == pytest.approx(1.5)
 
 
 def test_memoryless_machines_cost_what_the_formula_says() -> None:
     job = Job(4.0, 1 / 6, 5 / 3600, interval_h(0.5, 5 / 3600, 4.0))
     family = Family("", exponential(2.0), exponential(1.0))
-    ends = on_spot(job, Drawn(family, np.random.default_rng(0), 40_000), 40_000)
+    ends = on_spot(Jobs.of(job, 40_000), Drawn(family, np.random.default_rng(0), 40_000))
     assert ends.billed_h.mean() == pytest.approx(billed_h(4.0, 0.5, 1 / 6, 5 / 3600), rel=0.005)
     # Interruptions at their rate while billed; each waits an hour.
     assert ends.num_interruptions.mean() == pytest.approx(0.5 * ends.billed_h.mean(), rel=0.02)

@@ -215,8 +215,18 @@ class MarketConfig(Section):
     """Price of the machine the run is on; default: the dated table's row for the device."""
     device: str | None = None
     """Row of the price table to plan for, such as H100-SXM; default: the present device."""
-    interruptions_per_hour: float | None = Field(default=None, ge=0, le=3600)
-    """How often the machine is taken away; checkpoints are taken accordingly (default: by device)."""
+    interruptions_per_hour: float | list[float] | None = None
+    """How often the machine is taken away, or low, expected and high, narrowed by launches; checkpoints follow."""
+
+    @field_validator("interruptions_per_hour")
+    @classmethod
+    def _are_rates(cls, given: float | list[float] | None) -> float | list[float] | None:
+        for rate in given if isinstance(given, list) else [given or 0.0]:
+            if not 0 <= rate <= 3600:
+                raise ValueError(f"{rate:g} is not between 0 and 3600 an hour")
+        if isinstance(given, list) and not (len(given) == 3 and 0 < given[0] <= given[1] <= given[2]):
+            raise ValueError("give one number, or three above 0 in order: low, expected, high")
+        return given
 
 
 class TrafficConfig(Section):

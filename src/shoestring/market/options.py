@@ -14,21 +14,24 @@ from datetime import date
 
 from ..config import PREFERENCES, RunConfig
 from ..errors import BadInput
+from ..plan.hazard import Seen
 from ..plan.memory import FIT_FRAC
-from ..plan.spot import Hazard, billed, expected_wait_h, finish_frac
+from ..plan.spot import billed, expected_wait_h, finish_frac
 from ..records import Estimate
 from ..units import SECONDS_PER_HOUR, duration, gib, usd
 from . import managed
 from .offers import MACHINES_AT_HAND, Offer
 from .prices import Price
+from .spot import egress_usd, hazard_known, hazard_of
 from .table import DATED_BASES
-from .terms import term, value
+from .terms import value
 from .work import Rows, Work
 
 ZERO = Estimate(0.0, 0.0, 0.0)
 PICKS = ("value", "low", "high")
 FEWEST_CHANCE = 0.5  # an option less likely than this to meet the deadline is out
 MORE_GPUS = (2, 4, 8)
+NOTHING_SEEN: Mapping[str, Seen] = {}
 WEIGHT_BYTES = 2  # of a parameter, as weights are downloaded
 
 
@@ -58,6 +61,7 @@ class Option:
     observed_at: date | None  # None: the source has no date
     basis: str
     notes: tuple[str, ...] = ()
+    egress_usd: Estimate = ZERO  # part of usd: checkpoints moved to and from another region
 
     @property
     def words(self) -> str:
@@ -117,25 +121,30 @@ def billable_h(hours: Estimate, seller: str) -> Estimate:
     return Estimate(*(counted(pick) for pick in PICKS))
 
 
-def hazard_of(seller: str) -> Hazard:
-    """Interruptions of a seller's spot machines."""
-    return Hazard(value("hazard_per_h", seller), value("wait_h", seller))
-
-
 def rented(
-    config: RunConfig, work: Work, num_params: int, offer: Offer, is_multiple: bool = False
+    config: RunConfig,
+    work: Work,
+    num_params: int,
+    offer: Offer,
+    is_multiple: bool = False,
+    seen: Mapping[str, Seen] = NOTHING_SEEN,
 ) -> Option | Discarded:
-    """The option of training on an offer's machine; is_multiple: of more GPUs than the offer's smallest order."""
+    """The option of training on an offer's machine.
+
+    is_multiple: of more GPUs than the offer's smallest order; seen: of spot machines, by seller.
+    """
     setup, hours = setup_hours(num_params), work.hours
     save = value("save_s").scaled(1 / SECONDS_PER_HOUR)
-    hazard = hazard_of(offer.seller) if offer.is_spot else None
+    planned = work.settings.interruptions_per_hour
+    hazard = hazard_of(config.market, offer.seller, seen) if offer.is_spot else None
     billed_h = wall = _sum(hours, setup)
-    interrupted = 0.0
+    interruptions = ZERO
     if hazard is not None:
-        billed_h = billed(hours, hazard, setup, save)
+        billed_h = billed(hours, hazard, setup, save, planned)
         wall = _sum(billed_h, expected_wait_h(billed_h, hazard))
-        interrupted = -math.expm1(-hazard.per_h.value * billed_h.value)
-    chance = finish_frac(hours, setup, save, config.deadline_h, hazard) if config.deadline_h else None
+        interruptions = Estimate(*(getattr(hazard.per_h, k) * getattr(billed_h, k) for k in PICKS))
+    egress = egress_usd(config, work, offer, interruptions)
+    chance = finish_frac(hours, setup, save, config.deadline_h, hazard, planned) if config.deadline_h else None
     billed_h = billable_h(billed_h, offer.seller)
     notes = []
     if offer.num_gpus > work.settings.num_processes:
@@ -143,7 +152,14 @@ def rented(
     if is_multiple:
         notes.append("several GPUs of the seller's machine of one: whether there is such a machine is not stated")
     if offer.is_spot:
-        notes.append(f"interruptions: {offer.interruption}; {term('hazard_per_h', offer.seller).source}")
+        known = hazard_known(config.market, offer.seller, seen)
+        notes.append(
+            f"interruptions: {offer.interruption or 'not stated by the seller'}; {known.words}; {known.source}"
+        )
+    if egress.high > 0:
+        notes.append(
+            f"moving checkpoints between regions: {usd(egress.value)} ({usd(egress.low)} to {usd(egress.high)})"
+        )
     option = Option(
         kind="rented",
         model=work.model,
@@ -154,13 +170,14 @@ def rented(
         seller=offer.seller,
         region=offer.region,
         is_spot=offer.is_spot,
-        usd=billed_h.scaled(offer.usd_per_gpu_hour * offer.num_gpus),
+        usd=_sum(billed_h.scaled(offer.usd_per_gpu_hour * offer.num_gpus), egress),
+        egress_usd=egress,
         hours=wall,
         billed_h=billed_h,
         setup_h=setup,
         work=work,
         finish_frac=chance,
-        interrupt_frac=interrupted,
+        interrupt_frac=-math.expm1(-interruptions.value),
         price_usd=offer.usd_per_gpu_hour,
         price_unit="USD per GPU-hour",
         source=offer.source,
@@ -232,7 +249,11 @@ def _in_bounds(config: RunConfig, option: Option) -> Option | Discarded:
 
 
 def of_offers(
-    config: RunConfig, works: Mapping[tuple[str, int], Sequence[Work]], num_params: int, orders: Iterable[Order]
+    config: RunConfig,
+    works: Mapping[tuple[str, int], Sequence[Work]],
+    num_params: int,
+    orders: Iterable[Order],
+    seen: Mapping[str, Seen] = NOTHING_SEEN,
 ) -> tuple[list[Option], list[Discarded]]:
     """Options of one model on orders; works: by GPU and number. What cannot hold it is out once a GPU and method."""
     options: list[Option] = []
@@ -242,7 +263,7 @@ def of_offers(
             if does_not_fit(work):
                 continue
             offer = replace(order.offer, num_gpus=order.num_gpus)
-            found = rented(config, work, num_params, offer, order.num_gpus > order.offer.num_gpus)
+            found = rented(config, work, num_params, offer, order.num_gpus > order.offer.num_gpus, seen)
             (options if isinstance(found, Option) else out).append(found)  # type: ignore[arg-type]
     return options, out
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..config import RunConfig
-from ..plan.memory import MemoryPrediction, predict_memory
+from ..plan.memory import MemoryPrediction, num_trained_params, predict_memory
 from ..plan.parallel import FSDP
 from ..plan.settings import num_epochs_of, resolve_settings
 from ..plan.shapes import ModelShape
@@ -14,6 +14,7 @@ from ..plan.throughput import predict_time
 from ..records import Device, Estimate, TokenCounts, TrainSettings
 from ..units import SECONDS_PER_HOUR
 
+CHECKPOINT_BYTES = 12  # of a parameter that learns, with its two moments
 MAX_ROWS = 2000  # lengths looked at; the rest of the rows are like them
 
 
@@ -50,6 +51,7 @@ class Work:
     train_s: Estimate  # a learning-rate search, loading and evaluations during training included
     eval_s: Estimate
     reason: str
+    checkpoint_bytes: int = 0  # what is trained and Adam's two moments of it, in float32
 
     @property
     def precision(self) -> str:
@@ -120,4 +122,5 @@ def work_of(config: RunConfig, model: str, shape: ModelShape, rows: Rows, device
         train_s=Estimate(**train),
         eval_s=Estimate(*(getattr(time.eval_s, k) * getattr(rows.error, k) for k in ("value", "low", "high"))),
         reason=time.reason,
+        checkpoint_bytes=CHECKPOINT_BYTES * num_trained_params(shape, method, settings.lora_rank, settings.dora),
     )

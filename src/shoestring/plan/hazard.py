@@ -18,7 +18,6 @@ from ..records import Estimate
 
 LOW, HIGH = 0.05, 0.95
 BASIS = "spot"  # key of a ledger line's basis that holds what one launch saw
-STEPS = 80  # of a bisection
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,53 +80,23 @@ def expected_after(prior: Estimate, seen: Seen) -> float:
 @functools.lru_cache(maxsize=256)
 def gamma_of(low: float, high: float) -> tuple[float, float]:
     """Shape and rate of the gamma distribution with 5 % below low and 5 % above high."""
+    from scipy.optimize import brentq
+
     assert 0 < low < high
-    lowest, highest = math.log(0.02), math.log(1e6)  # the ratio of the quantiles falls with the shape
-    for _ in range(STEPS):
-        middle = (lowest + highest) / 2
-        shape = math.exp(middle)
-        is_too_wide = gamma_quantile(shape, HIGH) / gamma_quantile(shape, LOW) > high / low
-        lowest, highest = (middle, highest) if is_too_wide else (lowest, middle)
-    shape = math.exp((lowest + highest) / 2)
+
+    def too_wide(log_shape: float) -> float:  # the ratio of the quantiles falls with the shape
+        shape = math.exp(log_shape)
+        return math.log(gamma_quantile(shape, HIGH) / gamma_quantile(shape, LOW)) - math.log(high / low)
+
+    shape = math.exp(brentq(too_wide, math.log(0.02), math.log(1e8)))
     return shape, gamma_quantile(shape, HIGH) / high
 
 
 def gamma_quantile(shape: float, share: float) -> float:
-    """Quantile of a gamma distribution of rate 1, by bisection over the logarithm."""
-    lowest, highest = -700.0, math.log(shape + 40 * math.sqrt(shape) + 40)
-    for _ in range(STEPS):
-        middle = (lowest + highest) / 2
-        is_below = gamma_share_below(shape, math.exp(middle)) < share
-        lowest, highest = (middle, highest) if is_below else (lowest, middle)
-    return math.exp((lowest + highest) / 2)
+    """Quantile of a gamma distribution of rate 1."""
+    from scipy.special import gammaincinv
 
-
-def gamma_share_below(shape: float, x: float) -> float:
-    """Regularised lower incomplete gamma function. Source: DLMF 8.11.4 (series), 8.9.2 (continued fraction, Lentz)."""
-    if x <= 0:
-        return 0.0
-    front = math.exp(shape * math.log(x) - x - math.lgamma(shape))
-    if x < shape + 1:
-        term = total = 1 / shape
-        n = shape
-        while term > total * 1e-15:
-            n += 1
-            term *= x / n
-            total += term
-        return front * total
-    tiny = 1e-300
-    b = x + 1 - shape
-    c, d = 1 / tiny, 1 / b
-    fraction = d
-    for i in range(1, 100_000):
-        a = -i * (i - shape)
-        b += 2
-        d = 1 / (a * d + b or tiny)
-        c = b + a / c or tiny
-        fraction *= d * c
-        if abs(d * c - 1) < 1e-14:
-            break
-    return 1 - front * fraction
+    return float(gammaincinv(shape, share))
 
 
 # ---- what earlier launches saw --------------------------------------------------------------

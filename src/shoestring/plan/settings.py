@@ -197,8 +197,9 @@ def interruptions(market: MarketConfig, device: Device) -> tuple[float, str]:
 
     A rented card may be a spot machine, and checkpoints of adapters are cheap: too many cost less than too few.
     """
-    if market.interruptions_per_hour is not None:
-        return market.interruptions_per_hour, GIVEN
+    given = market.interruptions_per_hour
+    if given is not None:
+        return given[1] if isinstance(given, list) else given, GIVEN
     if device.kind == "cuda":
         return (
             INTERRUPTIONS_SPOT,

@@ -26,6 +26,7 @@ QUANTILES = tuple((i + 0.5) / NUM_QUANTILES for i in range(NUM_QUANTILES))
 END = NORMAL.inv_cdf(0.95)  # where an estimate's high lies; its low is the opposite one
 SCENARIOS = (("low", 0.25), ("value", 0.5), ("high", 0.25))  # of a hazard known as a range
 MOST_WAITS = 200
+MOST_INTERVALS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +42,40 @@ def interval_h(hazard_per_h: float, save_h: float, work_h: float) -> float:
     return min(work_h, daly_interval_s(save_h * SECONDS_PER_HOUR, hazard_per_h) / SECONDS_PER_HOUR)
 
 
-def billed_h(work_h: float, hazard_per_h: float, restart_h: float, save_h: float) -> float:
-    """Expected billed hours with checkpoints at the best interval and at the end, the first start included."""
+def billed_h(
+    work_h: float, hazard_per_h: float, restart_h: float, save_h: float, planned_per_h: float | None = None
+) -> float:
+    """Expected billed hours with checkpoints at the best interval and at the end, the first start included.
+
+    planned_per_h: the hazard that training takes its interval by, where that is another than the true one.
+    """
     if work_h <= 0:
         return restart_h
-    tau = interval_h(hazard_per_h, save_h, work_h)
-    if hazard_per_h <= 0:
-        return restart_h + work_h + save_h
-    start = math.expm1(hazard_per_h * restart_h) / hazard_per_h
-    again = math.exp(hazard_per_h * restart_h)
+    tau = interval_h(hazard_per_h if planned_per_h is None else planned_per_h, save_h, work_h)
     if tau <= 0:  # checkpoints that cost nothing are written all the time
-        return start + again * work_h
+        tau, save_h = work_h / MOST_INTERVALS, 0.0
     num_whole = math.floor(work_h / tau + 1e-9)
     rest = max(0.0, work_h - num_whole * tau)
+    is_whole = rest <= 1e-9 * work_h
+    if hazard_per_h <= 0:
+        return restart_h + work_h + save_h * (num_whole + (not is_whole))
+    start = math.expm1(hazard_per_h * restart_h) / hazard_per_h
+    again = math.exp(hazard_per_h * restart_h)
     whole = math.expm1(hazard_per_h * (tau + save_h)) / hazard_per_h
-    last = math.expm1(hazard_per_h * (rest + save_h)) / hazard_per_h if rest > 1e-9 * work_h else 0.0
+    last = 0.0 if is_whole else math.expm1(hazard_per_h * (rest + save_h)) / hazard_per_h
     return start + again * (num_whole * whole + last)
 
 
-def billed(work_h: Estimate, hazard: Hazard, restart_h: Estimate, save_h: Estimate) -> Estimate:
+def billed(
+    work_h: Estimate, hazard: Hazard, restart_h: Estimate, save_h: Estimate, planned_per_h: float | None = None
+) -> Estimate:
     """Billed hours, low with few interruptions and high with many."""
-    picks = ("value", "low", "high")
-    return Estimate(
-        *(billed_h(*(getattr(e, pick) for e in (work_h, hazard.per_h, restart_h, save_h))) for pick in picks)
-    )
+
+    def hours(pick: str) -> float:
+        work, per_h, restart, save = (getattr(e, pick) for e in (work_h, hazard.per_h, restart_h, save_h))
+        return billed_h(work, per_h, restart, save, planned_per_h)
+
+    return Estimate(hours("value"), hours("low"), hours("high"))
 
 
 def expected_wait_h(billed: Estimate, hazard: Hazard) -> Estimate:
@@ -95,7 +106,12 @@ def share_below(estimate: Estimate, limit: float) -> float:
 
 
 def finish_frac(
-    work_h: Estimate, restart_h: Estimate, save_h: Estimate, deadline_h: float, hazard: Hazard | None = None
+    work_h: Estimate,
+    restart_h: Estimate,
+    save_h: Estimate,
+    deadline_h: float,
+    hazard: Hazard | None = None,
+    planned_per_h: float | None = None,
 ) -> float:
     """Chance of being done by the deadline, starts and waits included; hazard None: the machine is not taken away."""
     total = 0.0
@@ -106,7 +122,7 @@ def finish_frac(
             continue
         for pick, weight in SCENARIOS:
             per_h, wait = getattr(hazard.per_h, pick), getattr(hazard.wait_h, pick)
-            hours = billed_h(work, per_h, restart, save_h.value)
+            hours = billed_h(work, per_h, restart, save_h.value, planned_per_h)
             total += weight * _waits_below(deadline_h - hours, per_h * hours, wait)
     return total / len(QUANTILES)
 

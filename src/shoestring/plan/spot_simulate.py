@@ -15,9 +15,13 @@ from typing import Protocol
 
 import numpy as np
 
-from .spot_trace import Family, Flags, Hours, Trace
+from ..records import Estimate
+from .spot import Hazard, interval_h, quantile_of
+from .spot_trace import Family, Flags, Hours, Trace, exponential
 
 MOST_MACHINES = 100_000  # of one training, before it is given up
+SHORTEST_INTERVAL_H = 1e-6
+LEAST_PER_H = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,50 @@ class Job:
     def machine_h(self) -> float:
         """Work with its checkpoints."""
         return self.work_h + math.ceil(self.work_h / self.interval_h - 1e-9) * self.save_h
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Many trainings: a Job each."""
+
+    work_h: Hours
+    restart_h: Hours
+    interval_h: Hours
+    save_h: float
+
+    @classmethod
+    def of(cls, job: Job, num: int) -> Jobs:
+        """The same one so many times."""
+        return cls(np.full(num, job.work_h), np.full(num, job.restart_h), np.full(num, job.interval_h), job.save_h)
+
+    @classmethod
+    def spread(
+        cls,
+        work_h: Estimate,
+        restart_h: Estimate,
+        save_h: float,
+        planned_per_h: float,
+        rng: np.random.Generator,
+        num: int,
+    ) -> Jobs:
+        """Work and restart over their ranges, checkpoints at the interval that training takes for planned_per_h."""
+        work, restart = (spread_over(estimate, rng, num) for estimate in (work_h, restart_h))
+        interval = np.array([max(interval_h(planned_per_h, save_h, w), SHORTEST_INTERVAL_H) for w in work.tolist()])
+        return cls(work, restart, interval, save_h)
+
+    def __len__(self) -> int:
+        return len(self.work_h)
+
+    def job(self, index: int) -> Job:
+        """One of them."""
+        work_h, restart_h, interval_h = (float(x[index]) for x in (self.work_h, self.restart_h, self.interval_h))
+        return Job(work_h, restart_h, self.save_h, interval_h)
+
+
+def spread_over(estimate: Estimate, rng: np.random.Generator, num: int) -> Hours:
+    """So many values of an estimate, evenly over its distribution, in random order."""
+    shares = (np.arange(num) + 0.5) / num
+    return rng.permutation([quantile_of(estimate, share) for share in shares.tolist()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +123,12 @@ class Drawn:
         return wait, self.family.up(self.rng, self.num)
 
 
+def memoryless(hazard: Hazard, rng: np.random.Generator, num: int) -> Drawn:
+    """Machines by a hazard and waits that are known as ranges."""
+    per_h, wait_h = spread_over(hazard.per_h, rng, num), spread_over(hazard.wait_h, rng, num)
+    return Drawn(Family("", exponential(1 / np.maximum(per_h, LEAST_PER_H)), exponential(wait_h)), rng, num)
+
+
 class Recorded:
     """Machines of a trace, from each start on; after its end the trace begins again, unless it is to be played once."""
 
@@ -96,8 +150,9 @@ class Recorded:
         return wait, end - begin
 
 
-def on_spot(job: Job, machines: Machines, num: int, give_up_h: float = math.inf) -> Ends:
-    """Trainings on spot machines alone."""
+def on_spot(jobs: Jobs, machines: Machines, give_up_h: float = math.inf) -> Ends:
+    """Trainings on spot machines alone; after give_up_h no further machine is taken."""
+    num = len(jobs)
     now, billed, done, taken = np.zeros(num), np.zeros(num), np.zeros(num), np.zeros(num)
     finish = np.full(num, np.inf)
     for _ in range(MOST_MACHINES):
@@ -105,14 +160,14 @@ def on_spot(job: Job, machines: Machines, num: int, give_up_h: float = math.inf)
         if not running.any():
             break
         wait, stay = machines.next()
-        left = job.work_h - done
-        need = job.restart_h + left + np.ceil(left / job.interval_h - 1e-9) * job.save_h
+        left = jobs.work_h - done
+        need = jobs.restart_h + left + np.ceil(left / jobs.interval_h - 1e-9) * jobs.save_h
         now = np.where(running, now + wait, now)
         is_done = running & (stay >= need - 1e-12) & np.isfinite(now)
         finish = np.where(is_done, now + need, finish)
         is_taken = running & ~is_done & np.isfinite(now)
-        intervals = np.floor(np.maximum(stay - job.restart_h, 0) / (job.interval_h + job.save_h) + 1e-9)
-        done = np.where(is_taken, np.minimum(done + intervals * job.interval_h, job.work_h), done)
+        intervals = np.floor(np.maximum(stay - jobs.restart_h, 0) / (jobs.interval_h + jobs.save_h) + 1e-9)
+        done = np.where(is_taken, np.minimum(done + intervals * jobs.interval_h, jobs.work_h), done)
         used = np.where(is_done, need, np.where(is_taken, stay, 0.0))
         billed, now, taken = billed + used, now + used, taken + is_taken
     return Ends(finish, billed, taken)

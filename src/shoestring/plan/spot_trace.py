@@ -187,8 +187,8 @@ class Family:
         return Trace(tuple(up), length_h, self.name)
 
 
-def exponential(mean_h: float) -> Draw:
-    """Memoryless."""
+def exponential(mean_h: float | Hours) -> Draw:
+    """Memoryless; a mean for each that is drawn, or one."""
     return lambda rng, num: rng.exponential(mean_h, num)
 
 

@@ -6,7 +6,7 @@ offer or a service cannot answer is put aside with its reason, and the others ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..market.work import MAX_ROWS, Rows, Work, methods_of, tiled, work_of
 from ..plan.catalogue import PERMISSIVE
 from ..plan.dev_rows import MAX_DEV_ROWS
 from ..plan.devices import gpu_table, planned_device
+from ..plan.hazard import Seen
 from ..plan.shapes import ModelShape, shape_of, table_name
 from ..records import Device, Estimate, TokenCounts, plan_from_json
 from ..train.device import present_device
@@ -36,6 +37,7 @@ from ..train.locate import folder_at_hand
 from ..train.quick_counts import quick_counts
 from . import closing
 from .common import shape as shape_by_hub
+from .probing import seen_by_seller
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -55,12 +57,14 @@ class Weighed:
     read: str  # how the data were read
     total: Total | None
     notes: tuple[str, ...] = ()
+    seen: Mapping[str, Seen] = field(default_factory=dict)  # of spot machines in earlier launches, by seller
 
 
 @dataclass
 class _Search:
-    """What has been found so far."""
+    """What has been found so far, and what earlier launches saw of spot machines."""
 
+    seen: Mapping[str, Seen]
     options: list[Option] = field(default_factory=list)
     discarded: list[Discarded] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -72,7 +76,7 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
     looked, held_out = _look(run)
     num_train, num_dev, num_eval = sizes(config, looked, held_out)
     known = load(today)
-    found = _Search(notes=list(known.notes))
+    found = _Search(seen_by_seller(run.folder.parent), notes=list(known.notes))
     wanted = _gpu_wanted(config, found)
     offers = [o for o in known.offers if o.gpu not in MACHINES_AT_HAND and wanted in (None, o.gpu)]
     rows: dict[str, Rows] = {}
@@ -97,7 +101,9 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
     if config.traffic and total is None and choice.picked:
         found.notes.append("no machine or service of the tables can serve the picked model: the total is not added up")
     notes = [*found.notes, *_notes(config, looked, shapes)]
-    return Weighed(today, choice, rows, shapes, looked.num_rows, looked.how, total, tuple(dict.fromkeys(notes)))
+    return Weighed(
+        today, choice, rows, shapes, looked.num_rows, looked.how, total, tuple(dict.fromkeys(notes)), found.seen
+    )
 
 
 def _look(run: Run) -> tuple[Sample, Sample | None]:
@@ -244,7 +250,7 @@ def _of_model(
             why = f"{spec.dtype}, by the GPU table"
             device = Device("cuda", gpu, spec.memory_bytes, 1, spec.dtype, why, num)
             fresh[gpu, num] = [work_of(config, model, shape, rows, device, m) for m in methods_of(config, device)]
-        options, out = of_offers(config, fresh, shape.num_params, wanted_orders)
+        options, out = of_offers(config, fresh, shape.num_params, wanted_orders, found.seen)
         works.update(fresh)
         found.options += options
         found.discarded += out
