@@ -211,7 +211,8 @@ def test_a_score_over_the_bar_whose_interval_is_not_says_how_many_rows_would_set
 def test_advice_after_a_fine_tune_below_the_bar() -> None:
     zero = arm("zero", "zero_shot", 0.3, 0.2, 0.4)
     near = verdict([zero, arm("5m", "finetune", 0.76, 0.68, 0.84)], CLASSIFY)
-    assert "the bar lies inside the interval, about 400 rows" in near.reason and "larger model" in near.next_step
+    assert near.advice == "cannot_tell" and "inside the interval; about 400 rows" in near.reason
+    assert "larger model" in near.next_step
     cut = verdict([zero, arm("5m", "finetune", 0.5, 0.4, 0.6, num_cut=30)], CLASSIFY)
     assert cut.next_step.startswith("raise task.max_new_tokens (30% of the answers")
     assert "shoestring train" not in cut.next_step and cut.next_step.endswith("or lower task.bar")

@@ -335,6 +335,8 @@ class Verdict:
     score: Estimate | None
     reason: str
     next_step: str
+    advice: str = ""  # prompt, fix_prompt, use_rag, use_linear, fine_tune, both, more_data, cannot_tell
+    evidence: dict[str, Any] = field(default_factory=dict)  # decide.evidence, and its lines
 
 
 def to_json(record: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,15 @@ def show_arms(run: Run) -> None:
 
 def show_decided(verdict: Verdict) -> None:
     """What the baselines say about training."""
-    say(f"Fine-tuning needed: {'no' if verdict.met else 'yes'}. {verdict.reason}")
+    needed = "no" if verdict.met else "cannot tell yet" if verdict.advice == "cannot_tell" else "yes"
+    say(f"Fine-tuning needed: {needed}. {verdict.reason}")
+    show_evidence(verdict.evidence)
+
+
+def show_evidence(evidence: Mapping[str, Any]) -> None:
+    """What the arms say of each other, and what this many rows cannot show."""
+    for line in evidence.get("lines", ()):
+        say(f"Evidence: {line}")
 
 
 def show_verdict(run: Run) -> None:
@@ -158,6 +167,7 @@ def show_verdict(run: Run) -> None:
         return
     say()
     say(f"Verdict: {verdict['reason']}")
+    show_evidence(verdict.get("evidence") or {})
     if verdict["met"]:
         say(f"Chosen: {verdict['arm']}, {summary['metric']} {score_text(verdict['score'])}, bar {verdict['bar']:g}")
     else:

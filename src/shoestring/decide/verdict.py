@@ -9,6 +9,7 @@ from ..config import TaskConfig
 from ..evaluate.statistics import detectable_difference, rows_to_settle
 from ..records import ArmScore, Estimate, Verdict
 from ..units import usd
+from .evidence import NOTABLE_FRAC, Evidence, break_even_line, evidence, style
 
 __all__ = ["RUN", "detectable_difference", "verdict"]
 
@@ -23,8 +24,8 @@ VERDICT_KINDS = {
     "endpoint": "prompt",
     "finetune": "finetune",
 }
-# Share of answers cut or unusable from which the advice speaks of it.
-NOTABLE_FRAC = 0.05
+# What a kind of verdict advises.
+ADVICE = {"prompt": "prompt", "few_shot": "prompt", "rag": "use_rag", "linear": "use_linear", "finetune": "fine_tune"}
 # Fewer optimizer steps than this are the likeliest cause of a low score.
 FEW_STEPS = 100
 # Advice to score more rows ends at so many times those scored.
@@ -53,16 +54,33 @@ def verdict(arms: Sequence[ArmScore], task: TaskConfig) -> Verdict:
         )
     baselines = sorted((arm for arm in arms if arm.kind != "finetune"), key=_cheapness)
     finetunes = [arm for arm in arms if arm.kind == "finetune"]
+    found = evidence(arms)
+    told = {**found.to_json(), "lines": found.lines()}
     met = [arm for arm in [*baselines, *finetunes] if arm.meets(task.bar)]
     if met:
-        return _with_judge(_bar_met(met, baselines, finetunes, task), met[0])
+        return _with_judge(replace(_bar_met(met, baselines, finetunes, task), evidence=told), met[0])
     best = max(arms, key=lambda arm: (arm.score.value, arm.score.low))
-    if best.score.value >= task.bar:
-        reason, next_step = _cannot_tell(best, finetunes, task.bar)
+    if best.score.high >= task.bar:
+        advice, (reason, next_step) = "cannot_tell", _cannot_tell(best, finetunes, found, task.bar)
     else:
-        reason, next_step = _below(best, finetunes, task.bar)
+        advice, (reason, next_step) = _advice(finetunes, found), _below(best, finetunes, found, task.bar)
     arm = best.arm if best.score.value > 0 else None
-    return _with_judge(Verdict(False, arm, "none", task.bar, best.score, reason, next_step), best)
+    answer = Verdict(False, arm, "none", task.bar, best.score, reason, next_step, advice, told)
+    return _with_judge(answer, best)
+
+
+def _advice(finetunes: list[ArmScore], found: Evidence) -> str:
+    """What the evidence asks for where nothing meets the bar: facts come with passages, a form with training."""
+    if finetunes:
+        return "both" if found.facts_missing and not _with_passages(finetunes) else "more_data"
+    if found.facts_missing:
+        return "both" if found.form_missing else "use_rag"
+    is_prompt = found.instruction is not None and found.instruction.difference.low > 0 and not found.form_missing
+    return "fix_prompt" if is_prompt else "fine_tune"
+
+
+def _with_passages(finetunes: list[ArmScore]) -> bool:
+    return any("retrieval" in arm.details for arm in finetunes)
 
 
 def _with_judge(found: Verdict, arm: ArmScore) -> Verdict:
@@ -93,8 +111,12 @@ def _bar_met(met: list[ArmScore], baselines: list[ArmScore], finetunes: list[Arm
             if finetunes
             else "no training is needed (to train all the same set decide.train_anyway: true)"
         )
+        rivals = [line for arm in met if arm in finetunes and (line := break_even_line(arm, chosen))]
+        reason += f"; {rivals[0]}" if rivals else ""
     reason += _below_on_far_rows(chosen, task.bar)
-    return Verdict(True, chosen.arm, VERDICT_KINDS[chosen.kind], task.bar, chosen.score, reason, next_step)
+    kind = VERDICT_KINDS[style(chosen)]
+    advice = "both" if chosen.kind == "finetune" and _with_passages([chosen]) else ADVICE[kind]
+    return Verdict(True, chosen.arm, kind, task.bar, chosen.score, reason, next_step, advice)
 
 
 def _below_on_far_rows(arm: ArmScore, bar: float) -> str:
@@ -108,27 +130,27 @@ def _below_on_far_rows(arm: ArmScore, bar: float) -> str:
     )
 
 
-def _cannot_tell(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
+def _cannot_tell(best: ArmScore, finetunes: list[ArmScore], found: Evidence, bar: float) -> tuple[str, str]:
     reason = (
         f"cannot tell at {best.num_rows} rows: {best.arm} scores {_shown(best.score)}, and the bar {bar:g} lies inside "
         "the interval"
     )
     needed = _rows_needed(best, bar)
     if needed is None:
-        return f"{reason}, at the very score", f"no number of rows settles a tie; {_improve(best, finetunes)}"
+        return f"{reason}, at the very score", f"no number of rows settles a tie; {_improve(best, finetunes, found)}"
     if needed > TOO_MANY_TIMES * best.num_rows:
         return f"{reason}; about {needed:,} rows would settle it", (
-            f"too close to settle by scoring more rows; {_improve(best, finetunes)}"
+            f"too close to settle by scoring more rows; {_improve(best, finetunes, found)}"
         )
     keys = "curate.eval_rows or curate.max_eval_rows"
     keys += " and decide.max_rows" if best.kind not in ("linear", "finetune") else ""
     return f"{reason}; about {needed:,} rows would settle it", (
         f"score about {needed:,} held-out rows (now {best.num_rows:,}): add rows to data.eval, or raise {keys}; "
-        f"or {_improve(best, finetunes)}"
+        f"or {_improve(best, finetunes, found)}"
     )
 
 
-def _below(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, str]:
+def _below(best: ArmScore, finetunes: list[ArmScore], found: Evidence, bar: float) -> tuple[str, str]:
     gap = bar - best.score.value
     if best.score.value > 0:
         scored = f"the best arm, {best.arm}, scores {_shown(best.score)} on {best.num_rows} rows"
@@ -136,19 +158,31 @@ def _below(best: ArmScore, finetunes: list[ArmScore], bar: float) -> tuple[str, 
     else:
         reason = f"no arm scored above 0 on {best.num_rows} rows; the bar is {bar:g}"
     if not finetunes:
-        return f"no baseline meets the bar: {reason}", TRAIN
-    if best.score.high >= bar:
-        reason += f"; the bar lies inside the interval, about {_rows_needed(best, bar) or 0:,} rows would settle it"
+        return f"no baseline meets the bar: {reason}", _before_training(found)
     tuned = max(finetunes, key=lambda arm: arm.score.value)
     if tuned.score.value < best.score.value:
         return reason, (
             f"fine-tuning did not beat {best.arm} ({tuned.arm}: {_shown(tuned.score)}); look at the failing rows in "
-            f"the report first, then {_improve(best, finetunes)}"
+            f"the report first, then {_improve(best, finetunes, found)}"
         )
-    return reason, _improve(best, finetunes)
+    return reason, _improve(best, finetunes, found)
 
 
-def _improve(best: ArmScore, finetunes: list[ArmScore]) -> str:
+def _before_training(found: Evidence) -> str:
+    """What to do next where only baselines were measured."""
+    if found.facts_missing and found.form_missing:
+        return f"passages help and the form is not there yet: set train.passages: with, then {TRAIN}"
+    if found.facts_missing:
+        return (
+            "passages help and the form is right: raise retrieval.num_chunks, mend what the search misses (facts found "
+            f"are in the arm's details), or prompt a larger model; or set train.passages: with, then {TRAIN}"
+        )
+    if _advice([], found) == "fix_prompt":
+        return f"the wording of the instruction moves the score: write more of them in decide.instructions; or {TRAIN}"
+    return TRAIN
+
+
+def _improve(best: ArmScore, finetunes: list[ArmScore], found: Evidence) -> str:
     """What would raise the score, the likeliest cause first, from what the rows of the best fine-tune show."""
     tuned = max(finetunes, key=lambda arm: arm.score.value, default=None)
     arm = tuned or best
@@ -157,7 +191,9 @@ def _improve(best: ArmScore, finetunes: list[ArmScore]) -> str:
     if cut_frac >= NOTABLE_FRAC:
         ways.append(f"raise task.max_new_tokens ({cut_frac:.0%} of the answers of {arm.arm} were cut)")
     if tuned is None:
-        return ", ".join([*ways, "lower task.bar", f"or {TRAIN}"])
+        return ", ".join([*ways, "lower task.bar", f"or {_before_training(found)}"])
+    if found.facts_missing and not _with_passages(finetunes):
+        ways.append("train with the passages that helped prompting (train.passages: with)")
     ways += ["add training rows (twice as many is the smallest step worth trying)", "add a larger model to models"]
     return ", ".join([*ways, "or lower task.bar"])
 
@@ -187,7 +223,7 @@ def _rows_needed(arm: ArmScore, bar: float) -> int | None:
 
 
 def _cheapness(arm: ArmScore) -> tuple[float, int]:
-    return _cost_per_row_usd(arm), list(VERDICT_KINDS).index(arm.kind)
+    return _cost_per_row_usd(arm), list(VERDICT_KINDS).index(style(arm))
 
 
 def _cost_per_row_usd(arm: ArmScore) -> float:

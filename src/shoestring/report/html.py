@@ -7,6 +7,7 @@ report that says what is not done yet.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,17 @@ def _verdict(run: RunFiles) -> Markup:
     return join(
         f'<div class="verdict {cls}"><p class="state">{state}</p><h2>{esc(head)}</h2>',
         f"<p>{esc(reason[:1].upper() + reason[1:])}</p>",
+        _evidence((verdict.get("evidence") or {}).get("lines", ())),
         _figures(run, chosen),
         f'<p class="next"><b>Next:</b> {esc(follow)}</p>' if follow else "",
         "</div>",
     )
+
+
+def _evidence(lines: Sequence[str]) -> Markup:
+    """What the arms say of each other, a line each."""
+    told = join(*(f"<li>{esc(line[:1].upper() + line[1:])}</li>" for line in lines))
+    return join("<ul>", told, "</ul>") if lines else join()
 
 
 def _unfinished(run: RunFiles, best: ArmScore | None) -> Markup:

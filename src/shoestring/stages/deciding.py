@@ -17,6 +17,7 @@ from ..decide.linear import linear_arm
 from ..decide.verdict import RUN, detectable_difference, verdict
 from ..errors import BudgetStopped, DataError, MissingDependency
 from ..evaluate.generation import LocalGenerator, load_generator
+from ..evaluate.statistics import wilson
 from ..ladder import models_of
 from ..plan.settings import answer_limit
 from ..records import (
@@ -52,8 +53,9 @@ Measured = tuple[ArmScore | None, str]
 def decide(run: Run, curated: Curated) -> tuple[Any, list[ArmScore]]:
     """Measure every baseline the run file asks for, the one without a language model first."""
     config = run.config
-    measured = [measure_linear(run, curated)] if "linear" in config.decide.arms else []
     arms = Arms(run, curated)
+    run.log(what_rows_can_tell(len(arms.rows), config.task.bar))
+    measured = [measure_linear(run, curated)] if "linear" in config.decide.arms else []
     for model in models_of(config):
         measured += measure(run, arms, model, partial(local, run, curated, model), [model_print(model)])
     for endpoint in config.decide.endpoints:
@@ -70,6 +72,16 @@ def decide(run: Run, curated: Curated) -> tuple[Any, list[ArmScore]]:
         "skipped": skipped,
     }
     return result, found
+
+
+def what_rows_can_tell(num_rows: int, bar: float) -> str:
+    """How finely so many rows measure, said before anything is spent."""
+    near_bar = wilson(round(bar * num_rows), num_rows)
+    apart = detectable_difference(num_rows)
+    return (
+        f"{num_rows:,} held-out rows: a score at the bar {bar:g} is known from {near_bar.low:.3f} to "
+        f"{near_bar.high:.3f} at worst, and two arms are told apart from a difference of about {apart:.2f} on"
+    )
 
 
 def measure(run: Run, arms: Arms, name: str, open_answerer: Callable[[], Answerer], identity: Any) -> list[Measured]:
