@@ -123,7 +123,7 @@ def test_the_linear_arm_learns_and_is_scored_like_any_other() -> None:
 
 
 def test_the_linear_arm_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(DataError, match="'extract'"):
+    with pytest.raises(DataError, match="no field of the training answers"):
         linear_arm([row("x", "{}")], [row("x", "{}")], TaskConfig(kind="extract", bar=0.5), None, 0)
     with pytest.raises(DataError, match="1 distinct labels"):
         linear_arm([row("x", "a")], [row("y", "a")], CLASSIFY, ("a",), 0)
