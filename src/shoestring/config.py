@@ -206,6 +206,8 @@ class EvaluateConfig(Section):
 
     regression: bool = True
     """Also read general texts and answer general questions before and after, and say what was forgotten."""
+    give_up_early: bool = True
+    """Stop asking a trained rung once the bar is out of its reach; a good one is lost so once in a hundred at most."""
 
 
 class MarketConfig(Section):

@@ -13,10 +13,14 @@ from ..records import Completion, to_json
 
 
 class AnswerFile:
-    """An append-only file of answers; a line that a kill cut short is asked for again."""
+    """An append-only file of answers; a line that a kill cut short is asked for again.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    is_durable: each answer is on the disk before the next is asked for, as those that cost money should be; without it
+    answers outlive the process at once, and a power cut may lose the last of them.
+    """
+
+    def __init__(self, path: Path, *, is_durable: bool = True) -> None:
+        self.path, self.is_durable = path, is_durable
         self._lock = threading.Lock()
         self._found: dict[str, Completion] = {}
         for line in read_whole_lines(path) if path.exists() else []:
@@ -30,7 +34,7 @@ class AnswerFile:
         return self._found.get(request)
 
     def add(self, request: str, answer: Completion, **about: Any) -> None:
-        """Append an answer, durably. Raises: RunFolderError when the file cannot be written."""
+        """Append an answer. Raises: RunFolderError when the file cannot be written."""
         line = json.dumps({"request": request, **about, "answer": to_json(answer)}).encode()
         with self._lock:
             try:
@@ -40,7 +44,8 @@ class AnswerFile:
                         line = b"\n" + line
                     file.write(line + b"\n")
                     file.flush()
-                    os.fsync(file.fileno())
+                    if self.is_durable:
+                        os.fsync(file.fileno())
             except OSError as error:
                 raise cannot_write(self.path, error) from error
             self._found[request] = answer

@@ -32,14 +32,15 @@ def score_arm(
     seed: int = 0,
     details: dict[str, Any] | None = None,
     price_usd_per_hour: float = 0.0,
+    scored: Sequence[Scored] | None = None,
 ) -> ArmScore:
     """Score one arm on the held-out rows.
 
-    cost_usd: what the completions cost plus wall_s of the machine at price_usd_per_hour.
+    scored: by score_rows already. cost_usd: what the completions cost plus wall_s of the machine at price_usd_per_hour.
     A row's score under macro_f1 is whether its label is right; under metric judge rows are scored by the kind's
     computed metric until they are judged. Raises: DataError.
     """
-    scored = _score_rows(task, examples, completions, labels)
+    scored = score_rows(task, examples, completions, labels) if scored is None else scored
     machine_usd = wall_s * price_usd_per_hour / SECONDS_PER_HOUR
     metric = task.computed_metric
     per_row = "accuracy" if metric == "macro_f1" else metric
@@ -106,16 +107,17 @@ def metric_value(
     task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
 ) -> float:
     """The task's metric alone, without interval: cheap enough for scoring during training."""
-    scored = _score_rows(task, examples, completions, labels)
+    scored = score_rows(task, examples, completions, labels)
     if task.computed_metric == "macro_f1":
         outputs = [completion.text for completion in completions]
         return macro_f1(*label_codes([example.completion for example in examples], outputs))
     return sum(row.values[task.computed_metric] for row in scored) / len(scored)
 
 
-def _score_rows(
+def score_rows(
     task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
 ) -> list[Scored]:
+    """Each output against its expected answer, in order. Raises: DataError with the row's place."""
     if not examples:
         raise DataError("no held-out rows to score; give data.eval a file with rows, or lower curate.eval_rows")
     assert len(examples) == len(completions), (len(examples), len(completions))

@@ -198,6 +198,8 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
     actual: dict[str, float] = {"s": wall_s}
     if isinstance(value, (TrainResult, SearchResult)):
         actual = {"s": value.wall_s, "bytes": value.peak_bytes}
+    if isinstance(value, ArmScore):  # answers that a session made which was cut short
+        actual["s"] += value.details.get("unpaid_s", 0.0)
     actual["usd"] = actual["s"] * usd_per_hour / SECONDS_PER_HOUR
     run.ledger.record(
         item,

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..data.split import held_out_clusters
 from ..errors import ModelError
@@ -36,6 +36,7 @@ from ..train.start import find_start
 if TYPE_CHECKING:
     from ..recipe import Run
 
+T = TypeVar("T")
 SHARING_SAMPLE_ROWS = 256  # rows that planning looks for common beginnings in
 
 
@@ -124,7 +125,7 @@ def held_rows(run: Run, curated: Curated, settings: TrainSettings) -> list[Examp
     return [*dev, *sample_rows(undesired, settings.num_dev_rows, run.config.seed)]
 
 
-def sample_rows(rows: Sequence[Example], num_rows: int, seed: int) -> list[Example]:
+def sample_rows(rows: Sequence[T], num_rows: int, seed: int) -> list[T]:
     """A seeded sample in the original order; all rows when there are no more."""
     if len(rows) <= num_rows:
         return list(rows)

@@ -15,6 +15,7 @@ from ..ladder import model_of, models_of, rungs_of
 from ..records import RungPlan
 from ..train.locate import model_print
 from ..train.trainer import NOT_OF_THE_RESULT
+from .answering import may_give_up
 from .common import device, starts
 from .retrieving import documents_print
 
@@ -83,8 +84,9 @@ def train(run: Run, rung: RungPlan) -> Any:
 
 
 def evaluate(run: Run, rung: RungPlan) -> Any:
-    """How outputs are made and scored."""
-    return [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens, *_judge(run)]
+    """How outputs are made and scored, and the bar where a rung that cannot reach it is given up."""
+    asked = [_without_bar(run.config.task), run.config.seed, rung.settings.max_new_tokens, *_judge(run)]
+    return [*asked, run.config.task.bar] if may_give_up(run) else asked
 
 
 def _judge(run: Run) -> list[Any]:

@@ -35,7 +35,8 @@ from ..train.tracking import Tracking
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import forgetting, inputs, judging, searching
-from .common import dev_rows, device, held_rows, named, rung_file
+from .answering import answered
+from .common import dev_rows, device, held_rows, rung_file
 from .recorder import print_of
 from .retrieving import facts_for, rows_for
 from .tools import engine_python
@@ -256,7 +257,7 @@ def trainer(run: Run) -> Callable[..., TrainResult]:
 
 
 def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> tuple[Any, ArmScore]:
-    """Generate on every held-out row with what was trained, and score.
+    """Answer the held-out rows with what was trained, and score; answers of an earlier session are not made again.
 
     The arm's seconds and dollars include training: that is what the answer cost. Raises: BudgetStopped.
     """
@@ -264,18 +265,19 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
     retrieved = facts_for(run, curated, rung.model)
     asked = rows_for(run, curated, rung.model)
     started = time.monotonic()
-    progress = named(run.progress, f"evaluate {rung.model}")
     generator = forgetting.tuned_generator(run, rung, trained)
-    completions = generator.generate([e.request for e in asked.eval], progress)
+    rows = answered(run, rung, trained, generator, asked, curated)
     preference = _preferred(run, rung, generator, asked)
-    eval_s = time.monotonic() - started
+    num_left = len(curated.eval) - len(rows.examples)
+    eval_s = time.monotonic() - started + rows.earlier_s
     arm = score_arm(
         arm=f"{trained.method} {rung.model}",
         kind="finetune",
         model=rung.model,
         task=run.config.task,
-        examples=curated.eval,
-        completions=completions,
+        examples=rows.examples,
+        completions=rows.completions,
+        scored=rows.scored,
         labels=curated.labels,
         wall_s=eval_s + trained.wall_s,
         seed=run.config.seed,
@@ -287,6 +289,8 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
             **({"preference": preference} if preference else {}),
             **({"retrieval": retrieved} if retrieved else {}),
+            **({"unpaid_s": rows.unpaid_s} if rows.unpaid_s else {}),
+            **({"given_up": rows.given_up, "num_left": num_left} if rows.given_up else {}),
         },
     )
     arm = judging.scored(run, curated, arm)
