@@ -144,6 +144,23 @@ class SynthConfig(Section):
         return self
 
 
+class ManagedConfig(Section):
+    """A run trained as a service's job (`shoestring launch --on together` and the like)."""
+
+    model: str = ""
+    """The base model as the service calls it (default: the first of models)."""
+    base_url: str = ""
+    """Address of the service, where it is not the usual one."""
+    usd_per_million_train_tokens: float | None = Field(default=None, ge=0)
+    """Its price of a million trained tokens, where the dated table does not have it."""
+    artifact: Literal["adapter", "merged"] = "adapter"
+    """What is brought: the adapter, or the base with the adapter merged in."""
+    send_dev_rows: bool = False
+    """Send the dev rows too, as its validation file; some services bill their evaluation."""
+    python: str = ""
+    """Python of the environment that has the service's SDK."""
+
+
 class LaunchConfig(Section):
     """Where `shoestring launch` carries the run out, and what that costs."""
 
@@ -163,6 +180,7 @@ class LaunchConfig(Section):
     """Wait before a run that was killed starts again."""
     trace_speed: float = Field(default=1.0, gt=0)
     """How many times faster than written the file of --preempt passes, to try hours in minutes."""
+    managed: ManagedConfig = ManagedConfig()
 
 
 class JudgeConfig(Section):

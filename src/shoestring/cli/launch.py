@@ -142,7 +142,7 @@ def _hold_against_budget(order: Order, quote: Quote) -> None:
     """Raises: BudgetStopped where more is expected than may be spent, BadInput where nobody knows what a job costs."""
     parts = [expense.predicted_usd for expense in quote.expenses]
     if None in parts:
-        if quote.basis == "job":
+        if quote.basis == "job" and not quote.is_held_by_place:
             raise BadInput(f"what this costs is not known, so it cannot be held against the budget: {quote.notes}")
         return
     expected = sum(part.value for part in parts if part)
@@ -177,7 +177,7 @@ def _find(target: str, runs_dir: Path) -> Launch:
 def _existing(launch: Launch, mode: str, is_json: bool) -> int:
     place = backend(launch.backend)
     if mode == "attach":
-        return _follow(place, launch, is_json)
+        return _follow(place, _started(place, launch), is_json)
     if mode == "logs":
         lines = list(masked(place.logs(launch, follow=False), _names(launch)))
         if is_json:
@@ -194,6 +194,13 @@ def _existing(launch: Launch, mode: str, is_json: bool) -> int:
         place.fetch(launch, warn)
         return _told(launch, status, is_json)
     return _told(*refresh(launch), is_json)
+
+
+def _started(place: Backend, launch: Launch) -> Launch:
+    """The launch, its start gone on with where that was cut short and the place says that this starts nothing twice."""
+    if launch.handle or launch.state in ENDED or not getattr(place, "can_start_again", False):
+        return launch
+    return register.save(replace(launch, handle=place.start(launch, warn), state="running"))
 
 
 def _follow(place: Backend, launch: Launch, is_json: bool) -> int:

@@ -91,6 +91,7 @@ class Quote:
     expenses: tuple[Expense, ...]  # predicted_usd and predicted_s; predicted_usd None: nobody knows, and notes say why
     shown: str = ""  # what --dry-run prints: the YAML, the commands, the request
     notes: tuple[str, ...] = ()
+    is_held_by_place: bool = False  # start holds the service's own estimate against the budget before it orders
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from ..train.adapter import folder_name
 from ..train.search import SearchResult
 from ..units import SECONDS_PER_HOUR
 from ..versions import package_versions
+from .bringing import is_brought
 from .common import device, price, rung_file, sample_rows
 from .judging import recalibrate
 from .retrieving import rows_for, write_beside
@@ -196,6 +197,8 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
         return
     usd_per_hour = price(run).usd_per_hour
     actual: dict[str, float] = {"s": wall_s}
+    if is_brought(value):  # its bill is the launch's, and its hours are no machine's of ours
+        predicted = {}
     if isinstance(value, (TrainResult, SearchResult)):
         actual = {"s": value.wall_s, "bytes": value.peak_bytes}
     if isinstance(value, ArmScore):  # answers that a session made which was cut short
@@ -208,7 +211,7 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
         actual=actual,
         price_usd_per_hour=usd_per_hour,
         fingerprint=inputs_print,
-        basis=_basis(run, name, value),
+        basis=None if is_brought(value) else _basis(run, name, value),
     )
 
 

@@ -34,7 +34,7 @@ from ..train.preferred import preferred, told
 from ..train.tracking import Tracking
 from ..train.trainer import train_rung
 from ..units import SECONDS_PER_HOUR, duration, usd
-from . import forgetting, inputs, judging, searching
+from . import bringing, forgetting, inputs, judging, searching
 from .answering import answered
 from .common import dev_rows, device, held_rows, rung_file
 from .recorder import print_of
@@ -172,7 +172,10 @@ def forget_lost(run: Run, rung: RungPlan) -> None:
 
 
 def train(run: Run, rung: RungPlan, curated: Curated) -> tuple[Any, TrainResult]:
-    """Fine-tune one rung, or continue its newest complete checkpoint."""
+    """Fine-tune one rung, or continue its newest complete checkpoint; what a service trained is taken instead."""
+    if folder := bringing.brought(run, rung):
+        taken = bringing.take_brought(run, rung, folder, train_print(run, rung))
+        return to_json(taken), taken
     begin(run, rung)
     run.log(f"Rung {rung.model}: predicted {duration(rung.train_s.value)}, {usd(rung.cost_usd.value)}")
     curated = rows_for(run, curated, rung.model)
@@ -293,7 +296,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
             **({"given_up": rows.given_up, "num_left": num_left} if rows.given_up else {}),
         },
     )
-    arm = judging.scored(run, curated, arm)
+    arm = bringing.with_bill(judging.scored(run, curated, arm), trained)
     return {"arm": to_json(arm)}, arm
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config import RunConfig, load_run_file
-from ...errors import LaunchError
+from ...errors import BadInput, BudgetStopped, LaunchError
 from ...records import Estimate, Log, Progress, no_log, no_progress
+from ...secrets import without_secrets
 from ...train.locate import with_folders
-from .. import records
+from .. import records, register
 from ..backend import Order
 from ..records import Billing, Expense, Launch, Quote, Status
 from . import fetching
@@ -24,7 +25,7 @@ from .client import CallFailed, Client
 from .data import write_rows
 from .dialect import TAG_START, Seen, event_lines, request_of, seen
 from .flow import Flow, curated_in, jobs_of
-from .journal import FOLDER, Journal
+from .journal import FOLDER, Journal, tag_of
 from .vendors import has_key, require_key, vendor_of
 from .wanted import ITEM, address_of, base_of, choices, counted_tokens, priced, wanted_of
 
@@ -74,6 +75,7 @@ class Managed:
             expenses=(price.expense(),),
             shown=f"POST to {address}\n{json.dumps(request, indent=2, ensure_ascii=False)}",
             notes=tuple(notes),
+            is_held_by_place=vendor.sdk == "together",
         )
 
     # ---- the job
@@ -85,7 +87,12 @@ class Managed:
         if journal.get("is_stopped"):
             raise LaunchError(f"launch {launch.id} was stopped before the job was ordered; launch it anew")
         client = self._client(launch)
-        job_id = Flow(launch, config, self.vendor, client, journal, log, progress).begin()
+        try:
+            job_id = Flow(launch, config, self.vendor, client, journal, log, progress).begin()
+        except (BadInput, BudgetStopped) as error:
+            if not journal["intents"]:
+                journal.write(refused=without_secrets(str(error)))
+            raise
         return {"vendor": self.vendor.name, "job_id": job_id, "tag": journal["tag"], "base_url": journal["base_url"]}
 
     def status(self, launch: Launch) -> Status:
@@ -94,12 +101,17 @@ class Managed:
         if not journal.get("job_id") and not journal["intents"]:
             if journal.get("is_stopped"):
                 return Status("stopped", note="nothing was ordered", bill=self._bill(journal, 0.0))
-            return Status("pending", note="not ordered yet: shoestring launch --attach goes on with it")
+            if journal.get("refused"):
+                note = f"nothing was ordered: {journal['refused']}"
+                return Status("failed", note=note, bill=self._bill(journal, 0.0))
+            return Status("pending", note=f"not ordered yet: shoestring launch {launch.id} --attach goes on with it")
         client = self._client(launch)
         if not journal.get("job_id"):
             found = jobs_of(client, journal["tag"])
             if not found:
-                return Status("pending", note="no job with its tag yet: shoestring launch --attach goes on with it")
+                return Status(
+                    "pending", note=f"no job with its tag yet: shoestring launch {launch.id} --attach goes on with it"
+                )
             journal.write(job_id=self._seen(journal, found[0]).id)
         try:
             job = self._look(client, journal)
@@ -150,14 +162,16 @@ class Managed:
         return self._status(journal, job)
 
     def fetch(self, launch: Launch, log: Log = no_log, progress: Progress = no_progress) -> None:
-        """Bring the result. Raises: LaunchError where the job is not done."""
+        """Bring the result of a job that is done. Raises: LaunchError."""
         journal, config = self._journal(launch), self._config(launch)
         if not journal.get("job_id"):
-            raise LaunchError(f"launch {launch.id}: no job was ordered yet; shoestring launch --attach goes on with it")
+            log(f"launch {launch.id}: no job was ordered, there is nothing to bring")
+            return
         client = self._client(launch)
         job = self._seen(journal, client.ask("job", job_id=journal["job_id"]))
         if job.state != "done":
-            raise LaunchError(f"{self.vendor.name}: job {job.id} is {job.said}, there is nothing to bring")
+            log(f"{self.vendor.name}: job {job.id} is {job.said}, there is nothing to bring")
+            return
         fetching.fetch(launch, config, self.vendor, client, journal, job, log, progress)
 
     def billing(self) -> list[Billing]:
@@ -165,14 +179,17 @@ class Managed:
         log_file = Path(tempfile.gettempdir()) / f"shoestring-{os.getuid() if hasattr(os, 'getuid') else 0}-vendor.log"
         client = Client(self.vendor, log_file, python=python_of({}), pause=self.pause)
         jobs = [seen(self.vendor, raw, None) for raw in jobs_of(client, TAG_START)]
+        ours = {tag_of(launch.id): launch.id for launch in register.registered()}
         return [
             Billing(
                 backend=self.vendor.name,
                 name=job.id,
                 since=job.created_at,
                 usd_per_hour=None,
-                launch_id=job.tag or None,
-                stop=f"cancel job {job.id} on {self.vendor.name}'s page, or shoestring launch --stop",
+                launch_id=ours.get(job.tag),
+                stop=f"shoestring launch {ours[job.tag]} --stop"
+                if job.tag in ours
+                else f"cancel job {job.id} on {self.vendor.name}'s own page",
             )
             for job in jobs
             if job.state not in records.ENDED

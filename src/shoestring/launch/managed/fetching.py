@@ -11,7 +11,6 @@ from ...errors import LaunchError
 from ...files import sha256_file, sync_folder, write_json
 from ...market import managed as market
 from ...records import Log, Progress, no_log, no_progress
-from ...runfolder import RunFolder
 from ..records import Launch
 from .client import Client
 from .dialect import Seen
@@ -19,14 +18,15 @@ from .journal import FOLDER, Journal, now
 from .vendors import Vendor
 from .wanted import base_of, choices
 
-RECORD = "managed.json"  # in RUN/rungs/MODEL/managed: what was brought, and from where
+RESULT, RECORD = "result", "managed.json"  # RUN/managed/JOB/result: what was brought, and from where
 ARTIFACTS = {"adapter": "adapter", "merged": "model"}
 MARKS = {"adapter": "adapter_config.json", "model": "config.json"}
 
 
-def result_folder(run_folder: Path, base: str) -> Path:
-    """RUN/rungs/MODEL/managed."""
-    return RunFolder(run_folder).rung(base) / FOLDER
+def results(run_folder: Path) -> list[Path]:
+    """Folders of what was brought whole, the newest first."""
+    found = (Path(run_folder) / FOLDER).glob(f"*/{RESULT}/{RECORD}")
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def fetch(
@@ -40,9 +40,11 @@ def fetch(
     progress: Progress = no_progress,
 ) -> None:
     """Bring the result; again after an interruption, only what is missing. Raises: LaunchError."""
-    folder = result_folder(Path(launch.run_folder), base_of(config))
+    folder = journal.folder / RESULT
     record: dict[str, Any] = {
         "vendor": vendor.name,
+        "base": base_of(config),
+        "usd": seen.usd,
         "job_id": seen.id,
         "launch_id": launch.id,
         "tuned_model": seen.tuned_model,

@@ -90,7 +90,7 @@ class Flow:
         if validation and vendor.sdk == "together":
             wanted = dataclasses.replace(wanted, num_evals=self.config.train.num_evals)
         limits = self.client.ask("limits", model=wanted.model) if vendor.sdk == "together" else {}
-        self._within(wanted, limits)
+        wanted = self._within(wanted, limits)
         longest = limits.get("max_seq_length_dpo" if wanted.objective == "dpo" else "max_seq_length_sft")
         if longest:
             note = check_lengths(vendor, training, min(longest, wanted.seq_len or longest))
@@ -108,22 +108,29 @@ class Flow:
         )
         return wanted, training, validation
 
-    def _within(self, wanted: Wanted, limits: dict[str, Any]) -> None:
-        """Raises: BadInput where the model's limits, as the service states them, are passed."""
-        lora = limits.get("lora_training") or {}
-        bounds = (
-            ("train.num_epochs", wanted.num_epochs, None, limits.get("max_num_epochs")),
-            ("train.learning_rate", wanted.learning_rate, limits.get("min_learning_rate"),
-             limits.get("max_learning_rate")),
-            ("train.lora_rank", wanted.lora_rank if wanted.method == "lora" else None, None, lora.get("max_rank")),
-            ("train.seq_len", wanted.seq_len, limits.get("min_max_seq_length"), limits.get("max_seq_length_sft")),
-        )  # fmt: skip
-        for key, value, low, high in bounds:
-            if value is None:
+    def _within(self, wanted: Wanted, limits: dict[str, Any]) -> Wanted:
+        """What is asked for, within the model's limits as the service states them.
+
+        A value that the plan derived is moved to the limit. Raises: BadInput where a person gave it.
+        """
+        is_lora = wanted.method == "lora"
+        bounds: tuple[tuple[str, Any, Any], ...] = (
+            ("num_epochs", 1, limits.get("max_num_epochs")),
+            ("learning_rate", limits.get("min_learning_rate"), limits.get("max_learning_rate")),
+            ("lora_rank", 1, (limits.get("lora_training") or {}).get("max_rank") if is_lora else None),
+            ("seq_len", limits.get("min_max_seq_length"), limits.get("max_seq_length_sft")),
+        )
+        for key, low, high in bounds:
+            value = getattr(wanted, key)
+            if value is None or not high or low <= value <= high:
                 continue
-            if (low and value < low) or (high and value > high):
-                known = " to ".join(f"{bound:g}" for bound in (low, high) if bound)
-                raise BadInput(f"{key} {value:g}: {self.vendor.name} takes {known} for {wanted.model}; set it so")
+            known = f"{self.vendor.name} takes {low:g} to {high:g} for {wanted.model}"
+            if isinstance(getattr(self.config.train, key), (int, float)):
+                raise BadInput(f"train.{key} {value:g}: {known}; set it so")
+            moved = min(max(value, low), high)
+            self.log(f"{key} {value:g} of the plan: {known}; {moved:g} is asked for")
+            wanted = dataclasses.replace(wanted, **{key: moved})
+        return wanted
 
     def upload(self, side: str, rows: Rows) -> None:
         """Send the file unless it is there: its name holds its content's hash. Raises: DataError, LaunchError."""
