@@ -183,7 +183,7 @@ def test_upload_estimate_order_follow_and_bring(place: Place) -> None:
         assert expense.predicted_usd.value == pytest.approx(cost_usd, abs=1e-9)
 
     place.managed.fetch(place.launch, place.lines.append)
-    folder = next((place.run_folder / "rungs").glob("Qwen-Qwen3-8B-*")) / "managed"
+    folder = place.run_folder / "managed" / tag_of(LAUNCH_ID) / "result"
     record = json.loads((folder / "managed.json").read_text())
     if place.vendor == "openai":
         assert record["kind"] == "served" and not record["files"]
@@ -373,7 +373,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(place: Place) -> None:
     place.server.fault("GET", DOWNLOAD[place.vendor] + ("|safetensors" if place.vendor != "together" else ""), "cut",
                        times=2, num_bytes=100_000)  # fmt: skip
     place.managed.fetch(place.launch, place.lines.append)
-    (folder,) = place.run_folder.glob("rungs/*/managed/adapter")
+    (folder,) = place.run_folder.glob("managed/*/result/adapter")
     assert (folder / "adapter_model.safetensors").read_bytes() == place.server.weights["adapter_model.safetensors"]
 
 
