@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"files", "sections", "yaml_lines"},
     {"config"},
     {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
-    {"train", "serve", "launch", "evaluate.generation"},
+    {"train", "serve", "launch", "imports", "evaluate.generation"},
     {"stages", "recipe", "report"},
     {"cli"},
     {"__main__"},
@@ -210,8 +210,9 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     expected = "init run curate decide plan check train eval export report runs models prices explain synth demo launch"
-    assert list(commands) == expected.split()
-    for name, command in commands.items():
+    assert list(commands) == [*expected.split(), "import"]
+    of_groups = {f"import {name}": command for name, command in commands.pop("import").commands.items()}
+    for name, command in {**commands, **of_groups}.items():
         options = [p for p in command.params if p.param_type_name == "option"]
         assert len(options) <= MAX_OPTIONS, f"{name} has {len(options)} options"
         assert all(p.help for p in command.params), f"{name} has an argument without help"

@@ -10,6 +10,7 @@ import typer
 
 from .app import RUNS, Json, RunsDir, Target
 from .app import app as app
+from .importing import imports as imports
 
 
 @app.command()

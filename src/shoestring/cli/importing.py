@@ -1,0 +1,52 @@
+"""`shoestring import SOURCE`: arguments and help of each source; bodies lie beside, and load when called.
+
+No annotation import from __future__ here: typer reads the annotations.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import Json, app
+
+imports = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make a run file of what was made elsewhere.")
+app.add_typer(imports, name="import")
+
+
+@imports.command("openai")
+def openai(
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="ID", help="Fetch this job, ftjob-...; the key is in OPENAI_API_KEY.")
+    ] = None,
+    job_file: Annotated[
+        Path | None, typer.Option("--job-file", metavar="FILE", help="The job's record as JSON, instead of --job.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="FILE", help="Its training file, with --job-file.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option("--validation", metavar="FILE", help="Its validation file, with --job-file.")
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--models", metavar="NAME", help="Train this instead of the model chosen.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run file (default: imported/NAME).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run file that is there.")] = False,
+    is_json: Json = False,
+) -> int:
+    """Take a fine-tune from OpenAI, which ends fine-tuning on 6 January 2027.
+
+    Brings the job's record and files, checks the rows, carries its hyperparameters over with reasons, picks an
+    open model of equal or better published scores, and writes a run file. Says what the job cost there and what
+    training is predicted to cost here. Models tuned there stop with their base models, from 14 January 2027.
+
+    \b
+    Example: shoestring import openai --job ftjob-abc123
+             shoestring import openai --job-file job.json --train train.jsonl
+    """
+    from .import_openai import command
+
+    return command(job, job_file, train, validation, models or [], out, force, is_json)
