@@ -51,7 +51,16 @@ ENGINE = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", 
 ENGINE_HOMES = ("train", "serve", "evaluate.generation")
 HEAVY = ENGINE | {"datasets", "fsspec", "huggingface_hub", "sklearn", "scipy", "pyarrow", "pandas", "rich"}
 NETWORK = {"urllib", "http", "socket", "ssl", "requests", "httpx", "httpx2", "aiohttp", "huggingface_hub", "fsspec"}
-NETWORK_HOMES = ("market", "launch", "data", "decide.client", "train.base", "train.locate", "train.remote")
+NETWORK_HOMES = (
+    "market",
+    "launch",
+    "data",
+    "cli.label_page",
+    "decide.client",
+    "train.base",
+    "train.locate",
+    "train.remote",
+)
 NETWORK_HARMLESS = {"urllib.parse", "urllib.error"}
 MAX_LINES = 400
 MAX_RECIPE_LINES = 150
@@ -209,7 +218,8 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
     from shoestring.cli.commands import app
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    expected = "init run curate decide plan check train eval export report runs models prices explain synth demo launch"
+    expected = "init run curate decide plan check train eval export report runs models prices explain synth demo"
+    expected += " judge label launch"
     assert list(commands) == [*expected.split(), "import"]
     of_groups = {f"import {name}": command for name, command in commands.pop("import").commands.items()}
     for name, command in {**commands, **of_groups}.items():

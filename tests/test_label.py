@@ -1,0 +1,247 @@
+"""Labels by a person: the order of rows, taking back, the terminal by keystrokes, the page by its own requests."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_judge_run import EVERY, write_run
+
+from shoestring.cli.label_page import Page
+from shoestring.cli.main import run as command
+from shoestring.config import JudgeConfig
+from shoestring.evaluate.judge.labelling import Labelling
+from shoestring.evaluate.judge.labels import ORDERS, human_scores, read_labels
+from shoestring.files import read_json
+from shoestring.recipe import Run
+from shoestring.records import ArmScore, Estimate, RowScore
+from tests.judge_server import JudgeServer
+
+EXAMPLES = {example.id: example for example in EVERY[:40]}
+ENDPOINT = {
+    "name": "j", "base_url": "http://127.0.0.1:9/v1", "model": "m", "usd_per_million_input_tokens": 1,
+    "usd_per_million_output_tokens": 1,
+}  # fmt: skip
+
+
+def config(**changes: Any) -> JudgeConfig:
+    return JudgeConfig.model_validate({"endpoints": [ENDPOINT], **changes})
+
+
+def arm(name: str = "secret arm") -> ArmScore:
+    rows = tuple(
+        RowScore(e.id, e.user_text, e.completion, f"answer {i}", 0.0, 1, 1, 0.1, 0.0)
+        for i, e in enumerate(EXAMPLES.values())
+    )
+    return ArmScore(name, "endpoint", "m", "judge", Estimate(0, 0, 1), len(rows), 1.0, 0.0, {}, "wilson", rows)
+
+
+def session(folder: Path, **changes: Any) -> Labelling:
+    return Labelling([arm()], EXAMPLES, config(**changes), folder / "labels.jsonl", seed=0)
+
+
+# The session
+
+
+def test_rows_come_in_an_order_drawn_by_chance_and_the_same_each_time(tmp_path) -> None:
+    rows = [item.row for item in session(tmp_path).items]
+    assert sorted(rows) == sorted(EXAMPLES) and rows != list(EXAMPLES)
+    assert rows == [item.row for item in session(tmp_path).items]
+
+
+def test_labels_are_kept_resumed_and_taken_back(tmp_path) -> None:
+    first = session(tmp_path)
+    one, two = first.items[:2]
+    first.say(one, [True])
+    first.say(two, "skipped")
+    again = session(tmp_path)
+    assert again.next() == again.items[2] and (again.num_rows, again.num_skipped) == (1, 1)
+    assert again.undo().row == two.row and again.next().row == two.row
+    assert again.undo().row == one.row and again.undo() is None
+    third = session(tmp_path)
+    assert third.next().row == one.row and third.num_rows == third.num_skipped == 0
+    assert len(read_labels(tmp_path / "labels.jsonl")) == 4  # nothing is rewritten
+
+
+def test_a_line_that_a_kill_cut_short_is_closed_and_ignored(tmp_path) -> None:
+    first = session(tmp_path)
+    first.say(first.items[0], [True])
+    with (tmp_path / "labels.jsonl").open("ab") as file:
+        file.write(b'{"answers_print": "x')
+    again = session(tmp_path)
+    again.say(again.next(), [False])
+    assert session(tmp_path).num_rows == 2
+
+
+def test_pairs_come_in_both_orders_apart_and_count_when_both_agree(tmp_path) -> None:
+    pairs = session(tmp_path, mode="pairwise")
+    assert len(pairs.items) == 2 * len(EXAMPLES)
+    for start in range(0, 80, 20):
+        one, other = pairs.items[start : start + 10], pairs.items[start + 10 : start + 20]
+        assert {i.row for i in one} == {i.row for i in other}
+        assert all({a.order, b.order} == set(ORDERS) for a in one for b in other if a.row == b.row)
+    for item in pairs.items[:20]:
+        own = item.answers.index(next(text for text in item.answers if text.startswith("answer ")))
+        assert (own == 0) == (item.order == ORDERS[0]) and item.reference is None
+        pairs.say(item, "AB"[own])  # always the arm's answer, wherever it stands
+    assert pairs.num_rows == 10
+    assert set(human_scores(arm(), read_labels(tmp_path / "labels.jsonl"), config(mode="pairwise")).values()) == {1.0}
+
+
+def test_labels_of_other_criteria_are_not_mixed(tmp_path) -> None:
+    first = session(tmp_path)
+    first.say(first.items[0], [True])
+    assert session(tmp_path, criteria=["It is short."]).num_rows == 0
+    assert session(tmp_path).num_rows == 1
+
+
+# The page
+
+
+@pytest.fixture
+def page(tmp_path):
+    made = Page(session(tmp_path, criteria=["Right?", "Short?"]), 3)
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.close()
+    thread.join(5)
+
+
+def asked(page: Page, path: str, body: Any = None, *, token: str | None = None, host: str | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(page.url.split("/?")[0] + path, data)
+    request.add_header("X-Token", page.token if token is None else token)
+    if host:
+        request.add_header("Host", host)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as reply:
+            return reply.status, dict(reply.headers), reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def test_the_page_labels_row_by_row_blind_and_ends_at_the_number_asked_for(page) -> None:
+    status, headers, text = asked(page, f"/?token={page.token}", token="")
+    assert status == 200 and b"secret arm" not in text and b"NONCE" not in text
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert b"http://" not in text and b"https://" not in text and b"src=" not in text  # nothing from elsewhere
+    state = json.loads(asked(page, "/item")[2])
+    assert "secret" not in json.dumps(state) and state["item"]["reference"].startswith("The ")
+    for number in range(3):
+        assert state["num_rows"] == number
+        state = json.loads(asked(page, "/say", {"id": state["item"]["id"], "said": [True, False]})[2])
+    assert state["item"] is None and state["num_rows"] == 3
+    state = json.loads(asked(page, "/undo", {})[2])
+    assert state["item"]["id"] == 2 and page.session.num_rows == 2
+
+
+def test_the_page_refuses_who_does_not_know_its_token_and_labels_of_another_row(page) -> None:
+    assert asked(page, "/", token="")[0] == 403
+    assert asked(page, "/item", token="wrong")[0] == 403
+    assert asked(page, "/say", {"id": 0, "said": [True, True]}, token="")[0] == 403
+    assert asked(page, "/item", host="evil.example")[0] == 403  # another name for this address
+    assert asked(page, "/say", {"id": 5, "said": [True, True]})[0] == 409
+    for said in ([True], "yes", None, [1, 0], "A"):
+        assert asked(page, "/say", {"id": 0, "said": said})[0] == 400
+    assert asked(page, "/say", [1])[0] == 400 and asked(page, "/elsewhere")[0] == 404
+    assert page.session.num_rows == 0
+
+
+def test_the_page_closes_by_its_button(tmp_path) -> None:
+    made = Page(session(tmp_path), 3)
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    assert asked(made, "/close", {})[0] == 200
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+# The commands, on a run
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    base = tmp_path_factory.mktemp("labels")
+    server = JudgeServer("fair", EVERY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        path = write_run(base, server)
+        path.write_text(path.read_text().replace("metric: judge", "metric: chrf"))
+        run = Run.from_file(path, runs_dir=base / "runs")
+        run.execute(until="decide")
+        yield run, server
+    server.close()
+
+
+def test_judge_probes_and_scores_beside_the_metric(decided, capfd) -> None:
+    run, server = decided
+    assert command(["judge", str(run.folder), "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert [bias["judge"] for bias in told["biases"]] == ["fair"] and told["biases"][0]["named"] == []
+    assert [a["arm"] for a in told["arms"]] == ["zero-shot shoestring-1m"] and told["spent_usd"] > 0
+    assert read_json(run.folder / "decide.json")["result"]["arms"][0]["metric"] == "chrf"
+    before = len(server.requests)
+    assert command(["judge", str(run.folder)]) == 0
+    shown = capfd.readouterr().out
+    assert "no bias found" in shown and "zero-shot shoestring-1m" in shown and len(server.requests) == before
+    assert command(["judge", str(run.folder), "--arm", "none such"]) == 2
+    assert "'none such': the run has 'zero-shot shoestring-1m'" in capfd.readouterr().err
+
+
+def test_keys_of_a_pipe_label_and_thirty_calibrate(decided, capfd, monkeypatch) -> None:
+    run, server = decided
+    assert command(["judge", str(run.folder)]) == 0
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ynsu" + "n" * 33 + "q"))
+    before = len(server.requests)
+    assert command(["label", str(run.folder), "--json"]) == 0
+    out, err = capfd.readouterr()
+    told = json.loads(out)
+    assert told["num_rows"] == 35 and told["num_skipped"] == 0  # the one passed over was taken back, and labelled
+    (judged,) = told["arms"]
+    assert judged["is_calibrated"] and judged["num_labels"] == 35 and judged["low"] <= judged["score"] <= judged["high"]
+    assert "zero-shot" not in err and "request:" in err.lower() and len(server.requests) == before
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert command(["label", str(run.folder)]) == 0
+    shown = capfd.readouterr().out
+    assert "35 rows labelled" in shown and "calibrated by 35 labels" in shown and "kappa" in shown
+
+
+def test_a_terminal_takes_single_keystrokes(decided) -> None:
+    run, _ = decided
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "label", str(run.folder), "--num", "40", "--json"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": "src"},
+    )  # fmt: skip
+    os.write(ours, b"nxq")  # x is no key
+    out, _ = process.communicate(timeout=120)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0 and json.loads(out)["num_rows"] == 36
+
+
+def test_what_cannot_be_labelled_is_said(decided, capfd, tmp_path) -> None:
+    run, server = decided
+    assert command(["label", str(run.folder), "--arm", "other"]) == 2
+    assert "'other': the run has 'zero-shot shoestring-1m'" in capfd.readouterr().err
+    path = write_run(tmp_path, server)
+    assert command(["label", str(path), "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "no arm has answered yet" in capfd.readouterr().err
+    text = path.read_text().replace("metric: judge", "metric: chrf")
+    path.write_text(text[: text.index("judge:")])
+    assert command(["judge", str(path), "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "has no section judge" in capfd.readouterr().err
