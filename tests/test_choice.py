@@ -451,3 +451,66 @@ def test_every_weight_is_trained_on_machines_alone(rows: Path) -> None:
     choice = weigh(planned(rows, "commands-8b", method="full"), TODAY).choice
     assert choice.options and {o.method for o in choice.options} == {"full"}
     assert not any(o.seller == "tinker" for o in choice.options)  # trains LoRA only
+
+
+# ---- spot machines --------------------------------------------------------------------------
+
+
+def test_spot_machines_are_simulated_on_a_trace(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "commands-8b", name="traced", deadline_h=3.0)
+    monkeypatch.chdir(rows)
+    # A machine for two hours, none for one, over and over; a restart takes minutes and the work a quarter of an hour.
+    ticks = {"metadata": {"gap_seconds": 3600}, "data": [1, 1, 0] * 40}
+    (rows / "two-of-three.json").write_text(json.dumps(ticks))
+    assert run(["plan", "commands-8b.yaml", "--trace", "two-of-three.json", "--json"]) == 0
+    spot = json.loads(capfd.readouterr().out)["spot"]
+    assert spot["trace"]["up_frac"]["value"] == pytest.approx(2 / 3, rel=1e-3)
+    assert spot["trace"]["interruptions_per_h"]["value"] == pytest.approx(0.5)  # 40 in 80 running hours
+    assert spot["trace"]["wait_h"]["value"] == pytest.approx(1.0)
+    for path, figure in numbers(spot):
+        assert set(figure) <= FIGURE_KEYS and figure["unit"] and figure["source"], path
+    assert spot["options"]
+    for one in spot["options"]:
+        finish = one["finish_h"]
+        assert 0 < finish["low"] <= finish["value"] <= finish["high"] < 3.0
+        assert one["done_by_deadline"]["value"] > 0.9
+    switched = [one["policy"] for one in spot["options"] if "policy" in one]
+    assert switched and all(policy["late"]["value"] == 0.0 for policy in switched)
+    assert run(["plan", "commands-8b.yaml", "--trace", "two-of-three.json"]) == 0
+    said = capfd.readouterr().out
+    assert "on two-of-three.json (5 d, a machine 67% of it, 0.5 interruptions a running hour):" in said
+    assert "in time by switching" in said and "none of your launches ran there yet" in said
+
+
+def test_a_broken_trace_is_refused_before_anything_is_planned(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "commands-8b", name="broken")
+    monkeypatch.chdir(rows)
+    (rows / "broken.csv").write_text("start_h,end_h\n0,1\n0.5,2\n")
+    assert run(["plan", "commands-8b.yaml", "--trace", "broken.csv"]) == 2
+    assert "broken.csv, line 3: start_h 0.5 is before the last end_h 1" in capfd.readouterr().err
+    assert not (rows / "runs" / "broken").exists()
+
+
+def test_explain_tells_the_range_what_was_seen_and_the_range_after_that(
+    rows: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(rows, "commands-8b", name="explained", market={"interruptions_per_hour": [0.1, 0.3, 1.4]})
+    monkeypatch.chdir(rows)
+    seen = basis("GCP", Seen(30.0, 2))
+    Ledger(rows / "runs" / "earlier" / "ledger.jsonl").record(
+        "launch", stage="launch", predicted=None, actual={"s": 1.0}, price_usd_per_hour=1.0, basis=seen
+    )
+    try:
+        assert run(["explain", "market.interruptions_per_hour", "--run", "commands-8b.yaml"]) == 0
+        said = capfd.readouterr().out
+        assert "GCP: 0.3 (0.1 to 1.4) interruptions an hour; seen 2 in 30.0 h, so 0.09 (0.04 to 0.23)" in said
+        assert run(["explain", "market.interruptions_per_hour", "--run", "commands-8b.yaml", "--json"]) == 0
+        told_all = json.loads(capfd.readouterr().out)["run"]["hazards"]
+        assert [one["seller"] for one in told_all] == ["", "GCP"]
+        assert told_all[1]["posterior"]["value"] == pytest.approx(0.0899, abs=1e-3)
+    finally:
+        shutil.rmtree(rows / "runs" / "earlier")

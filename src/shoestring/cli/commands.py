@@ -98,6 +98,10 @@ def plan(
     probes: Annotated[
         bool, typer.Option("--probe", help="Time a few real steps of each rung on this machine first.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Simulate spot machines on this record of when there were some.", show_default=False),
+    ] = None,
     runs_dir: RunsDir = RUNS,
     is_json: Json = False,
 ) -> int:
@@ -108,14 +112,17 @@ def plan(
     over the months against prompting a larger model. Needs neither the network nor the models; where
     they are at hand, each rung on this machine too, every training value with its reason.
     A probe takes about a minute a rung and makes the intervals narrow; later plans of the run use it.
+    Spot machines are simulated: when half and nine in ten are done, the bill, and with deadline_h what
+    switching to on demand in time costs.
 
     \b
     Example: shoestring plan run.yaml
              shoestring plan run.yaml --probe
+             shoestring plan run.yaml --trace us-west-2b_v100_1.json
     """
     from .planning import command
 
-    return command(target, runs_dir, show_all, probes, is_json)
+    return command(target, runs_dir, show_all, probes, trace, is_json)
 
 
 @app.command()

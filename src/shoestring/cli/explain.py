@@ -107,7 +107,10 @@ def command(key: str | None, run_target: str | None, schema: bool, runs_dir: Pat
         raise BadInput(unknown(key, keys))
     told: dict[str, Any] = dataclasses.asdict(found) if found else {"name": key, "description": DERIVED}
     if run_target is not None:
-        told["run"] = value_in_run(open_run(run_target, runs_dir), run_target, found.name if found else key)
+        run = open_run(run_target, runs_dir)
+        told["run"] = value_in_run(run, run_target, found.name if found else key)
+        if found and found.name == HAZARD:
+            told["run"]["hazards"] = _hazards(run)
     if found is None and not told.get("run", {}).get("rungs") and key not in _setting_names():
         raise BadInput(unknown(key, keys))
     if is_json:
@@ -116,6 +119,18 @@ def command(key: str | None, run_target: str | None, schema: bool, runs_dir: Pat
         held = [k for k in keys.values() if found and k.name.rpartition(".")[0] == found.name]
         _show(told, found, held)
     return 0
+
+
+HAZARD = "market.interruptions_per_hour"
+
+
+def _hazards(run: Any) -> list[dict[str, Any]]:
+    """The range, what launches saw of each seller's machines, and the range after that."""
+    from datetime import UTC, datetime
+
+    from ..stages.spotting import hazards_of, hazards_told
+
+    return hazards_told(hazards_of(run), datetime.now(UTC).date())
 
 
 DERIVED = "Derived when the run is planned; not a key of the run file."
@@ -187,6 +202,8 @@ def _show(told: dict[str, Any], key: Key | None, held: Sequence[Key]) -> None:
     for rung in run["rungs"]:
         reason = f": {rung['reason']}" if rung["reason"] else ""
         say(f"  {rung['model']} uses {value_text(rung['value'])}{reason}")
+    for known in run.get("hazards", ()):
+        say(f"  {known['words']} [{known['prior']['source']}]")
     if run["hint"]:
         say(f"  {run['hint']}")
 

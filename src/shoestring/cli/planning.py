@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ModelError, RunFolderError
-from ..plan.figures import age_text, bill_in_words, count_text, hours_text, price_text, risk_text, usd_text, where_text
+from ..plan.figures import (
+    about,
+    age_text,
+    bill_in_words,
+    count_text,
+    hours_text,
+    price_text,
+    risk_text,
+    usd_text,
+    where_text,
+)
 from ..units import gib, usd
 from .output import emit, say, warn
 from .progress import Screen
@@ -23,13 +33,16 @@ if TYPE_CHECKING:
 MOST_ROWS = 8  # of a table that is not asked for whole
 
 
-def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: bool) -> int:
+def command(target: str, runs_dir: Path, show_all: bool, probes: bool, trace_file: Path | None, is_json: bool) -> int:
     """Plan the ladder where its models are at hand; weigh every machine and service; print, and write choice.json."""
+    from ..plan.spot_trace import read_trace
+    from ..stages import spotting
     from ..stages.choosing import at_hand, keep, weigh
     from ..stages.preparing import count_again
     from ..stages.probing import forget_outrun, plan_probed
     from ..stages.told import rung_told, told
 
+    trace = read_trace(trace_file) if trace_file else None
     run = open_run(target, runs_dir)
     is_here = at_hand(run)
     if is_here or probes:  # a probe needs the models: what is missing is told
@@ -47,6 +60,10 @@ def command(target: str, runs_dir: Path, show_all: bool, probes: bool, is_json: 
             raise
         warn(f"note: machines elsewhere are not weighed: {error}")
     answer: dict[str, Any] = told(weighed, run.config.name) if weighed else {"name": run.config.name}
+    if weighed is not None:
+        answer["spot"] = spotting.told(run, weighed, trace)
+        if trace and answer["spot"] is None:
+            warn("note: no spot machine is left among the options to try on the trace; --all says why")
     ladder = result_of(run, "plan.json") if is_here else None
     if ladder is not None and weighed is not None:
         rungs = [rung_told(rung, weighed.today) for rung in ladder["rungs"]]
@@ -78,6 +95,8 @@ def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
     say()
     say(f"Take {answer['why']}." if answer["pick"] else f"{answer['why'][:1].upper()}{answer['why'][1:]}.")
     _show_discarded(answer, run, show_all)
+    if answer["spot"]:
+        _show_spot(answer["spot"])
     if answer["total"]:
         _show_total(answer["total"], show_all)
     for note in answer["notes"]:
@@ -184,6 +203,41 @@ def _show_discarded(answer: dict[str, Any], run: Run, show_all: bool) -> None:
         for one in out["rows"]
     ]
     say(table(("out because", "where", "what", "reason"), rows, flexible=3))
+
+
+def _show_spot(spot: dict[str, Any]) -> None:
+    trace = spot["trace"]
+    on = "with drawn interruptions and waits"
+    if trace:
+        rate = trace["interruptions_per_h"]["value"]
+        taken = "no running hour" if rate is None else f"{rate:.2g} interruptions a running hour"
+        on = f"on {trace['file']} ({about(trace['length_h']['value'])}, "
+        on += f"a machine {trace['up_frac']['value']:.0%} of it, {taken})"
+    say()
+    say(f"Spot machines, {spot['simulated']['value']:,} trainings each {on}:")
+    is_due = any("done_by_deadline" in one for one in spot["options"])
+    heads = ["machine", "half done in", "nine in ten in", "dollars"]
+    heads += ["in time", "in time by switching", "late", "on demand alone"] if is_due else []
+    rows = []
+    for one in spot["options"]:
+        finish, policy = one["finish_h"], one.get("policy")
+        row = [one["words"], *(_ended(finish, key) for key in ("value", "high")), usd_text(one["usd"])]
+        if is_due:
+            row.append(f"{one['done_by_deadline']['value']:.0%}")
+            row += [usd_text(policy["usd"]), risk_text(policy["late"])] if policy else ["no such machine on demand", ""]
+            row.append(usd_text(policy["on_demand_alone_usd"]) if policy else "")
+        rows.append(row)
+    say(_narrowed(heads, rows, drop=("on demand alone",), flexible="machine"))
+    alike: dict[str, list[str]] = {}
+    for known in spot["hazards"]:
+        alike.setdefault(known["words"].removeprefix(f"{known['seller']}: "), []).append(known["seller"])
+    for words, sellers in alike.items():
+        say(f"{', '.join(sellers)}: {words}")
+
+
+def _ended(finish: dict[str, Any], key: str) -> str:
+    hours = finish.get(key, finish["value"])
+    return "never" if hours is None else about(hours)
 
 
 def _show_total(total: dict[str, Any], show_all: bool) -> None:

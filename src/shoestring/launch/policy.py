@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from ..market.terms import value
 from ..plan.hazard import Seen, expected_after
+from ..plan.spot import Where as Where
 from ..records import Estimate
 
-Where = Literal["spot", "on_demand", "wait"]
 # How far above its expected share spot is hoped to be there: on demand can also be taken later, when more is known.
 # Chosen on generated traces of other seeds than bench/spot.py reports.
 HOPE = 4 / 3

@@ -15,11 +15,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 from ..records import Estimate
 from ..units import SECONDS_PER_HOUR
 from .interval import daly_interval_s
 
+Where = Literal["spot", "on_demand", "wait"]  # where a training is; "wait": on no machine
 NUM_QUANTILES = 20
 NORMAL = NormalDist()
 QUANTILES = tuple((i + 0.5) / NUM_QUANTILES for i in range(NUM_QUANTILES))

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from ..records import Estimate
-from .spot import Hazard, interval_h, quantile_of
+from .spot import Hazard, Where, interval_h, quantile_of
 from .spot_trace import Family, Flags, Hours, Trace, exponential
 
 MOST_MACHINES = 100_000  # of one training, before it is given up
@@ -175,9 +175,9 @@ def on_spot(jobs: Jobs, machines: Machines, give_up_h: float = math.inf) -> Ends
 
 # ---- with on-demand machines to fall back on ------------------------------------------------
 
-# decide(elapsed_h, done_h, unsaved_h, on, spot_available) -> "spot", "on_demand" or "wait"; done_h and unsaved_h count
-# checkpoints as work, as Job.machine_h does.
-Decide = Callable[[float, float, float, str, bool], str]
+# decide(elapsed_h, done_h, unsaved_h, on, spot_available); done_h and unsaved_h count checkpoints as work, as
+# Job.machine_h does.
+Decide = Callable[[float, float, float, Where, bool], Where]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,8 @@ class PolicyEnd:
 def by_policy(job: Job, available: Flags, step_h: float, decide: Decide) -> PolicyEnd:
     """One training on a trace of steps, decided on at the beginning of each; on-demand machines are always there."""
     billed = {"spot": 0.0, "on_demand": 0.0}
-    on, starting, done, unsaved = "wait", 0.0, 0.0, 0.0
+    on: Where = "wait"
+    starting = done = unsaved = 0.0
     work, every = job.machine_h, job.interval_h + job.save_h
     taken = switches = 0
     for number, is_there in enumerate(available.tolist()):

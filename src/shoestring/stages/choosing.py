@@ -36,8 +36,8 @@ from ..train.device import present_device
 from ..train.locate import folder_at_hand
 from ..train.quick_counts import quick_counts
 from . import closing
+from .common import seen_by_seller
 from .common import shape as shape_by_hub
-from .probing import seen_by_seller
 
 if TYPE_CHECKING:
     from ..recipe import Run

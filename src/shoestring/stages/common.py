@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.split import held_out_clusters
 from ..errors import ModelError
 from ..evaluate.score import with_clusters, with_far
 from ..ladder import model_of, rungs_of
+from ..ledger import Ledger
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
+from ..plan.hazard import Seen, seen_in
 from ..plan.shapes import ModelShape, in_table, near_rows, shape_of
 from ..records import (
     ArmScore,
@@ -106,6 +109,15 @@ def starts(run: Run) -> dict[str, StartAdapter]:
     """The adapter that each rung goes on from, where train.start names one. Raises: BadInput."""
     start = run.config.train.start
     return {model: find_start(start, model) for model in rungs_of(run.config)} if start else {}
+
+
+def seen_by_seller(runs_dir: Path) -> dict[str, Seen]:
+    """How long the spot machines of earlier launches ran and how often they were taken, over all runs in a folder."""
+    entries: list[dict[str, Any]] = []
+    for path in sorted(runs_dir.glob("*/ledger.jsonl")):
+        with contextlib.suppress(OSError, ValueError):
+            entries += Ledger(path).entries()
+    return seen_in(entries)
 
 
 def named(progress: Progress, name: str) -> Progress:

@@ -14,7 +14,6 @@ from ..evaluate.score import metric_value
 from ..ledger import Ledger
 from ..plan import learned
 from ..plan.engines import OURS
-from ..plan.hazard import Seen, seen_in
 from ..plan.probed import Probed, probed_from_json, settle
 from ..plan.throughput import GENERATE_BATCH_ROWS
 from ..records import Curated, Log, Plan, Progress, RungPlan, no_progress, to_json
@@ -127,15 +126,6 @@ def forget_outrun(run: Run) -> None:
         return
     if any(line.at > record["finished_at"] for line in ledger_lines(run.folder.parent)):
         run.run_folder.retract("plan.json")
-
-
-def seen_by_seller(runs_dir: Path) -> dict[str, Seen]:
-    """How long the spot machines of earlier launches ran and how often they were taken, over all runs in a folder."""
-    entries: list[dict[str, Any]] = []
-    for path in sorted(runs_dir.glob("*/ledger.jsonl")):
-        with contextlib.suppress(OSError, ValueError):
-            entries += Ledger(path).entries()
-    return seen_in(entries)
 
 
 def ledger_lines(runs_dir: Path) -> list[learned.Line]:
