@@ -24,7 +24,7 @@ from shoestring.launch.backend import BACKENDS, backend, parse_place
 from shoestring.launch.local import Local
 from shoestring.launch.preempt import spans_of
 from shoestring.launch.records import Expense, Launch, Status, launch_from_json
-from shoestring.plan.spot_simulate import Job, Recorded, on_spot
+from shoestring.plan.spot_simulate import Job, Jobs, Recorded, on_spot
 from shoestring.plan.spot_trace import Trace
 from shoestring.records import Estimate, to_json
 
@@ -138,7 +138,7 @@ def test_a_run_that_is_killed_goes_on_and_the_bill_is_the_simulators(tmp_path: P
     steps_h, billed_h = 20 * 0.1 / 3600, jobs.billed_s(sessions) / 3600
     restart_h = (billed_h - steps_h) / len(sessions)
     trace = Trace(tuple((a / 3600, min(b, 1e6) / 3600) for a, b in up), 1e6 / 3600)
-    simulated = on_spot(Job(steps_h, restart_h, 0.0, 0.1 / 3600), Recorded(trace, np.zeros(1)), 1)
+    simulated = on_spot(Jobs.of(Job(steps_h, restart_h, 0.0, 0.1 / 3600), 1), Recorded(trace, np.zeros(1)))
     assert simulated.num_interruptions[0] == 2
     assert billed_h == pytest.approx(float(simulated.billed_h[0]), rel=0.15)
     assert jobs.billed_usd(sessions, job_of(folder, 2.0)) == pytest.approx(billed_h * 3600)
