@@ -109,7 +109,7 @@ PROBED = Probed(
     new_size_s=0.1, num_sizes=10, dev_eval_s=3.0, answer_s=3.0, first_eval_s=3.0,
     dev_rows=30, num_evals=2, save_s=0.5, interruptions_per_hour=1.0,
     load_s=2.0, eval_rows=60,
-    peak_bytes=10**9, new_size_bytes=10**6, num_sizes_seen=4, max_sizes=64, num_steps=40, num_tokens=3600,
+    peak_bytes=10**9, new_size_bytes=10**6, num_sizes_seen=4, max_sizes=64, eval_bytes=0, num_steps=40, num_tokens=3600,
     search_frac=0.0, cpu_frac=1.0, is_cpu_time=True, wall_s=9.0,
 )  # fmt: skip
 

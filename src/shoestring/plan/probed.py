@@ -19,6 +19,7 @@ from .throughput import GENERATE_BATCH_ROWS
 # What a probe of seconds cannot see: the machine's speed drifts, answers grow shorter as training goes on.
 DRIFT_FRAC = 0.06
 MEMORY_LOW, MEMORY_HIGH = 0.92, 1.10
+MOST_EVALS = 8  # whose kernels add up, before they replace each other
 LOOSE_FRAC = 0.5  # of the dev evaluation's seconds, where generation was not timed on trained answers
 BUSY_FRAC = 0.8  # of its threads that a probe got, below which it says so
 
@@ -48,6 +49,7 @@ class Probed:
     new_size_bytes: float  # resident memory more for each new size
     num_sizes_seen: int
     max_sizes: int  # after so many, kernels replace each other
+    eval_bytes: int  # resident memory more after each evaluation: rows end at other places, which are other sizes
     num_steps: int
     num_tokens: int  # of the rows, all passes
     search_frac: float  # tokens of a learning-rate search over those of training, 0 without
@@ -107,7 +109,9 @@ class Probed:
         """Peak memory as training measures it."""
         # Kernels are mostly made over the sampled steps: three trainings ended within 1 % of their probes (2026-11-28).
         more = max(0, min(self.num_sizes, self.max_sizes) - self.num_sizes_seen) * self.new_size_bytes
-        return Estimate(self.peak_bytes, MEMORY_LOW * self.peak_bytes, MEMORY_HIGH * self.peak_bytes + more)
+        later = max(0, min(self.num_evals, MOST_EVALS) - 1) * self.eval_bytes
+        peak = self.peak_bytes + later
+        return Estimate(peak, MEMORY_LOW * self.peak_bytes, MEMORY_HIGH * peak + more)
 
     @property
     def note(self) -> str:

@@ -90,9 +90,11 @@ def _timed(run: Run, rung: RungPlan, curated: Curated) -> Probed:
     limits = [min(longest, num_tokens) for _, num_tokens in count_lengths(load_tokenizer(rung.model), dev)]
     limits[::GENERATE_BATCH_ROWS] = [longest] * len(limits[::GENERATE_BATCH_ROWS])
 
-    def answer(model: Any, tokenizer: Any) -> None:
+    def answer(model: Any, tokenizer: Any, number: int) -> None:
         generator = LocalGenerator(model, tokenizer, max_new_tokens=longest)
-        metric_value(task, dev, generator.generate([e.request for e in dev], no_progress, limits), curated.labels)
+        cut = number * len(limits) // 2
+        turned = [*limits[cut:], *limits[:cut]]
+        metric_value(task, dev, generator.generate([e.request for e in dev], no_progress, turned), curated.labels)
 
     timed = time_rung(
         model=rung.model,

@@ -39,7 +39,7 @@ REFERENCE_ROWS = 64
 # oneDNN keeps 1,024 kernels (plan.memory); a size of pass needs one for each of some 16 products of a layer.
 MAX_SIZES = 64
 Clock = Callable[[], float]
-Answer = Callable[[Any, Any], None]
+Answer = Callable[[Any, Any, int], None]
 
 
 def time_rung(
@@ -55,8 +55,8 @@ def time_rung(
 ) -> Probed:
     """Time a rung on the present device; nothing of it is kept.
 
-    answer(model, tokenizer) answers and scores the dev rows, each with as many tokens as a trained model will give it;
-    usual_tokens: the mean of those. The set-up is timed with what it imports.
+    answer(model, tokenizer, number) answers and scores the dev rows, each with as many tokens as a trained model will
+    give it, in another order for each number; usual_tokens: the mean of those. The set-up is timed with its imports.
     Raises: TrainingError, DoesNotFit, BadInput, ModelError, Interrupted.
     """
     clock = clock_of(device, settings.num_threads)
@@ -111,6 +111,7 @@ def time_rung(
         new_size_bytes=max(0.0, grown / len(seen)) if device.kind == "cpu" else 0.0,
         num_sizes_seen=len(seen),
         max_sizes=MAX_SIZES,
+        eval_bytes=warm.eval_bytes if device.kind == "cpu" else 0,
         num_steps=len(cut.schedule.steps),
         num_tokens=num_tokens,
         search_frac=search / num_tokens,
@@ -202,8 +203,11 @@ class _Timed:
             with ready.scoring():
                 dev_loss = ready.held_out.mean_loss(ready.tuned, **ready.budget)
                 loss_s = clock() - stamps[-1]
-                self.answer(ready.tuned, ready.tokenizer)
-            found.eval_s = clock() - stamps[-1]
+                self.answer(ready.tuned, ready.tokenizer, 0)
+                found.eval_s = clock() - stamps[-1]
+                resident = resident_bytes()
+                self.answer(ready.tuned, ready.tokenizer, 1)
+                found.eval_bytes = max(0, resident_bytes() - resident)
             found.answer_s = found.eval_s - loss_s
             # Before training answers run on to the limit.
             found.first_eval_s = loss_s + found.answer_s * ready.settings.max_new_tokens / self.usual_tokens
@@ -258,4 +262,4 @@ class _Found:
     def __init__(self) -> None:
         self.step_s: list[float] = []
         self.begin_s = self.eval_s = self.answer_s = self.first_eval_s = self.save_s = self.cpu_frac = 0.0
-        self.peak_bytes = 0
+        self.peak_bytes = self.eval_bytes = 0

@@ -303,16 +303,26 @@ class ForestDecoder:
                 self.on_done(row.index, row.tokens, self.spent - row.since)
 
     def _keep(self, alive: list[bool]) -> None:
-        """Drop the rows that ended once they are many, and columns that no row left uses."""
+        """Drop the rows that ended once they are many, and columns that no row left uses.
+
+        The batch shrinks through the same few sizes each time: kernels on CPU are made, and kept, for each size of
+        product. Rows that ended fill it up.
+        """
         import torch
 
         num_alive = sum(alive)
-        if num_alive and num_alive > (1 - FREE_FRAC) * len(self.rows):
+        size = self.max_rows
+        while num_alive <= int((1 - FREE_FRAC) * size) < size:
+            size = int((1 - FREE_FRAC) * size)
+        if num_alive and size >= len(self.rows):
             return
-        self.rows = [row for row, is_alive in zip(self.rows, alive, strict=True) if is_alive]
+        ended = [i for i, is_alive in enumerate(alive) if not is_alive]
+        dropped = set(ended[size - num_alive :] if num_alive else ended)
+        places = [i for i in range(len(alive)) if i not in dropped]
+        self.rows = [self.rows[i] for i in places]
         if not self.rows:
             return
-        kept = torch.tensor([i for i, is_alive in enumerate(alive) if is_alive], device=self.model.device)
+        kept = torch.tensor(places, device=self.model.device)
         hidden_BT = self.hidden_BT[kept]
         unused = int(hidden_BT.all(0).long().cumprod(0).sum())
         for layer in self.cache.layers:
