@@ -20,7 +20,7 @@ import pytest
 from shoestring.cli import listing
 from shoestring.cli.main import run
 from shoestring.cli.progress import Screen
-from shoestring.cli.tables import arms_table, clip, far_table, table, usd_span, width_of
+from shoestring.cli.tables import arms_table, clip, far_table, table, tokens_text, usd_span, width_of
 from shoestring.records import NOTE
 from shoestring.runfolder import RunFolder
 
@@ -494,13 +494,22 @@ ARMS = [
     {"arm": "zero-shot shoestring-1m", "score": 0.1, "low": 0.05, "high": 0.15, "wall_s": 12.34, "cost_usd": 0.0002},
     {"arm": "lora shoestring-3m", "score": 0.9, "low": 0.87, "high": 0.93, "wall_s": 123.4, "cost_usd": 0.004},
 ]
+ARMS = [{**arm, "num_rows": 100, "num_prompt_tokens": 21_200, "num_completion_tokens": 450} for arm in ARMS]
 
 
 def test_the_table_a_run_ends_with() -> None:
     lines = arms_table(ARMS, "leaf_f1", "lora shoestring-3m").splitlines()
-    assert lines[0].split() == ["arm", "leaf_f1", "(95", "%", "interval)", "seconds", "dollars"]
-    assert lines[1] == "zero-shot shoestring-1m  0.100 [0.050, 0.150]        12.3  $0.0002"
-    assert lines[2] == "lora shoestring-3m       0.900 [0.870, 0.930]         123  $0.0040  <- chosen"
+    assert lines[0].split() == [
+        "arm",
+        "leaf_f1",
+        "(95",
+        "%",
+        "interval)",
+        *["tokens", "a", "row", "seconds", "dollars"],
+    ]
+    assert lines[1] == "zero-shot shoestring-1m  0.100 [0.050, 0.150]          212 + 4     12.3  $0.0002"
+    assert tokens_text(0, 0, 100) == "-"
+    assert lines[2] == "lora shoestring-3m       0.900 [0.870, 0.930]          212 + 4      123  $0.0040  <- chosen"
 
 
 def test_scores_on_rows_far_from_training_rows_follow_where_they_differ() -> None:

@@ -137,6 +137,8 @@ def show_curate_result(result: dict[str, Any], folder: Path) -> None:
 
 def show_arms(run: Run) -> None:
     """The table of arms."""
+    from ..decide.passages import told
+
     summary = summary_of(run)
     verdict = summary["verdict"] or {}
     mark = "chosen" if verdict.get("met") else "best"
@@ -144,6 +146,9 @@ def show_arms(run: Run) -> None:
     if far := far_table(summary["arms"]):
         say()
         say(far)
+    for arm in summary["arms"]:
+        if "retrieval" in arm:
+            say(told(arm["arm"], arm["retrieval"]))
 
 
 def show_decided(verdict: Verdict) -> None:

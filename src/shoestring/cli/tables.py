@@ -76,10 +76,15 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"
 
 
+def tokens_text(num_prompt: int, num_completion: int, num_rows: int) -> str:
+    """Mean tokens of a prompt and of an answer: 212 + 14; a dash where no language model was asked."""
+    return f"{num_prompt / num_rows:,.0f} + {num_completion / num_rows:,.0f}" if num_prompt else "-"
+
+
 def arms_table(
     arms: Sequence[dict[str, Any]], metric: str, chosen: str | None, *, mark: str = "chosen", width: int | None = None
 ) -> str:
-    """Arm, score with interval, seconds, dollars: the table a run ends with. arms as in Run.summary()."""
+    """Arm, score with interval, tokens, seconds, dollars: the table a run ends with. arms as in Run.summary()."""
     rows = []
     marked = None
     for number, arm in enumerate(arms):
@@ -90,13 +95,14 @@ def arms_table(
             (
                 arm["arm"],
                 score_text(score),
+                tokens_text(arm["num_prompt_tokens"], arm["num_completion_tokens"], arm["num_rows"]),
                 seconds_text(arm["wall_s"]),
                 usd(arm["cost_usd"]),
                 f"<- {mark}" if is_chosen else "",
             )
         )
-    heads = ("arm", f"{metric} (95 % interval)", "seconds", "dollars", "")
-    return table(heads, rows, right=(2, 3), marked=marked, width=width)
+    heads = ("arm", f"{metric} (95 % interval)", "tokens a row", "seconds", "dollars", "")
+    return table(heads, rows, right=(2, 3, 4), marked=marked, width=width)
 
 
 def far_table(arms: Sequence[dict[str, Any]], *, width: int | None = None) -> str:

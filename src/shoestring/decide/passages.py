@@ -75,6 +75,24 @@ HOW = (
 )
 
 
+def told(arm: str, retrieval: dict[str, Any]) -> str:
+    """What a report says of an arm's retrieval. retrieval: of its details."""
+    found = retrieval["recall"]
+    shown = f"{arm}: {retrieval['mean_chunks']:.1f} of {retrieval['num_passages']:,} passages a prompt"
+    shown += f", by {retrieval['by']}"
+    if not found["num_findable"]:
+        return f"{shown}; of no held-out row do the documents hold every fact, so recall cannot be counted"
+    at = ", ".join(f"first {k}: {_share(value)}" for k, value in found["at"].items())
+    return (
+        f"{shown}; {found['num_findable']:,} of {found['num_rows']:,} rows have their facts in the documents; recall, "
+        f"{at}, in the prompt: {_share(found['in_prompt'])}"
+    )
+
+
+def _share(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
 def facts_of(example: Example, kind: str) -> list[str]:
     """What must be known to answer: normalised, without what the question says already."""
     answer, asked = example.completion.strip(), _normal(example.user_text)

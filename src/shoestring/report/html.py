@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..decide.passages import told as found_facts
 from ..records import ArmScore
 from ..train.preferred import told
 from ..units import duration, usd
@@ -162,13 +163,14 @@ def _scores(run: RunFiles) -> Markup:
                 esc(spread),
                 join(f'<span class="{"yes" if met == "met" else "no"}">{met}</span>'),
                 *([_far(arm)] if has_far else []),
+                esc(_tokens(arm)),
                 esc(duration(arm.wall_s)),
                 esc(usd(arm.cost_usd)),
                 esc(f"{arm.num_rows:,}"),
             ]
         )
     far_head = ["on far rows"] if has_far else []
-    head = ["arm", "score", "95\u00a0% interval", "bar", *far_head, "time", "dollars", "rows"]
+    head = ["arm", "score", "95\u00a0% interval", "bar", *far_head, "tokens a row", "time", "dollars", "rows"]
     lead = (
         f"{arms[0].metric.replace('_', ' ')} on held-out rows. An arm meets the bar when the lower end of its interval "
         "does; a filled dot says so. A fine-tune's time and dollars include its training."
@@ -181,9 +183,35 @@ def _scores(run: RunFiles) -> Markup:
         table(head, rows, numeric=[i for i in range(len(head)) if i not in (0, 3)]),
         _differences(run),
         _preferences(arms),
+        _retrievals(arms),
+        _instructions(arms),
         _metrics(arms),
         lead=lead,
     )
+
+
+def _tokens(arm: ArmScore) -> str:
+    """Mean tokens of a prompt and of an answer."""
+    num_in, num_out = (sum(getattr(row, f"num_{part}_tokens") for row in arm.rows) for part in ("prompt", "completion"))
+    return f"{num_in / arm.num_rows:,.0f} + {num_out / arm.num_rows:,.0f}" if num_in else "—"
+
+
+def _retrievals(arms: list[ArmScore]) -> Markup:
+    found = [(arm.arm, arm.details["retrieval"]) for arm in arms if arm.details.get("retrieval")]
+    lines = [f"{found_facts(arm, facts)}." for arm, facts in found]
+    lines += [f"Recall: {found[0][1]['recall_of']}."] if found else []
+    return join(*(f'<p class="note">{esc(line)}</p>' for line in lines))
+
+
+def _instructions(arms: list[ArmScore]) -> Markup:
+    """The candidates each model's instruction was chosen from, with their scores on training rows."""
+    parts = []
+    for arm in arms:
+        if tried := arm.details.get("instructions"):
+            rows = [[esc(c["text"]), esc(c["origin"]), esc(number(c["score"]))] for c in tried]
+            head = f"{arm.arm}: the first of the highest, on {arm.details['num_rows_chosen_on']} training rows"
+            parts.append(details(esc(head), table(["instruction", "from", "score"], rows, numeric=(2,), wide=(0,))))
+    return join(*parts)
 
 
 def _far(arm: ArmScore) -> Markup:

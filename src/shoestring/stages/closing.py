@@ -279,7 +279,9 @@ def _arm_summary(arm: dict[str, Any]) -> dict[str, Any]:
     far = arm.get("far")
     if far is not None:
         far = {"num_rows": far["num_rows"], **_flat(far["score"])}
-    return {**{k: arm[k] for k in kept}, **_flat(arm["score"]), "far": far}
+    tokens = {k: sum(row[k] for row in arm["rows"]) for k in ("num_prompt_tokens", "num_completion_tokens")}
+    more = {"retrieval": arm["details"]["retrieval"]} if "retrieval" in arm["details"] else {}
+    return {**{k: arm[k] for k in kept}, **_flat(arm["score"]), "far": far, **tokens, **more}
 
 
 def _flat(score: dict[str, float] | None) -> dict[str, float | None]:
