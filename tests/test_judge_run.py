@@ -103,6 +103,12 @@ def test_the_verdict_and_the_summary_say_that_no_label_has_calibrated_the_judge(
     assert summary["metric"] == "judge" and "not calibrated by human labels" in summary["verdict"]["reason"]
 
 
+def test_the_report_shows_the_judge_its_probes_and_what_it_decided(finished) -> None:
+    text = (finished.folder / "report.html").read_text()
+    assert "<h2>The judge</h2>" in text and "no bias found on 10 rows" in text and "right over wrong" in text
+    assert "no human label has calibrated" in text and "is not known, so kinship is unchecked" in text
+
+
 def test_a_finished_run_asks_nothing_again(copied, server) -> None:
     before = len(server.requests)
     copied.execute()

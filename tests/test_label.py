@@ -193,6 +193,7 @@ def test_judge_probes_and_scores_beside_the_metric(decided, capfd) -> None:
     assert [bias["judge"] for bias in told["biases"]] == ["fair"] and told["biases"][0]["named"] == []
     assert [a["arm"] for a in told["arms"]] == ["zero-shot shoestring-1m"] and told["spent_usd"] > 0
     assert read_json(run.folder / "decide.json")["result"]["arms"][0]["metric"] == "chrf"
+    assert "<h2>The judge</h2>" in (run.folder / "report.html").read_text()
     before = len(server.requests)
     assert command(["judge", str(run.folder)]) == 0
     shown = capfd.readouterr().out

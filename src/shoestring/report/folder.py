@@ -64,6 +64,8 @@ class RunFiles:
     prompts: dict[str, list[Message]] = field(default_factory=dict)  # of held-out rows, by id
     problems: list[str] = field(default_factory=list)
     costs: Markup | None = None  # the section of choice.json
+    biases: dict[str, Any] | None = None  # of the judges
+    judged: list[ArmScore] = field(default_factory=list)  # by judges, beside the run's own metric
 
     @property
     def arms(self) -> list[ArmScore]:
@@ -100,6 +102,8 @@ def read_run(folder: Path) -> RunFiles:
     if run.decided:
         run.baselines = _result(run, "decide.json", lambda r: [arm_from_json(a) for a in r["arms"]]) or []
     run.plan = _result(run, "plan.json", plan_from_json)
+    run.biases = _result(run, "judge.json", dict)
+    run.judged = _result(run, "judged.json", lambda r: [arm_from_json(a) for a in r["arms"]]) or []
     run.verdict = _result(run, "ladder.json", dict)
     run.exported = _result(run, "export.json", dict)
     if chosen := _json(run, "choice.json"):

@@ -18,6 +18,7 @@ from ..units import duration, usd
 from . import parts
 from .data import data
 from .folder import RunFiles, RungFiles, next_step, read_run
+from .judge import judges
 from .style import STYLE
 from .svg import Series, arm_chart, curve_chart
 from .text import Markup, details, esc, join, number, section, table
@@ -35,6 +36,7 @@ def render_report(run_folder: Path) -> str:
         _problems(run),
         _scores(run),
         _curves(run),
+        judges(run),
         parts.searches(run),
         data(run),
         run.costs or "",
