@@ -80,8 +80,9 @@ def curate(
 def decide(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) -> int:
     """Measure what needs no training.
 
-    Zero-shot and few-shot prompting, a linear model, configured endpoints. All are scored on
-    the same held-out rows. If one meets the bar, fine-tuning is not needed.
+    Prompting by several instructions, with examples, with the nearest ones, with your documents;
+    linear models; configured endpoints. All are scored on the same held-out rows. If one meets
+    the bar, fine-tuning is not needed.
 
     \b
     Example: shoestring decide run.yaml
