@@ -16,7 +16,8 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt scripts/skypilot-requirements.txt
+$(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt scripts/skypilot-requirements.txt \
+  scripts/vendor-requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Shoestring needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo not found)." >&2; \
 	  echo "Give another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
@@ -27,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/axolotl-schema -r scripts/axolotl-schema-requirements.txt
 	@$(BIN)/python scripts/check_skypilot.py --install $(VENV)/skypilot
+	@$(BIN)/python scripts/check_vendors.py --install $(VENV)/vendors
 	@touch $@
 
 demo: $(STAMP)

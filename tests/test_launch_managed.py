@@ -185,6 +185,7 @@ def test_upload_estimate_order_follow_and_bring(place: Place) -> None:
     place.managed.fetch(place.launch, place.lines.append)
     folder = place.run_folder / "managed" / tag_of(LAUNCH_ID) / "result"
     record = json.loads((folder / "managed.json").read_text())
+    assert record["sdk"] == place.managed.vendor.package.replace("==", " ").replace("-ai", "")  # the one written for
     if place.vendor == "openai":
         assert record["kind"] == "served" and not record["files"]
         assert any("model: ft:gpt-4o-mini:org:shoestring-" in line for line in place.lines)

@@ -162,7 +162,6 @@ class Client:
         self.vendor, self.log_file, self.pause = vendor, log_file, pause
         self.base_url = base_url or vendor.base_url
         self.python = str(Path(python).expanduser()) if python else sys.executable
-        self.version = ""
 
     # ---- calls
 
@@ -241,7 +240,13 @@ class Client:
                     f"({failure.message}); {self.environment_lines()}"
                 ) from None
             worker.opened, worker.version, worker.log_file = wanted, opened["version"], self.log_file
-        self.version = worker.version
+
+    def sdk_words(self) -> str:
+        """The SDK and its version. Raises: as once."""
+        worker = self._worker()
+        with worker.lock:
+            self._open(worker)
+        return f"{self.vendor.sdk} {worker.version}"
 
     def environment_lines(self) -> str:
         """How to make the environment of the SDK."""

@@ -101,7 +101,7 @@ class Flow:
         self.journal.write(
             vendor=vendor.name,
             base_url=self.client.base_url,
-            sdk=f"{vendor.sdk} {self.client.version}",
+            sdk=self.client.sdk_words(),
             wanted=dataclasses.asdict(wanted),
             data_print=data_print(self.run_folder),
             data={"training": training.to_json(), "validation": validation.to_json() if validation else None},
