@@ -36,6 +36,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def run_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody interrupted, which launched ones are held against."""
+    from tests.launched import run_alone
+
+    return run_alone(tmp_path_factory.mktemp("alone"))
+
+
 def has_cuda() -> bool:
     """Whether torch sees a CUDA device (torch is imported only if a gpu test asks)."""
     import torch

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.kill_run import write_inputs
 from shoestring.cli.main import run as shoestring
 from shoestring.errors import BadInput
 from shoestring.files import read_jsonl
@@ -24,9 +23,14 @@ from shoestring.launch.backend import BACKENDS, backend, parse_place
 from shoestring.launch.local import Local
 from shoestring.launch.preempt import spans_of
 from shoestring.launch.records import Expense, Launch, Status, launch_from_json
-from shoestring.plan.spot_simulate import Job, Jobs, Recorded, on_spot
+from shoestring.plan.hazard import Seen
+from shoestring.plan.learned import track_record
+from shoestring.plan.spot_simulate import Job, Recorded, on_spot
 from shoestring.plan.spot_trace import Trace
 from shoestring.records import Estimate, to_json
+from shoestring.report.launched import launched
+from shoestring.stages.common import seen_by_seller
+from tests.launched import adapter, environment, write_run
 
 # Works for as many seconds as its argument says, in steps of 0.1 s that it does not forget when it is killed.
 STEPS = """
@@ -229,43 +233,70 @@ def test_a_bill_is_entered_once_whoever_sees_the_end(tmp_path: Path) -> None:
     assert watch.off_frac(replace(seen, state="stopped")) is None  # less was done than was predicted
 
 
+def test_plan_and_report_say_how_far_off_earlier_predictions_were(tmp_path: Path) -> None:
+    def entry(expected: float, actual: float, **more: object) -> dict[str, object]:
+        spread = {"low": 0.0, "expected": expected, "high": 9.0}
+        return {"predicted": {"s": spread, "usd": spread}, "actual": {"s": actual, "usd": actual}, **more}
+
+    record = track_record([[entry(10, 15), entry(10, 7)], [{"predicted": None, "actual": {"s": 3}}]], [[entry(4, 3)]])
+    assert record.runs == (pytest.approx(0.1),) and record.launches == (pytest.approx(-0.25),)
+    assert record.words == (
+        "On 1 finished run here predicted times were off by 10% (median; +10% to +10%); "
+        "on 1 finished launch here predicted bills were off by 25% (median; -25% to -25%)"
+    )
+    assert track_record([], []).words == ""
+    spread = Estimate(2.0, 1.0, 4.0)
+    bill = (Expense("hours <of> work", spread, 1.5, spread, 90.0), Expense("managed job"))
+    launch = launch_of(tmp_path / "runs" / "tour", state="done", ended_at=register.now(), bill=bill)
+    watch.enter(launch)
+    page = launched(tmp_path / "runs" / "tour")
+    assert launch.id in page and "hours &lt;of&gt; work" in page and "$2.00 ($1.00 to $4.00)" in page
+    assert "-25%" in page and "not known" in page and "1 launch: $1.50" in page
+    assert launched(tmp_path) == ""
+
+
+def test_what_spot_machines_did_is_kept_for_later_plans(tmp_path: Path) -> None:
+    bill = (Expense("rented hours", None, 1.0, None, 7200.0), Expense("egress", None, 0.0))
+    watch.enter(
+        launch_of(
+            tmp_path / "runs" / "a", state="done", ended_at="x", bill=bill, spot_seller="RunPod", num_interruptions=3
+        )
+    )
+    assert seen_by_seller(tmp_path / "runs") == {"RunPod": Seen(2.0, 3)}
+
+
 # ---- a real run, from the command line ------------------------------------------------------
 
 
 def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], run_alone: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    files = {}
-    for name in ("alone", "taken"):
-        files[name] = write_inputs(tmp_path, "shoestring-1m", 120, name)
-        text = files[name].read_text().replace("{max_rows: 20, num_shots: 1}", "{arms: [zero_shot], max_rows: 20}")
-        files[name].write_text(text + "evaluate: {regression: false}\n")
-    assert shoestring(["run", "alone.yaml"]) == 3
+    write_run(tmp_path, "taken")
     # The client is killed as soon as there is a launch; its first two machines are taken.
     client = subprocess.Popen(
         [sys.executable, "-m", "shoestring", "launch", "taken.yaml", "--preempt", "2,9+0.5"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": jobs.import_path()},
+        env=environment(),
+        cwd=tmp_path,
     )
     while not list(tmp_path.glob("runs/taken/launches/*/heartbeat.json")) and client.poll() is None:
         time.sleep(0.02)
     client.kill()
     client.wait()
-    capfd.readouterr()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
+    assert shoestring(["runs", "--json"]) == 0
+    assert [one["state"] for one in json.loads(capfd.readouterr().out)["launches"]] != ["done"]
     assert shoestring(["launch", "taken", "--attach", "--json"]) == 3  # the bar was not met
     told = json.loads(capfd.readouterr().out)
     assert told["status"]["state"] == "done" and told["launch"]["id"].startswith("taken-")
-    adapters = [next((tmp_path / "runs" / name).glob("rungs/*/adapter/adapter_model.safetensors")) for name in files]
-    assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    sessions = jobs.sessions_of(next((tmp_path / "runs/taken/launches").iterdir()))
+    taken = tmp_path / "runs" / "taken"
+    assert adapter(taken) == adapter(run_alone)
+    sessions = jobs.sessions_of(next((taken / "launches").iterdir()))
     assert sessions[0].how == "taken" and sessions[-1].how == "done"
-    entries = read_jsonl(tmp_path / "runs" / "taken" / "launches.jsonl")
+    entries = read_jsonl(taken / "launches.jsonl")
     assert sum(e["actual"]["s"] for e in entries) == pytest.approx(jobs.billed_s(sessions))
     assert shoestring(["runs", "--orphans", "--json"]) == 0
     orphans = json.loads(capfd.readouterr().out)

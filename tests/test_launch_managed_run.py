@@ -126,9 +126,7 @@ run(sys.argv[1:])
 """
 
 
-def test_killed_while_it_orders_it_is_found_attached_and_stopped(
-    case: Case, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_while_it_orders_it_is_found_attached_and_stopped(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
     assert case.shoestring("plan", str(case.run_file)) == 0
     command = [sys.executable, "-c", KILLED, "launch", str(case.run_file), "--runs-dir", str(case.folder)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})

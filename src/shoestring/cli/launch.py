@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, BudgetStopped, Interrupted, ModelError, ShoestringError
+from ..errors import BadInput, BudgetStopped, Interrupted, LaunchError, ModelError, ShoestringError
 from ..launch import register
-from ..launch.backend import Backend, Order, backend, parse_place
+from ..launch.backend import BACKENDS, Backend, Order, backend, parse_place
 from ..launch.needs import variables
 from ..launch.records import ENDED, Expense, Launch, Quote, Status
+from ..launch.watch import keep as keep_seen
 from ..launch.watch import refresh
 from ..records import Estimate, to_json
 from ..secrets import masked, without_secrets
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .output import emit, say, warn
-from .running import open_run
+from .running import execute, open_run
 from .tables import table, time_span, usd_span
 
 if TYPE_CHECKING:
@@ -44,17 +45,19 @@ def command(
     if preempt is not None and place != "local":
         raise BadInput(f"--preempt simulates a spot machine on this one; with --on {place} there are real ones")
     chosen = backend(place)
+    if mode != "dry-run":
+        _refuse_second(run.folder)
+    if BACKENDS[place].startswith("managed.") and not (run.folder / "curate.json").is_file():
+        execute(run, "curate")  # what is sent are curated rows
     order = _order(run, place, where, preempt)
     quote = chosen.quote(order)
     if mode == "dry-run":
         return _dry_run(order, place, quote, is_json)
-    _refuse_second(order.run_folder)
     if not is_json:
         _show_quote(place, order, quote)
     _hold_against_budget(order, quote)
     launch = register.save(_launch(run.config.name, place, order, quote))
-    handle = chosen.start(launch, warn)
-    launch = register.save(replace(launch, handle=handle, state="running"))
+    launch = _start(chosen, launch)
     if mode == "detach":
         return _told(launch, Status("running"), is_json, f"launched: {launch.id}. To follow it: {_again(launch)}")
     return _follow(chosen, launch, is_json)
@@ -64,7 +67,7 @@ def command(
 
 
 def _order(run: Run, place: str, where: str, preempt: str | None) -> Order:
-    from ..stages.choosing import weigh
+    from ..stages.choosing import keep, weigh
     from ..stages.told import told
 
     if run.run_file is None:
@@ -74,9 +77,12 @@ def _order(run: Run, place: str, where: str, preempt: str | None) -> Order:
     work_s, offers = None, []
     try:
         weighed = weigh(run)
-        offers = told(weighed, config.name)["options"]
+        answer = told(weighed, config.name)
+        offers = answer["options"]
+        keep(run, answer)  # the plan that this launch follows
         kind = "here" if place == "local" else "rented"
-        work_s = _work_s([option for option in weighed.choice.options if option.kind == kind], config)
+        if place != "ssh" or config.market.device:  # what the host is, nobody has said
+            work_s = _work_s([option for option in weighed.choice.options if option.kind == kind], config)
     except ModelError as error:
         warn(f"note: nothing is predicted: {error}")
     return Order(
@@ -153,6 +159,27 @@ def _hold_against_budget(order: Order, quote: Quote) -> None:
         )
 
 
+def _start(place: Backend, launch: Launch) -> Launch:
+    """Start it; where that fails for good the launch has ended, else --attach goes on with it.
+
+    Raises: what the backend raises, Interrupted for Ctrl-C.
+    """
+    try:
+        handle = place.start(launch, warn)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted while it was started; to go on with it: {_again(launch)}") from None
+    except ShoestringError as error:
+        note = without_secrets(str(error))
+        may_be_there = isinstance(error, LaunchError) and getattr(place, "can_start_again", False)
+        if may_be_there:
+            register.save(replace(launch, note=note))
+            warn(f"to go on with it: {_again(launch)}; to give it up: shoestring launch {launch.id} --stop")
+        else:
+            register.save(replace(launch, state="failed", ended_at=register.now(), note=note))
+        raise
+    return register.save(replace(launch, handle=handle, state="running"))
+
+
 # ---- what is there --------------------------------------------------------------------------
 
 
@@ -189,8 +216,7 @@ def _existing(launch: Launch, mode: str, is_json: bool) -> int:
     if mode == "stop":
         launch, status = refresh(launch)
         if launch.state not in ENDED:
-            place.stop(launch)
-            launch, status = refresh(launch)
+            launch, status = keep_seen(launch, place.stop(launch))
         place.fetch(launch, warn)
         return _told(launch, status, is_json)
     return _told(*refresh(launch), is_json)
@@ -200,7 +226,7 @@ def _started(place: Backend, launch: Launch) -> Launch:
     """The launch, its start gone on with where that was cut short and the place says that this starts nothing twice."""
     if launch.handle or launch.state in ENDED or not getattr(place, "can_start_again", False):
         return launch
-    return register.save(replace(launch, handle=place.start(launch, warn), state="running"))
+    return _start(place, launch)
 
 
 def _follow(place: Backend, launch: Launch, is_json: bool) -> int:

@@ -39,7 +39,7 @@ def command(target: str, runs_dir: Path, show_all: bool, probes: bool, trace_fil
     from ..stages import spotting
     from ..stages.choosing import at_hand, keep, weigh
     from ..stages.preparing import count_again
-    from ..stages.probing import forget_outrun, plan_probed
+    from ..stages.probing import forget_outrun, plan_probed, track_record
     from ..stages.told import rung_told, told
 
     trace = read_trace(trace_file) if trace_file else None
@@ -68,6 +68,8 @@ def command(target: str, runs_dir: Path, show_all: bool, probes: bool, trace_fil
     if ladder is not None and weighed is not None:
         rungs = [rung_told(rung, weighed.today) for rung in ladder["rungs"]]
         answer |= {"rungs": rungs, "rung_notes": ladder["notes"]}
+    record = track_record(run.folder.parent)
+    answer["track_record"] = {"runs_off_frac": list(record.runs), "launches_off_frac": list(record.launches)}
     if weighed is not None:
         try:
             answer["report"] = str(keep(run, answer))
@@ -81,6 +83,8 @@ def command(target: str, runs_dir: Path, show_all: bool, probes: bool, trace_fil
         say()
     if weighed is not None:
         show(answer, run, show_all)
+    if record.words:
+        say(f"{record.words}.")
     return 0
 
 

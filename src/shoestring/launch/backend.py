@@ -45,6 +45,8 @@ class Backend(Protocol):
     connection lost) status(launch) with that empty handle finds by launch.id what there is, and does not start again.
     """
 
+    can_start_again: bool  # start may be called again after a kill: it goes on, and nothing is started or paid twice
+
     def is_configured(self) -> bool:
         """Whether the orphan check can and should ask here: program or key at hand. Quick, no network."""
         ...

@@ -25,7 +25,6 @@ from ..units import SECONDS_PER_HOUR
 JOB, EVENTS, HEARTBEAT, LOG, END, STOP, LOCK = (
     *("job.json", "events.jsonl", "heartbeat.json", "log.txt", "end.json", "stop", ".lock"),
 )
-ENVIRONMENT = "environment.json"  # variables handed on; readable by the owner alone, gone when the launch has ended
 START_S, STOP_S, POLL_S = 60.0, 150.0, 0.2
 SUPERVISOR = "shoestring.launch.supervisor"
 
@@ -49,7 +48,7 @@ class Job:
     restart_s: float = 0.0
     at_end: str = ""  # command once the launch has ended and its results are fetched, or linger_s later
     linger_s: float = 600.0
-    has_environment: bool = False
+    secret_names: tuple[str, ...] = ()  # variables that are masked whatever they are called
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,8 @@ def job_from_json(row: dict[str, Any]) -> Job:
     """The inverse of asdict."""
     spans = row.get("available_s")
     spans = None if spans is None else tuple((float(a), float(b)) for a, b in spans)
-    return Job(**{**row, "command": tuple(row["command"]), "available_s": spans})
+    names = tuple(row.get("secret_names", ()))
+    return Job(**{**row, "command": tuple(row["command"]), "available_s": spans, "secret_names": names})
 
 
 def import_path() -> str:
@@ -79,7 +79,7 @@ def import_path() -> str:
 def start(folder: Path, job: Job, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Start the supervisor of a job, detached from this process and terminal; returns its first heartbeat.
 
-    environment: variables for the run, also written for the owner alone where has_environment says so.
+    environment: variables handed on to the run; they are in no file.
     Starting a job again whose folder is there starts nothing.
     Raises: LaunchError where it does not come up.
     """

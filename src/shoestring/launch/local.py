@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ START_S = Estimate(15.0, 5.0, 90.0)  # libraries and weights from this machine's
 class Local:
     """The backend of this machine."""
 
+    can_start_again = True
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -46,12 +49,15 @@ class Local:
         needed, optional = variables_of(launch)
         environment = to_hand_on(needed, optional)
         command = run_command(sys.executable, launch.run_file, str(Path(launch.run_folder).parent))
-        job = job_of(launch, command, str(Path(launch.run_file).parent), launch.run_folder)
+        job = job_of(launch, command, str(Path(launch.run_file).parent), launch.run_folder, needed)
         beat = jobs.start(self._folder(launch), job, environment)
         return {"folder": str(self._folder(launch)), "pid": beat["pid"]}
 
     def status(self, launch: Launch) -> Status:
-        return status_of(launch, jobs.status(self._folder(launch)))
+        told = jobs.status(self._folder(launch))
+        if told["state"] == "lost" and not launch.handle and age_s(launch) < jobs.START_S:
+            return Status("pending", note="it is being started")
+        return status_of(launch, told)
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
         for line in jobs.logs(self._folder(launch), follow):
@@ -77,6 +83,11 @@ class Local:
     @staticmethod
     def _folder(launch: Launch) -> Path:
         return Path(launch.run_folder) / "launches" / launch.id
+
+
+def age_s(launch: Launch) -> float:
+    """Seconds since it was asked for."""
+    return (datetime.now(UTC) - datetime.fromisoformat(launch.started_at)).total_seconds()
 
 
 # ---- what machines by the hour share --------------------------------------------------------
@@ -114,7 +125,9 @@ def spans(options: Mapping[str, Any]) -> Any:
     return spans_of(options["preempt"], options.get("restart_delay_s", 5.0), options.get("trace_speed", 1.0))
 
 
-def job_of(launch: Launch, command: list[str], cwd: str, run_folder: str) -> jobs.Job:
+def job_of(
+    launch: Launch, command: Sequence[str], cwd: str, run_folder: str, secret_names: Sequence[str] = ()
+) -> jobs.Job:
     """What the supervisor is to do."""
     options = launch.options
     work = [e.predicted_s for e in launch.predicted if e.item == WORK and e.predicted_s]
@@ -133,6 +146,7 @@ def job_of(launch: Launch, command: list[str], cwd: str, run_folder: str) -> job
         work_s=work[0].high if work else None,
         restart_s=START_S.value,
         at_end=options.get("at_end", ""),
+        secret_names=tuple(secret_names),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..config import RunConfig
 from ..data.sources import files_of
+from ..decide.documents import document_files
 from ..ladder import models_of
 from ..secrets import OF_STORES, OF_TRACKERS
 from ..train.locate import resolve_model
@@ -45,9 +47,12 @@ def files(config: RunConfig, run_file: Path) -> list[Path]:
     """
     base = run_file.parent
     found = [run_file]
-    found += [path.resolve() for path in files_of(config.data.train, base)]
-    found += [path.resolve() for path in files_of(config.data.eval, base, is_held_out=True)]
+    read = [*files_of(config.data.train, base), *files_of(config.data.eval, base, is_held_out=True)]
+    read += document_files(config.data.documents, base)
+    found += [Path(os.path.abspath(path)) for path in read]  # not resolved: the run file names them through links
     found += [Path(model) for model in config.models if Path(model).is_absolute()]
     if config.train.start:
         found.append(Path(config.train.start))
+    if config.retrieval.embeddings:
+        found.append(base / Path(config.retrieval.embeddings).expanduser())
     return list(dict.fromkeys(found))

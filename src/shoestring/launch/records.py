@@ -53,6 +53,8 @@ class Launch:
     bill: tuple[Expense, ...] = ()  # as last seen
     note: str = ""
     exit_code: int | None = None
+    spot_seller: str = ""
+    num_interruptions: int = 0
 
     @property
     def predicted_usd(self) -> Estimate | None:
@@ -75,6 +77,8 @@ class Status:
     note: str = ""  # one line for a person: where it is, why it failed, what to do
     exit_code: int | None = None  # of `shoestring run`, where it ended and is known
     bill: tuple[Expense, ...] = ()  # so far
+    spot_seller: str = ""  # whose real spot machines it ran on, as the table of terms calls it; plans learn from it
+    num_interruptions: int = 0  # that these had
 
     @property
     def cost_usd(self) -> float | None:

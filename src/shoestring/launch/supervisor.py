@@ -50,26 +50,25 @@ def _end_with_parent() -> None:
 class Worker:
     """One `shoestring run`, in a process group of its own; its words go to the log without secrets."""
 
-    def __init__(self, job: jobs.Job, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, job: jobs.Job, folder: Path) -> None:
         self.process = subprocess.Popen(
             job.command,
             cwd=job.cwd,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-        self.reader = threading.Thread(target=self._copy, args=(folder / jobs.LOG, environment), daemon=True)
+        self.reader = threading.Thread(target=self._copy, args=(folder / jobs.LOG, job.secret_names), daemon=True)
         self.reader.start()
 
-    def _copy(self, log: Path, environment: dict[str, str]) -> None:
+    def _copy(self, log: Path, secret_names: tuple[str, ...]) -> None:
         assert self.process.stdout is not None
         with log.open("ab") as file:
             for line in self.process.stdout:
-                text = without_secrets(line.decode("utf-8", "replace"), environment={**os.environ, **environment})
-                file.write(text.encode())
+                file.write(without_secrets(line.decode("utf-8", "replace"), secret_names).encode())
                 file.flush()
 
     def signal(self, number: int) -> None:
@@ -100,8 +99,6 @@ class Supervisor:
         self.folder = folder
         self.job = jobs.job_from_json(read_json(folder / jobs.JOB))
         self.run_folder = Path(self.job.run_folder)
-        path = folder / jobs.ENVIRONMENT
-        self.environment: dict[str, str] = read_json(path) if self.job.has_environment else {}
         self.began_s, self.beat_s = time.monotonic(), -BEAT_S
         self.worker: Worker | None = None
         self.on: Where = "wait"
@@ -179,7 +176,7 @@ class Supervisor:
         self.on = place
         self.session_s = self.t_s
         self._event("started", place=place)
-        self.worker = Worker(self.job, self.folder, self.environment)
+        self.worker = Worker(self.job, self.folder)
         self.beat("running", "" if self.job.on_demand_usd_per_hour is None else f"on {place.replace('_', '-')}")
 
     def _close(self, how: str) -> None:
@@ -192,8 +189,7 @@ class Supervisor:
         self.on = "wait"
 
     def _end(self, state: str, note: str, exit_code: int | None = None) -> None:
-        """Write how the launch ended; what was handed on is gone from here on."""
-        (self.folder / jobs.ENVIRONMENT).unlink(missing_ok=True)
+        """Write how the launch ended."""
         useful_s = max(0.0, self.useful_s() - self.before_s)
         end = {"state": state, "note": note, "exit_code": exit_code, "since": now(), "useful_s": useful_s}
         self.beat(state, note)
@@ -348,7 +344,6 @@ def main(folder: Path) -> int:
     finally:
         if supervisor.worker:  # an error of ours: nothing goes on unwatched
             supervisor.worker.kill()
-        (folder / jobs.ENVIRONMENT).unlink(missing_ok=True)
     at_end(folder, supervisor.job)
     lock.release()
     return 0

@@ -12,7 +12,10 @@ from filelock import FileLock
 from ..errors import ShoestringError
 from ..files import cannot_write
 from ..ledger import Ledger
+from ..plan.hazard import Seen as Exposure
+from ..plan.hazard import basis as hazard_basis
 from ..secrets import without_secrets
+from ..units import SECONDS_PER_HOUR
 from . import register
 from .backend import BACKENDS, backend
 from .records import ENDED, Billing, Launch, Status
@@ -28,12 +31,23 @@ def refresh(launch: Launch) -> tuple[Launch, Status]:
     if launch.state in ENDED and launch.ended_at is not None:
         enter(launch)  # a client may have been killed before it did
         return launch, Status(launch.state, launch.ended_at, launch.note, launch.exit_code, launch.bill)
-    status = backend(launch.backend).status(launch)
+    return keep(launch, backend(launch.backend).status(launch))
+
+
+def keep(launch: Launch, status: Status) -> tuple[Launch, Status]:
+    """Write down how a launch was seen to stand. Raises: RunFolderError."""
     status = replace(status, note=without_secrets(status.note))
     bill = status.bill or launch.bill
     ended_at = (status.since or register.now()) if status.state in ENDED else None
     seen = replace(
-        launch, state=status.state, ended_at=ended_at, bill=bill, note=status.note, exit_code=status.exit_code
+        launch,
+        state=status.state,
+        ended_at=ended_at,
+        bill=bill,
+        note=status.note,
+        exit_code=status.exit_code,
+        spot_seller=status.spot_seller,
+        num_interruptions=status.num_interruptions,
     )
     if seen != launch:
         register.save(seen)
@@ -50,7 +64,11 @@ def enter(launch: Launch) -> None:
         with FileLock(folder / ".launches.lock"):
             ledger = Ledger(folder / LEDGER)
             there = {(entry.get("fingerprint"), entry["item"]) for entry in ledger.entries()}
-            for expense in launch.bill or launch.predicted:
+            basis = {"backend": launch.backend, "target": launch.target, "state": launch.state}
+            running_h = sum(e.actual_s or 0.0 for e in launch.bill) / SECONDS_PER_HOUR
+            saw = Exposure(running_h, launch.num_interruptions)
+            spot = hazard_basis(launch.spot_seller, saw) if launch.spot_seller else {}
+            for number, expense in enumerate(launch.bill or launch.predicted):
                 if (launch.id, expense.item) in there:
                     continue
                 predicted = {"usd": expense.predicted_usd, "s": expense.predicted_s}
@@ -61,7 +79,7 @@ def enter(launch: Launch) -> None:
                     actual={"usd": expense.actual_usd, "s": expense.actual_s},
                     price_usd_per_hour=launch.price_usd_per_hour,
                     fingerprint=launch.id,
-                    basis={"backend": launch.backend, "target": launch.target, "state": launch.state},
+                    basis=basis | (spot if number == 0 else {}),
                 )
     except OSError as error:
         if isinstance(error, ShoestringError):

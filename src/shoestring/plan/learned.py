@@ -136,3 +136,49 @@ def _times(seconds: Estimate, learned: Learned | None) -> Estimate:
         return seconds
     ratio = learned.ratio
     return Estimate(seconds.value * ratio.value, seconds.value * ratio.low, seconds.value * ratio.high)
+
+
+# ---- how good predictions were --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRecord:
+    """(actual - predicted) / predicted of whole runs by their seconds, and of launches by their bills."""
+
+    runs: tuple[float, ...]
+    launches: tuple[float, ...]
+
+    @property
+    def words(self) -> str:
+        """On 4 finished runs here predicted times were off by 12 % (median), ...; empty without any."""
+        parts = [
+            f"on {len(offs)} finished {what[len(offs) > 1]} here predicted {of} were off by "
+            f"{statistics.median(map(abs, offs)):.0%} (median; {min(offs):+.0%} to {max(offs):+.0%})"
+            for offs, what, of in (
+                (self.runs, ("run", "runs"), "times"),
+                (self.launches, ("launch", "launches"), "bills"),
+            )
+            if offs
+        ]
+        said = "; ".join(parts)
+        return said[:1].upper() + said[1:]
+
+
+def track_record(
+    runs: Iterable[Sequence[Mapping[str, Any]]], launches: Iterable[Sequence[Mapping[str, Any]]]
+) -> TrackRecord:
+    """Of the ledger entries of each finished run, and of each finished launch."""
+    by_time = (off_frac(entries, "s") for entries in runs)
+    by_bill = (off_frac(entries, "usd") for entries in launches)
+    return TrackRecord(*(tuple(off for off in offs if off is not None) for offs in (by_time, by_bill)))
+
+
+def off_frac(entries: Iterable[Mapping[str, Any]], quantity: str) -> float | None:
+    """Of the entries that have both, how far the sum of actual ones is off; None without any."""
+    pairs = []
+    for entry in entries:
+        spread, actual = (entry.get("predicted") or {}).get(quantity), (entry.get("actual") or {}).get(quantity)
+        if isinstance(spread, dict) and isinstance(actual, (int, float)):
+            pairs.append((spread.get("expected") or 0.0, actual))
+    predicted = sum(expected for expected, _ in pairs)
+    return sum(actual for _, actual in pairs) / predicted - 1 if predicted > 0 else None

@@ -19,6 +19,7 @@ from . import parts
 from .data import data
 from .folder import RunFiles, RungFiles, next_step, read_run
 from .judge import judges
+from .launched import launched
 from .style import STYLE
 from .svg import Series, arm_chart, curve_chart
 from .text import Markup, details, esc, join, number, section, table
@@ -41,6 +42,7 @@ def render_report(run_folder: Path) -> str:
         data(run),
         run.costs or "",
         parts.predicted(run),
+        launched(run.folder),
         parts.forgotten(run),
         parts.failures(run),
         parts.settings(run),

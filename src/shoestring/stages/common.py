@@ -114,7 +114,7 @@ def starts(run: Run) -> dict[str, StartAdapter]:
 def seen_by_seller(runs_dir: Path) -> dict[str, Seen]:
     """How long the spot machines of earlier launches ran and how often they were taken, over all runs in a folder."""
     entries: list[dict[str, Any]] = []
-    for path in sorted(runs_dir.glob("*/ledger.jsonl")):
+    for path in sorted([*runs_dir.glob("*/ledger.jsonl"), *runs_dir.glob("*/launches.jsonl")]):
         with contextlib.suppress(OSError, ValueError):
             entries += Ledger(path).entries()
     return seen_in(entries)

@@ -130,6 +130,20 @@ def forget_outrun(run: Run) -> None:
         run.run_folder.retract("plan.json")
 
 
+def track_record(runs_dir: Path) -> learned.TrackRecord:
+    """How far predictions were off on the finished runs and launches of a folder."""
+    runs, launches = [], []
+    for path in sorted(runs_dir.glob("*/ladder.json")):
+        with contextlib.suppress(OSError, ValueError):
+            runs.append(Ledger(path.with_name("ledger.jsonl")).entries())
+    for path in sorted(runs_dir.glob("*/launches.jsonl")):
+        with contextlib.suppress(OSError, ValueError):
+            entries = [e for e in Ledger(path).entries() if (e.get("basis") or {}).get("state") == "done"]
+            ids = dict.fromkeys(entry.get("fingerprint") for entry in entries)
+            launches += [[e for e in entries if e.get("fingerprint") == one] for one in ids]
+    return learned.track_record(runs, launches)
+
+
 def ledger_lines(runs_dir: Path) -> list[learned.Line]:
     """What can be learned from the ledgers of all runs in a folder, oldest first."""
     lines = []

@@ -1,0 +1,372 @@
+"""On a host by SSH: files, program and libraries are brought there, a supervisor stays with the run, results come back.
+
+~/.shoestring on the host: package-HASH (this very program), venv-HASH (its libraries, where the host's Python lacks
+them, in the versions they have here), work/NAME-HASH (one a run: files/ mirrors the paths here, runs/ is the run
+folder's parent, launches/ID the supervisor's folder). A second launch of a run goes on in the first one's run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import load_run_file
+from ..errors import LaunchError
+from ..files import read_json, write_json, write_whole
+from ..records import Estimate, Log, no_log
+from ..secrets import to_hand_on
+from ..train.locate import with_folders
+from . import agent, jobs, needs, package
+from .backend import Order
+from .local import job_of, predicted, status_of
+from .records import ENDED, Billing, Launch, Quote, Status
+from .register import registered
+from .ssh_host import Host, Lost, Python
+
+START_S = Estimate(90.0, 15.0, 900.0)  # program and libraries brought there, then loaded; a first time downloads torch
+MIN_PYTHON = (3, 11)
+FETCHED_AS = ".fetched.json"  # in the run folder: what was brought, as it was there
+BEHIND = "files"
+PROBE = "import json, os, sys; print(json.dumps([list(sys.version_info[:3]), os.path.expanduser('~'), sys.executable]))"
+UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
+TOLD, MOST_TOLD_BYTES = (".json", ".yaml", ".html", ".md"), 64 << 20
+NOT_SENT = ("launches", "export", "superseded", "launch.json", "launches.jsonl", "report.html")
+
+
+class Ssh:
+    """The backend of hosts; the target is what ssh takes."""
+
+    can_start_again = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_configured(self) -> bool:
+        return any(launch.backend == self.name for launch in registered())
+
+    def quote(self, order: Order) -> Quote:
+        Host(order.target)
+        given = order.options.get("usd_per_hour")
+        notes = []
+        if given is None:
+            notes.append("the host is taken as yours, for $0 an hour; for a rented one give launch.usd_per_hour")
+        work = order.work_s
+        if work is None:
+            notes.append("how long it takes is not known: market.device in the run file names the host's GPU for that")
+        needed, optional = needs.variables(order.config, order.options)
+        sent = needs.files(with_folders(order.config, order.run_file.parent), order.run_file)
+        shown = [f"to {order.target}: {path}" for path in sent]
+        shown += [f"handed on: {name}" for name in (*needed, *optional)]
+        command = needs.run_command("PYTHON", order.run_file.name, "runs")
+        return Quote(
+            "hour",
+            given or 0.0,
+            predicted(order, given or 0.0, START_S),
+            "\n".join([*shown, f"there: {shlex.join(command)}"]),
+            tuple(notes),
+        )
+
+    # ---- start ----
+
+    def start(self, launch: Launch, log: Log = no_log) -> dict[str, Any]:
+        """Bring everything, then start; again after an interruption it goes on, and starts no second supervisor."""
+        config = load_run_file(launch.run_file)
+        needed, optional = needs.variables(config, launch.options)
+        environment = to_hand_on(needed, optional)
+        host = Host(launch.target)
+        home, python = _probe(host, launch.options.get("python", "python3"))
+        root = f"{home}/.shoestring"
+        there = Python(host, python, _bring_package(host, python, root, log))
+        there.python = _python_with_libraries(there, root, log)
+        work = f"{root}/work/{_work_name(launch)}"
+        mirror = f"{work}/{BEHIND}"
+        _send_files(there, launch, mirror, log)
+        run_folder = f"{work}/runs/{Path(launch.run_folder).name}"
+        _send_run_folder(there, Path(launch.run_folder), run_folder, log)
+        run_file = mirror + launch.run_file
+        command = needs.run_command(there.python, run_file, f"{work}/runs")
+        job = job_of(launch, command, str(Path(run_file).parent), run_folder, needed)
+        folder = f"{work}/launches/{launch.id}"
+        beat = there.ask("start", folder, given={"job": asdict(job), "environment": environment})
+        return {"python": there.python, "package": there.package, "work": work, "pid": beat["pid"]}
+
+    # ---- afterwards ----
+
+    def status(self, launch: Launch) -> Status:
+        there = self._there(launch)
+        if there is None:
+            return Status("pending", note=f"nothing is on {launch.target} yet; shoestring launch --attach goes on")
+        told = there.ask("status", self._folder(launch))
+        if told["state"] == "lost" and not launch.handle:
+            return Status("pending", note="not started yet; shoestring launch --attach goes on with it")
+        return status_of(launch, told)
+
+    def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
+        brought = Path(launch.run_folder) / "launches" / launch.id
+        if launch.state in ENDED and (brought / jobs.END).is_file():
+            lines = jobs.logs(brought, follow=False)
+        else:
+            there = self._there(launch)
+            if there is None:
+                return
+            folder, on = self._folder(launch), "1" if follow else "0"
+            lines = there.host.lines(lambda offset: there.line("logs", folder, str(offset), on))
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+
+    def stop(self, launch: Launch) -> Status:
+        try:
+            there = self._there(launch)
+        except Lost as error:
+            if launch.handle:
+                raise
+            return Status(
+                "lost", note=f"{error}; nothing is known to run there, 'shoestring runs --orphans' asks again"
+            )
+        if there is None:
+            return Status("stopped", note="nothing was started")
+        return status_of(launch, there.ask("stop", self._folder(launch)))
+
+    def fetch(self, launch: Launch, log: Log = no_log) -> None:
+        there = self._there(launch)
+        if there is None:
+            return
+        name = Path(launch.run_folder).name
+        work = launch.handle.get("work") or self._work(there, launch)
+        local = Path(launch.run_folder)
+        moved = {f"{work}/{BEHIND}": "", f"{work}/runs/{name}": str(local)}
+        _fetch(there, f"{work}/runs/{name}", local, moved, log)
+        _fetch(there, self._folder(launch), local / "launches" / launch.id, moved, log)
+        there.host.again(there.line("touch", f"{self._folder(launch)}/fetched"))
+
+    def billing(self) -> list[Billing]:
+        mine = [launch for launch in registered() if launch.backend == self.name]
+        latest = {launch.target: launch for launch in sorted(mine, key=lambda launch: bool(launch.handle))}
+        found: list[Billing] = []
+        silent: list[str] = []
+        for target, launch in latest.items():
+            try:
+                there = self._there(launch)
+                folders = there.ask("running") if there else []
+            except Lost as error:
+                # A machine that ends itself cannot be reached afterwards, and one that is off does not bill.
+                if launch.price_usd_per_hour and launch.state not in ENDED:
+                    silent.append(str(error))
+                continue
+            known = {other.id: other for other in mine if other.target == target}
+            for folder in folders:
+                one = known.get(Path(folder).name)
+                price, since = (one.price_usd_per_hour, one.started_at) if one else (None, None)
+                end = f"shoestring launch {one.id} --stop" if one else f"ssh {target} touch {folder}/{jobs.STOP}"
+                name = f"{target}:{folder}"
+                found.append(Billing(self.name, name, since, price, one.id if one else None, end))
+            if launch.price_usd_per_hour and not folders:
+                words = "end it where it was rented"
+                rented = f"{target}: the machine, without a run"
+                found.append(Billing(self.name, rented, None, launch.price_usd_per_hour, launch.id, words))
+        if silent:
+            raise LaunchError("; ".join(silent))
+        return found
+
+    # ---- where things are there ----
+
+    def _there(self, launch: Launch) -> Python | None:
+        """The Python of a launch; None where its start did not come so far that there is one."""
+        host = Host(launch.target)
+        if launch.handle:
+            return Python(host, launch.handle["python"], launch.handle["package"])
+        home, python = _probe(host, launch.options.get("python", "python3"))
+        folder = f"{home}/.shoestring/package-{package.package_print(package.package_files())}"
+        there = Python(host, python, folder)
+        try:
+            host.again(f"test -d {shlex.quote(folder)}/shoestring")
+            there.python = _python_with_libraries(there, f"{home}/.shoestring", no_log, makes=False)
+        except Lost:
+            raise
+        except LaunchError:
+            return None
+        return there
+
+    @staticmethod
+    def _work(there: Python, launch: Launch) -> str:
+        return f"{Path(there.package).parent}/work/{_work_name(launch)}"
+
+    def _folder(self, launch: Launch) -> str:
+        work = launch.handle.get("work")
+        if work is None:
+            there = self._there(launch)
+            assert there is not None
+            work = self._work(there, launch)
+        return f"{work}/launches/{launch.id}"
+
+
+def _work_name(launch: Launch) -> str:
+    """One place a run folder of this machine, whoever launches it again."""
+    whose = hashlib.sha256(f"{platform.node()} {launch.run_folder}".encode()).hexdigest()[:8]
+    return f"{Path(launch.run_folder).name}-{whose}"
+
+
+def _probe(host: Host, python: str) -> tuple[str, str]:
+    """Home folder and Python of the host. Raises: LaunchError for one that is too old."""
+    said = host.again(f"{shlex.quote(python)} -c {shlex.quote(PROBE)}").decode("utf-8", "replace").strip()
+    try:
+        version, home, executable = json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise LaunchError(f"{host.target}: {python} answered {said[:200]!r}; set launch.python to its Python") from None
+    if tuple(version[:2]) < MIN_PYTHON:
+        raise LaunchError(
+            f"{host.target}: {python} is {'.'.join(map(str, version))}, at least {'.'.join(map(str, MIN_PYTHON))} is "
+            "needed; install a newer one there and set launch.python to it"
+        )
+    return home, executable
+
+
+def _bring_package(host: Host, python: str, root: str, log: Log) -> str:
+    """This program's files in a folder there, named by their content."""
+    files = package.package_files()
+    folder = f"{root}/package-{package.package_print(files)}"
+    place, part = shlex.quote(folder), shlex.quote(f"{folder}.partial")
+    try:
+        host.again(f"test -d {place}/shoestring")
+    except Lost:
+        raise
+    except LaunchError:
+        log(f"bringing shoestring to {host.target}")
+        unpack = f"{shlex.quote(python)} -c {shlex.quote(UNPACK)} {part}"
+        data = package.package_tar(files)
+        host.again(f"rm -rf {part} && mkdir -p {part} && {unpack} && rm -rf {place} && mv {part} {place}", data)
+    return folder
+
+
+def _python_with_libraries(there: Python, root: str, log: Log, makes: bool = True) -> str:
+    """The host's Python where it has what a run needs, else one of a virtual environment made for it."""
+    pins = package.pins()
+    found = there.ask("versions", given=list(pins))
+    if all(name in found for name in package.CORE):
+        other = [f"{name} {found[name]} (here {pins[name]})" for name in package.CORE if pins.get(name) != found[name]]
+        if other:
+            log(f"note: {there.host.target} has {', '.join(other)}: results may differ in the last bits")
+        return there.python
+    wanted = [f"{name}=={version}" for name, version in pins.items()]
+    venv = f"{root}/venv-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:12]}"
+    python, mark = f"{venv}/bin/python", shlex.quote(f"{venv}/complete")
+    if makes:
+        log(f"installing torch and the other libraries on {there.host.target}, once; this takes minutes")
+        make = f"{shlex.quote(there.python)} -m venv {shlex.quote(venv)}"
+        pip = shlex.join([python, "-m", "pip", "install", "--quiet", *wanted])
+        there.host.again(f"test -f {mark} || ({make} && {pip} && touch {mark})")
+    else:
+        there.host.again(f"test -f {mark}")
+    return python
+
+
+# ---- files there and back -------------------------------------------------------------------
+
+
+def _send_files(there: Python, launch: Launch, mirror: str, log: Log) -> None:
+    """Run file, data, models: below mirror under their paths here; what is there already stays."""
+    run_file = Path(launch.run_file)
+    config = with_folders(load_run_file(run_file), run_file.parent)
+    found: dict[str, Path] = {}
+    for path in needs.files(config, run_file):
+        inside = [path / name for name in agent.listing(path)] if path.is_dir() else [path]
+        found |= {str(each).lstrip("/"): each for each in inside}
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / run_file.name
+        own.write_text(_for_the_host(run_file, found, mirror), encoding="utf-8")
+        found[launch.run_file.lstrip("/")] = own
+        _send(there, found, mirror, log)
+
+
+def _send(there: Python, found: dict[str, Path], root: str, log: Log) -> None:
+    """Those of found that root lacks; after a lost connection, those it still lacks."""
+    prints = {name: agent.file_print(path) for name, path in found.items()}
+
+    def once() -> None:
+        wanted = there.ask("missing", root, given=prints)
+        if not wanted:
+            return
+        num_bytes = sum(found[name].stat().st_size for name in wanted)
+        log(f"sending {len(wanted)} files, {num_bytes / 1e6:,.1f} MB, to {there.host.target}")
+        with tempfile.TemporaryFile() as stream:
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                for name in wanted:
+                    archive.add(found[name].resolve(), arcname=name, recursive=False)
+            there.host.once(there.line("receive", root), stream)
+
+    there.host.persist(once)
+
+
+def _for_the_host(run_file: Path, found: dict[str, Path], mirror: str) -> str:
+    """The run file's text, with absolute paths of what is sent put below mirror; relative ones hold there as here."""
+    text = run_file.read_text(encoding="utf-8")
+    sent = [f"/{name}" for name in found]
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [moved(inner) for inner in value]
+        if isinstance(value, str) and value.startswith(("/", "~/")):
+            full = str(Path(value).expanduser())
+            fixed = full.split("*")[0].split("?")[0].split("[")[0]  # of a pattern, what comes before it varies
+            if any(path.startswith(fixed) for path in sent):
+                return mirror + full
+        return value
+
+    raw = yaml.safe_load(text)
+    there = moved(raw)
+    return text if there == raw else yaml.safe_dump(there, sort_keys=False, allow_unicode=True)
+
+
+def _send_run_folder(there: Python, local: Path, remote: str, log: Log) -> None:
+    """What was done here goes along, where the host has nothing of the run yet."""
+    if not (local / "curate.json").is_file() or there.ask("list", remote):
+        return
+    names = [name for name in agent.listing(local) if Path(name).parts[0] not in NOT_SENT]
+    _send(there, {name: local / name for name in names}, remote, log)
+
+
+def _fetch(there: Python, remote: str, local: Path, moved: Mapping[str, str], log: Log) -> None:
+    """Bring the files of a folder that changed since they were last brought; paths in records become those here."""
+    memory = local / FETCHED_AS
+
+    def once() -> None:
+        listed: dict[str, list[Any]] = there.ask("list", remote)
+        brought = read_json(memory) if memory.is_file() else {}
+        wanted = [name for name, mark in listed.items() if brought.get(name) != mark or not (local / name).is_file()]
+        if not wanted:
+            return
+        log(f"bringing {len(wanted)} files, {sum(listed[name][0] for name in wanted) / 1e6:,.1f} MB")
+        try:
+            data = json.dumps(wanted).encode()
+            there.host.save_to(there.line("send", remote), data, lambda stream: agent.receive(local, stream))
+        finally:  # what came before the connection was lost need not come again
+            for name in wanted:
+                if (local / name).is_file() and agent.file_print(local / name) == listed[name]:
+                    _told_here(local / name, moved)
+                    brought[name] = listed[name]
+            write_json(memory, brought)
+
+    there.host.persist(once)
+
+
+def _told_here(path: Path, moved: Mapping[str, str]) -> None:
+    """Places on the host as those on this machine, in records, report and model cards."""
+    if path.suffix not in TOLD or path.stat().st_size > MOST_TOLD_BYTES:
+        return
+    text = here = path.read_text(encoding="utf-8", errors="surrogatepass")
+    for there_place, here_place in moved.items():
+        here = here.replace(there_place, here_place)
+    if here != text:
+        write_whole(path, here)
