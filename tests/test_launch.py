@@ -25,7 +25,7 @@ from shoestring.launch.preempt import spans_of
 from shoestring.launch.records import Expense, Launch, Status, launch_from_json
 from shoestring.plan.hazard import Seen
 from shoestring.plan.learned import track_record
-from shoestring.plan.spot_simulate import Job, Recorded, on_spot
+from shoestring.plan.spot_simulate import Job, Jobs, Recorded, on_spot
 from shoestring.plan.spot_trace import Trace
 from shoestring.records import Estimate, to_json
 from shoestring.report.launched import launched

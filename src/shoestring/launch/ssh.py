@@ -130,9 +130,7 @@ class Ssh:
         except Lost as error:
             if launch.handle:
                 raise
-            return Status(
-                "lost", note=f"{error}; nothing is known to run there, 'shoestring runs --orphans' asks again"
-            )
+            return Status("lost", note=f"{error}; nothing is known to run there; see 'shoestring runs --orphans'")
         if there is None:
             return Status("stopped", note="nothing was started")
         return status_of(launch, there.ask("stop", self._folder(launch)))
