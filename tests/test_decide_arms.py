@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.config import TaskConfig, parse_run_file
+from shoestring.config import EndpointConfig, TaskConfig, parse_run_file
+from shoestring.decide.answers import AnswerFile
 from shoestring.decide.baselines import nearest_prompts
-from shoestring.decide.client import Pace
+from shoestring.decide.client import Client, Pace
 from shoestring.decide.instructions import Candidate, candidates_of, choose, requests_for, written
 from shoestring.decide.retrieval import Retriever
 from shoestring.errors import ConfigError, ModelError, ShoestringError
@@ -298,3 +299,13 @@ def test_documents_are_those_of_the_run_that_asks(decided: Path, tmp_path: Path)
     one, other = retrieving.library(opened(decided)), retrieving.library(opened(tmp_path))
     assert any("amber pump" in p.text for p in one.passages) and not any("amber pump" in p.text for p in other.passages)
     assert json.dumps(retrieving.documents_print(opened(decided)))
+
+
+def test_every_client_of_an_endpoint_keeps_its_pace(tmp_path: Path) -> None:
+    prices = {"usd_per_million_input_tokens": 0, "usd_per_million_output_tokens": 0}
+    endpoint = EndpointConfig(
+        name="e", base_url="http://127.0.0.1:9/v1", model="m", api_key_env="", max_requests_per_min=300, **prices
+    )
+    assert Client(endpoint, AnswerFile(tmp_path / "answers.jsonl"), 8).pace.gap_s == 0.2
+    with pytest.raises(ValueError, match="max_requests_per_min"):
+        EndpointConfig(name="e", base_url="http://x/v1", model="m", max_requests_per_min=0, **prices)

@@ -51,8 +51,23 @@ def documents_print(run: Run) -> Any:
     if not config.data.documents:
         return None
     files = document_files(config.data.documents, run.base_dir)
-    cut_by = tokenizer_print(load_tokenizer(models_of(config)[0]))
-    return [[[p.name, sha256_file(p)] for p in files], config.retrieval.model_dump(), cut_by, encoder_print(run)]
+    cut_by = _tokenizer_print(model_print(models_of(config)[0]), models_of(config)[0])
+    return [[[p.name, _content(p)] for p in files], config.retrieval.model_dump(), cut_by, encoder_print(run)]
+
+
+def _content(path: Path) -> str:
+    facts = path.stat()
+    return _sha256(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_print(printed: str, model: str) -> str:
+    return tokenizer_print(load_tokenizer(model))
 
 
 def encoder_print(run: Run) -> str:

@@ -63,7 +63,7 @@ def terms_of(
     passes = Passes.of(items, settings)
     path = Path(resolve_model(model))
     return {
-        "model": str(path.resolve()) if path.is_dir() else model,
+        "model": str(path.resolve() if path.is_dir() else path),
         "objective": settings.objective,
         "method": settings.method,
         "dtype": device.dtype,
