@@ -28,7 +28,7 @@ from ..ledger import Ledger
 from ..secrets import without_secrets
 from ..units import SECONDS_PER_HOUR, duration, usd
 from . import jobs
-from .policy import SpotPolicy, SpotState, Where
+from .policy import Learning, SpotPolicy, SpotState, Where
 from .register import now
 
 TICK_S, BEAT_S = 0.2, 2.0
@@ -102,6 +102,10 @@ class Supervisor:
         self.began_s, self.beat_s = time.monotonic(), -BEAT_S
         self.worker: Worker | None = None
         self.on: Where = "wait"
+        self.policy: Learning | None = None  # where there are machines on demand to fall back on
+        if self.job.on_demand_usd_per_hour:
+            frac = self.job.price_usd_per_hour / self.job.on_demand_usd_per_hour
+            self.policy = Learning(SpotPolicy((TICK_S + SAVE_S) / SECONDS_PER_HOUR, spot_price_frac=frac))
         self.state, self.since, self.note = "pending", now(), ""
         self.closed_usd = self.closed_s = 0.0  # sessions that are over
         self.session_s = 0.0  # when the present one began
@@ -260,7 +264,9 @@ class Supervisor:
         """Go where the policy says; without one, where there is a machine."""
         wanted: Where = "spot" if is_there else "wait"
         job = self.job
-        if job.on_demand_usd_per_hour is not None and job.deadline_s and job.work_s:
+        if not self.worker and self.t_s < self.not_before_s:
+            return
+        if self.policy and job.deadline_s and job.work_s:
             hour = SECONDS_PER_HOUR
             useful_s, unsaved_s = self.useful_s(), self._unsaved_s()
             state = SpotState(
@@ -273,7 +279,7 @@ class Supervisor:
                 spot_available=is_there,
                 unsaved_h=min(useful_s, unsaved_s) / hour,
             )
-            wanted = SpotPolicy(margin_h=(TICK_S + SAVE_S) / hour).decide(state)
+            wanted = self.policy.decide(state)
         if wanted == self.on or (wanted == "wait" and self.worker):
             return
         if self.worker:  # from one kind of machine to the other
@@ -281,8 +287,6 @@ class Supervisor:
             if code in (0, BAR_NOT_MET_CODE):
                 return  # it was done: the next look ends the launch
             self._close("moved")
-        elif self.t_s < self.not_before_s:
-            return
         self._start(wanted)
 
     def _exited(self, code: int) -> bool:
