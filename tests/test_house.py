@@ -36,7 +36,8 @@ ALSO = {
     ("decide", "evaluate"),  # arms are scored where they are made
     ("data", "evaluate"),  # synthesis compares free text by a metric
     ("market", "plan"),  # offers go by the names and the memory of the GPU table
-    ("ladder", "decide"),  # the verdict
+    ("ladder", "decide"),  # the verdict, learning curves
+    ("ladder", "evaluate"),  # the level of a rung's interval
     ("ladder", "embedded"),  # the family is written out as rungs
     ("train", "embedded"),
     ("launch", "train"),  # where models lie

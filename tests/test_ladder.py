@@ -25,7 +25,7 @@ def arm(model: str, value: float, low: float, kind: str = "finetune") -> ArmScor
 def test_stops_at_the_first_rung_whose_lower_bound_meets_the_bar():
     scores = {"small": arm("small", 0.85, 0.77), "middle": arm("middle", 0.9, 0.83), "large": arm("large", 0.99, 0.97)}
 
-    measured, verdict = climb([rung(m) for m in scores], [], TASK, lambda r: scores[r.model])
+    measured, verdict, _ = climb([rung(m) for m in scores], [], TASK, lambda r: scores[r.model])
 
     assert [a.model for a in measured] == ["small", "middle"]  # small's 0.85 is not enough: its interval starts at 0.77
     assert verdict.met
@@ -33,7 +33,7 @@ def test_stops_at_the_first_rung_whose_lower_bound_meets_the_bar():
 
 
 def test_no_rung_meets_the_bar():
-    measured, verdict = climb(
+    measured, verdict, _ = climb(
         [rung("small")], [arm("small", 0.1, 0.05, "zero_shot")], TASK, lambda r: arm("small", 0.5, 0.4)
     )
 
@@ -47,6 +47,6 @@ def test_a_rung_that_does_not_fit_is_passed_over():
         assert planned.model == "small"
         return replace(arm("small", 0.9, 0.85))
 
-    measured, _ = climb([rung("huge", "does_not_fit"), rung("small")], [], TASK, measure)
+    measured, _, _ = climb([rung("huge", "does_not_fit"), rung("small")], [], TASK, measure)
 
     assert [a.model for a in measured] == ["small"]

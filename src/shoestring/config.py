@@ -19,6 +19,7 @@ from .sections import DataConfig as DataConfig
 from .sections import EndpointConfig as EndpointConfig
 from .sections import FieldsConfig as FieldsConfig
 from .sections import JudgeConfig as JudgeConfig
+from .sections import LadderConfig as LadderConfig
 from .sections import LaunchConfig as LaunchConfig
 from .sections import RetrievalConfig as RetrievalConfig
 from .sections import Section
@@ -268,6 +269,7 @@ class RunConfig(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ladder: LadderConfig = LadderConfig()
     market: MarketConfig = MarketConfig()
     traffic: TrafficConfig | None = None
     synth: SynthConfig = SynthConfig()

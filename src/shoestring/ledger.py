@@ -101,8 +101,8 @@ class Ledger:
         return self._read()[1]
 
     def live_s(self) -> dict[str, float]:
-        """Seconds of trainings, and of the learning-rate searches before them, that were begun and are not entered
-        yet, by rung folder: from their step records, and from the search's state."""
+        """Seconds of trainings, and of the searches and learning curves before them, that were begun and are not
+        entered yet, by rung folder: from their step records, and from the search's state."""
         entries = self.entries()
         live = {}
         for marker in self.path.parent.glob("rungs/*/inputs.json"):
@@ -111,9 +111,11 @@ class Ledger:
             steps, search = marker.with_name("steps.jsonl"), marker.parent / "search" / "state.json"
             if search.is_file() and all(e["item"] != f"rungs/{name}/search" for e in since):
                 live[name] = float(read_json(search)["wall_s"])
+            if all(e["item"] != f"rungs/{name}/curve" for e in since):
+                parts = [_seconds(path) for path in marker.parent.glob("curve/*/steps.jsonl")]
+                live.update({name: live.get(name, 0.0) + sum(parts)} if parts else {})
             if steps.is_file() and begun["fingerprint"] not in [e.get("fingerprint") for e in since]:
-                trained_s = max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0)
-                live[name] = live.get(name, 0.0) + trained_s
+                live[name] = live.get(name, 0.0) + _seconds(steps)
         return live
 
     def spent_usd(self, *, live_usd_per_hour: float = 0.0, but: str = "") -> float:
@@ -121,6 +123,11 @@ class Ledger:
         entered_usd = sum(e["actual"].get("usd", 0.0) for e in self.entries())
         live_s = sum(wall_s for name, wall_s in self.live_s().items() if name != but)
         return entered_usd + live_s * live_usd_per_hour / SECONDS_PER_HOUR
+
+
+def _seconds(steps: Path) -> float:
+    """Seconds of a training so far, by its step records."""
+    return float(max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0))
 
 
 def _spread(value: Estimate | Mapping[str, float]) -> dict[str, float]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from . import records
 from .config import RunConfig, load_run_file
-from .ladder import choose, climb
+from .ladder import choose
 from .ledger import Ledger
 from .records import ArmScore, Curated, Device, Log, Plan, Progress, RungPlan, TrainResult, Verdict, no_log, no_progress
 from .report.html import render_report
 from .runfolder import RunFolder
-from .stages import closing, deciding, forgetting, inputs, preparing, rungs
+from .stages import climbing, closing, deciding, forgetting, inputs, preparing, rungs
 from .stages.common import rung_file
 from .stages.recorder import once
 from .train.locate import with_folders
@@ -82,10 +82,10 @@ class Run:
         if until == "train":
             self.train(first, curated)
             return deciding.unfinished(task, until)
-        tuned, verdict = climb(plan.rungs, baselines, task, lambda rung: self.measure(rung, curated))
-        if until is None:
+        tuned, verdict, steps = climbing.climb_plan(self, plan, baselines, curated)
+        if until is None and tuned:
             self.export(choose(tuned, task.bar), curated)
-        return closing.conclude(self, verdict, tuned, baselines)
+        return closing.conclude(self, verdict, tuned, baselines, steps)
 
     # ---- stages in order: record, work, how it is read back, what it follows and depends on ----
 

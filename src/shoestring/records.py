@@ -143,10 +143,11 @@ class ArmScore:
     rows: tuple[RowScore, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     far: FarScore | None = None  # None: not known which rows are far
+    ladder_low: float | None = None  # of a rung among many: the lower end at the level the ladder holds each to
 
     def meets(self, bar: float) -> bool:
-        """Whether the lower end of the 95 % interval reaches the bar."""
-        return self.score.low >= bar
+        """Whether the lower end of the 95 % interval reaches the bar; in a ladder of many rungs a lower one."""
+        return (self.score.low if self.ladder_low is None else self.ladder_low) >= bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,7 @@ class RungPlan:
     search_s: Estimate | None = None  # of a learning-rate search before training; its cost is in cost_usd
     derived_s: dict[str, float] = field(default_factory=dict)  # train, eval: before anything learned or probed
     timed: str = ""  # where the seconds come from, if not from the priors alone
+    serve_usd: Estimate | None = None  # of serving the run file's traffic over its months; None: no traffic, no route
     is_probed: bool = False  # peak_bytes and the seconds are of steps timed on this machine
 
 
@@ -373,7 +375,8 @@ def plan_from_json(row: dict[str, Any]) -> Plan:
     rungs = []
     for rung in row["rungs"]:
         parts: dict[str, Any] = {k: _estimate(rung[k]) for k in estimates}
-        parts["search_s"] = _estimate(rung["search_s"]) if rung.get("search_s") else None
+        for key in ("search_s", "serve_usd"):
+            parts[key] = _estimate(rung[key]) if rung.get(key) else None
         parts["device"] = Device(**rung["device"])
         parts["settings"] = TrainSettings(**rung["settings"])
         rungs.append(RungPlan(**{**rung, **parts}))

@@ -77,6 +77,20 @@ class CurateConfig(Section):
     """Use at most so many training rows, a stratified sample."""
 
 
+class LadderConfig(Section):
+    """Which rungs are trained in full."""
+
+    curve: Literal["auto", "off", "on"] = "auto"
+    """Train on small parts of the rows first, and skip a rung whose predicted score misses the bar; auto: where other
+    rungs are left and the parts take at most a third of training."""
+
+    @field_validator("curve", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """YAML reads on and off as booleans."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class EndpointConfig(Section):
     """A model behind an OpenAI-compatible API, as a prompting arm."""
 

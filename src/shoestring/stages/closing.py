@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..data.sources import is_curated
+from ..decide.curve import Curve
 from ..errors import BadInput, ConfigError
-from ..evaluate.paired import paired_difference
+from ..evaluate.paired import MARGIN, not_much_worse, paired_difference
 from ..files import read_json, write_json, write_whole
-from ..ladder import choose, rungs_of
+from ..ladder import Step, choose, rungs_of
 from ..plan.learned import basis_of
 from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, plan_from_json, to_json
 from ..runfolder import fingerprint, rung_name
@@ -199,7 +200,7 @@ def enter(run: Run, name: str, predicted: Mapping[str, Estimate], value: Any, wa
     actual: dict[str, float] = {"s": wall_s}
     if is_brought(value):  # its bill is the launch's, and its hours are no machine's of ours
         predicted = {}
-    if isinstance(value, (TrainResult, SearchResult)):
+    if isinstance(value, (TrainResult, SearchResult, Curve)):
         actual = {"s": value.wall_s, "bytes": value.peak_bytes}
     if isinstance(value, ArmScore):  # answers that a session made which was cut short
         actual["s"] += value.details.get("unpaid_s", 0.0)
@@ -226,18 +227,35 @@ def _basis(run: Run, name: str, value: Any) -> dict[str, Any]:
     return {}
 
 
-def conclude(run: Run, verdict: Verdict, tuned: Sequence[ArmScore] = (), baselines: Sequence[ArmScore] = ()) -> Verdict:
-    """Write the verdict's record, with each fine-tune paired with each baseline; one that says the same stays."""
+def conclude(
+    run: Run,
+    verdict: Verdict,
+    tuned: Sequence[ArmScore] = (),
+    baselines: Sequence[ArmScore] = (),
+    steps: Sequence[Step] = (),
+) -> Verdict:
+    """Write the verdict's record: the climb's steps, each fine-tune paired with each baseline; the same again stays."""
     model = choose(tuned, verdict.bar).model if tuned else None
     if model is None:
         run.run_folder.retract("export.json")
     scored = [run.prints[rung_file(arm.model, "eval.json")] for arm in tuned]
-    inputs_print = fingerprint(to_json(verdict), model, scored, run.prints.get("decide.json"))
+    inputs_print = fingerprint(to_json(verdict), model, scored, run.prints.get("decide.json"), to_json(steps))
     if run.run_folder.finished("ladder.json", inputs_print) is None:
         differences = [paired_difference(a, b, seed=run.config.seed) for a in tuned for b in baselines]
-        result = {**to_json(verdict), "model": model, "differences": to_json(differences)}
+        told = {"model": model, "differences": to_json(differences), "steps": to_json(steps)}
+        result = {**to_json(verdict), **told, "no_worse": _no_worse(tuned)}
         run.run_folder.finish("ladder.json", inputs_print, result, 0.0)
     return verdict
+
+
+def _no_worse(tuned: Sequence[ArmScore]) -> dict[str, str]:
+    """Of rungs that scored below the best, those shown to be less than MARGIN worse; by rung, and why."""
+    best = max(tuned, key=lambda arm: arm.score.value, default=None)
+    return {
+        arm.model: f"less than {MARGIN:g} below {best.model}, shown at one-sided 5 %"
+        for arm in tuned
+        if best and arm is not best and not_much_worse(arm, best)
+    }
 
 
 def summary(run: Run) -> dict[str, Any]:
