@@ -17,7 +17,7 @@ help:
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt scripts/skypilot-requirements.txt \
-  scripts/vendor-requirements.txt
+  scripts/vendor-requirements.txt scripts/dstack-requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Shoestring needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo not found)." >&2; \
 	  echo "Give another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
@@ -29,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/axolotl-schema-requirements.txt
 	  --target $(VENV)/axolotl-schema -r scripts/axolotl-schema-requirements.txt
 	@$(BIN)/python scripts/check_skypilot.py --install $(VENV)/skypilot
 	@$(BIN)/python scripts/check_vendors.py --install $(VENV)/vendors
+	@$(BIN)/python scripts/check_dstack.py --install $(VENV)/dstack
 	@touch $@
 
 demo: $(STAMP)

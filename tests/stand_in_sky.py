@@ -38,7 +38,9 @@ def machine(task, job):
         shutil.copytree(what, target) if Path(what).is_dir() else shutil.copyfile(what, target)
     bin_folder = home / "shoestring" / "venv" / "bin"
     bin_folder.mkdir(parents=True)
-    (bin_folder / "python").symlink_to(sys.executable)
+    program = bin_folder / "python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
     return home
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import venv
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shoestring.cli.main import run as cli
 from shoestring.config import load_run_file
 from shoestring.errors import BadInput, LaunchError, MissingDependency
 from shoestring.files import write_json
@@ -158,14 +159,16 @@ def test_the_wheel_is_this_package_and_installs(tmp_path: Path) -> None:
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
     assert {"shoestring/launch/aboard.py", "shoestring/run.schema.json", "shoestring/plan/models.csv"} <= names
-    venv.create(tmp_path / "env", with_pip=False)
-    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "env"), "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(built)], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(tmp_path / "env"), str(built)], check=True
+    )
     told = subprocess.run(
-        [tmp_path / "env/bin/python", "-c", "import shoestring; print(shoestring.__version__)"],
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-c", "import shoestring; print(shoestring.__version__, shoestring.__file__)"],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "env")},
     )  # fmt: skip
-    assert told.stdout.strip() in built.name
+    version, file = told.stdout.split()
+    assert version in built.name and file.startswith(str(tmp_path))
 
 
 # ---- the program ----------------------------------------------------------------------------
@@ -183,6 +186,11 @@ def sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("STAND_IN_SKY", str(state))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_in_s3"))
+    monkeypatch.delitem(sys.modules, "s3fs", raising=False)
+    monkeypatch.setitem(
+        importlib.import_module("fsspec.registry")._registry, "s3", importlib.import_module("s3fs").S3FileSystem
+    )
     spec = importlib.util.spec_from_file_location("stand_in_sky", ROOT / "tests" / "stand_in_sky.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -226,7 +234,7 @@ def test_what_the_program_says_of_a_fault_is_told_without_secrets(
     launch = launch_of(
         planned.run_file, planned.run_folder, {"bucket": "s3://kept/runs", "skypilot_python": "/no/python"}
     )
-    with pytest.raises(MissingDependency, match=r"no program `sky` beside or on /no/python; install it: .*skypilot"):
+    with pytest.raises(MissingDependency, match=r"no program `sky` beside /no/python; install it: .*skypilot"):
         SkyPilot("skypilot").start(launch)
     program = tmp_path / "sky"
     program.write_text('#!/bin/sh\necho "quota exceeded for $HF_TOKEN" >&2\nexit 3\n')
@@ -378,3 +386,36 @@ def test_a_place_that_names_files_outside_or_lies_is_refused(tmp_path: Path) -> 
     place.put(tmp_path / "other", "0" * 64)
     with pytest.raises(LaunchError, match="a is not there as its state says, 3 times"):
         aboard.Copies(place, tmp_path / "run").bring()
+
+
+def test_the_command_launches_follows_and_brings_the_result_home(
+    tmp_path: Path, sky: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The whole recipe on the job's machine, its result home from the bucket; planted keys are in no file."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    # No token is generated: the linear model reaches the bar, so nothing is trained.
+    text = "launch: {bucket: 's3://kept/runs', place: skypilot, env: [HF_TOKEN]}\ndecide: {arms: [linear]}\n"
+    path = run_file(tmp_path, text, model="shoestring-1m")
+    path.write_text(path.read_text().replace("bar: 0.5", "bar: 0.1"))
+    assert cli(["launch", str(path), "--detach", "--json"]) == 0
+    launched = json.loads(capfd.readouterr().out)["launch"]
+    (job,) = sky.jobs()
+    task = yaml.safe_load(Path(job["yaml"]).read_text())
+    code = sky.run_on(task, job)
+    said = capfd.readouterr()
+    assert code == 0 and SECRET not in said.out + said.err, said.err
+    sky.keep([{**job, "status": "RECOVERING", "recovery_count": 1, "job_duration": 60.0}])
+    assert cli(["launch", str(path), "--status", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["launch"]["state"] == "interrupted"
+    sky.keep([{**job, "status": "SUCCEEDED", "job_duration": 120.0}])
+    assert cli(["launch", str(path), "--attach", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["launch"]["state"] == "done" and told["status"]["exit_code"] == 0
+    verdict = json.loads((tmp_path / "runs" / "cloud" / "ladder.json").read_text())["result"]
+    assert verdict["kind"] == "linear" and (tmp_path / "runs" / "cloud" / "report.html").is_file()
+    assert len(aboard.Place(f"s3://kept/runs/{launched['id']}").state().machines) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+    assert cli(["launch", str(path), "--stop", "--json"]) == 0
+    assert sky.jobs()[0]["status"] == "SUCCEEDED"

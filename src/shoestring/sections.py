@@ -186,6 +186,12 @@ class LaunchConfig(Section):
     """Price of the machine that does not go away, where usd_per_hour is a spot one: taken where spot would be late."""
     env: list[str] = []
     """Names of more environment variables that the run needs there; their values stand in no file of the run."""
+    bucket: str = Field(default="", pattern=r"^((s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._/-]*)?$")
+    """Where skypilot and dstack keep the run folder: s3://BUCKET/FOLDER, gs:// or az://; their machines do not last."""
+    skypilot_python: str = ""
+    """Python of the environment that has SkyPilot (default: the `sky` on PATH)."""
+    dstack_python: str = ""
+    """Python of the environment that has dstack (default: the `dstack` on PATH)."""
     python: str = "python3"
     """Python of the ssh host, 3.11 or newer."""
     at_end: str = ""

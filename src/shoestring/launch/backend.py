@@ -19,6 +19,7 @@ BACKENDS: dict[str, str] = {
     "ssh": "ssh:Ssh",
     **dict.fromkeys(("together", "fireworks", "nebius", "openai", "openai-compatible"), "managed.backend:Managed"),
     "skypilot": "skypilot:SkyPilot",
+    "dstack": "dstack:Dstack",
 }
 
 

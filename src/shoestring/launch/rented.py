@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..config import RunConfig, load_run_file
 from ..errors import BadInput
 from ..files import read_json
@@ -50,7 +52,7 @@ def candidates(
 
     clouds: sellers of the price table to the launcher's names; others cannot be ordered and are passed over.
     """
-    options = [*([order.offer] if order.offer else []), *order.offers]
+    options = sorted([*([order.offer] if order.offer else []), *order.offers], key=lambda option: not option["is_pick"])
     found: dict[tuple[Any, ...], Candidate] = {}
     model = ""
     for option in options:
@@ -141,6 +143,23 @@ def order_of(launch: Launch) -> Order:
     )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Scripts as blocks that a person can read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def as_yaml(parts: Mapping[str, Any]) -> str:
+    """The keys in their order; parts that are empty are left out."""
+    kept = {key: value for key, value in parts.items() if value}
+    return yaml.dump(kept, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
 # ---- files, installation, command -----------------------------------------------------------
 
 
@@ -165,12 +184,13 @@ def laid_out(config: RunConfig, run_file: Path) -> tuple[str, dict[str, str]]:
     return f"work/{run_file.relative_to(common).as_posix()}", copied
 
 
-def setup_lines(wheel: str) -> list[str]:
-    """Install Shoestring from its wheel, with a Python of its own, once a machine."""
+def setup_lines(wheel: str, scheme: str = "") -> list[str]:
+    """Install Shoestring from its wheel, with a Python of its own; scheme: of the bucket it writes to itself."""
+    extras = ",".join(["all", *([scheme] if scheme else [])])
     return [
         "python3 -m pip install -q uv || python3 -m pip install -q --break-system-packages uv",
         f"test -x {PYTHON} || python3 -m uv venv -q --python 3.12 venv",
-        f"python3 -m uv pip install -q --python {PYTHON} './{wheel}[all,s3]'",
+        f"python3 -m uv pip install -q --python {PYTHON} './{wheel}[{extras}]'",
     ]
 
 

@@ -7,28 +7,25 @@ Sources: SkyPilot 0.14.1, its task schema, `sky jobs ... --help` and the records
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..errors import BadInput, LaunchError, MissingDependency
+from ..errors import BadInput, LaunchError
 from ..files import write_whole
 from ..records import Log, no_log
 from ..secrets import to_hand_on, without_secrets
 from . import aboard, needs
 from .backend import Order
+from .external import Program
 from .records import Billing, Launch, Quote, Status
 from .rented import (
     Candidate,
+    as_yaml,
     bill,
     bucket_of,
     candidates,
@@ -60,8 +57,10 @@ CONTROLLER = "sky-jobs-controller"
 HOME, PLACE = "~/shoestring", "/shoestring-place"
 DISK_GB = 256
 IDLE_MINUTES = 5
-INSTALL = (
-    "python3 -m venv sky && sky/bin/pip install 'skypilot[aws]==0.14.1', and launch.skypilot_python: sky/bin/python"
+SKY = Program(
+    "sky",
+    "skypilot_python",
+    "python3 -m venv sky && sky/bin/pip install 'skypilot[aws]==0.14.1', and launch.skypilot_python: sky/bin/python",
 )
 STATES = {
     "PENDING": "pending", "SUBMITTED": "pending", "STARTING": "pending", "RUNNING": "running",
@@ -85,8 +84,7 @@ class Task:
 
     def to_yaml(self) -> str:
         """The task as `sky jobs launch` reads it; parts that are empty are left out."""
-        parts = {key: getattr(self, key) for key in self.__dataclass_fields__ if getattr(self, key)}
-        return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True, width=110)
+        return as_yaml({key: getattr(self, key) for key in self.__dataclass_fields__})
 
 
 class SkyPilot:
@@ -96,7 +94,7 @@ class SkyPilot:
         self.name = name
 
     def is_configured(self) -> bool:
-        return _program({}) is not None
+        return SKY.found({}) is not None
 
     # ---- before the start -------------------------------------------------------------------
 
@@ -106,22 +104,24 @@ class SkyPilot:
         task = task_of(order, f"{PREFIX}{order.config.name}-ID", f"{bucket}/ID", found, None)
         notes = notes_on(found, order, "SkyPilot")
         notes.append("SkyPilot's jobs controller is a machine of its own, billed until it stops by itself; not counted")
-        if _program(order.options) is None:
-            notes.append(f"SkyPilot is not installed here, which a launch needs: {INSTALL}")
+        if SKY.found(order.options) is None:
+            notes.append(f"SkyPilot is not installed here, which a launch needs: {SKY.install}")
         shown = f"{task.to_yaml()}# {' '.join(['sky', *submission('FILE.yaml', task)])}\n"
         return Quote("hour", found[0].usd_per_hour, (rented_hours(found[0]),), shown=shown, notes=tuple(notes))
 
     def start(self, launch: Launch, log: Log = no_log) -> dict[str, Any]:
         """Submit the managed job. Raises: LaunchError with SkyPilot's words."""
-        sky, order = _needed(launch.options), order_of(launch)
+        SKY.path(launch.options)
+        order = order_of(launch)
         place, name = f"{bucket_of(launch.options, 'skypilot')}/{launch.id}", f"{PREFIX}{launch.id}"
+        aboard.Place(place)  # a driver that is missing here is told before anything is spent
         task = task_of(order, name, place, machines(order), launch.limit_s)
         to_hand_on(task.secrets)
         path = Path(launch.run_folder) / "launch" / f"{name}.yaml"
         build_wheel(path.parent)
         write_whole(path, task.to_yaml())
         log(f"{path}: given to SkyPilot")
-        told = _run([sky, *submission(str(path), task)])
+        told = SKY.run(launch.options, submission(str(path), task))
         match = JOB_ID.search(told)
         job = int(match[1]) if match else None
         return {"name": name, "job_id": job, "yaml": str(path), "place": place}
@@ -157,18 +157,14 @@ class SkyPilot:
         job = self._job(launch)
         if job is None:
             raise LaunchError(f"SkyPilot has no managed job {PREFIX}{launch.id}, so there is no log of it")
-        sky = _needed(launch.options)
-        words = [sky, "jobs", "logs", str(job["job_id"]), "--follow" if follow else "--no-follow"]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                yield line.rstrip("\n")
+        how = "--follow" if follow else "--no-follow"
+        yield from SKY.lines(launch.options, ["jobs", "logs", str(job["job_id"]), how])
 
     def stop(self, launch: Launch) -> Status:
         """Cancel the job; SkyPilot ends its machine. Ending it twice is no error."""
         job = self._job(launch)
         if job is not None and STATES.get(job["status"]) in ("pending", "running", "interrupted"):
-            _run([_needed(launch.options), "jobs", "cancel", "--yes", str(job["job_id"])])
+            SKY.run(launch.options, ["jobs", "cancel", "--yes", str(job["job_id"])])
         return self.status(launch)
 
     def fetch(self, launch: Launch, log: Log = no_log) -> None:
@@ -178,17 +174,16 @@ class SkyPilot:
 
     def billing(self) -> list[Billing]:
         """Our managed jobs that are not finished, our clusters, and the jobs controller while it runs."""
-        sky = _program({})
-        if sky is None:
+        if SKY.found({}) is None:
             return []
         found = []
-        for job in _records([sky, "jobs", "queue", "--skip-finished", "-o", "json"]):
+        for job in SKY.json({}, ["jobs", "queue", "--skip-finished", "-o", "json"]) or []:
             name = str(job.get("job_name") or "")
             if name.startswith(PREFIX):
                 since = _when(job.get("submitted_at"))
                 stop = f"sky jobs cancel -y {job['job_id']}"
                 found.append(Billing(self.name, name, since, None, name.removeprefix(PREFIX), stop))
-        for cluster in _records([sky, "status", "-o", "json"]):
+        for cluster in SKY.json({}, ["status", "-o", "json"]) or []:
             name = str(cluster.get("name") or "")
             if cluster.get("status") == "STOPPED" or not name.startswith((PREFIX, CONTROLLER)):
                 continue
@@ -201,7 +196,8 @@ class SkyPilot:
     def _job(self, launch: Launch) -> dict[str, Any] | None:
         """The job of a launch, by its number or, where that is not known, its name."""
         name, number = f"{PREFIX}{launch.id}", launch.handle.get("job_id")
-        for job in _records([_needed(launch.options), "jobs", "queue", "--all", "-o", "json"]):
+        jobs: list[dict[str, Any]] = SKY.json(launch.options, ["jobs", "queue", "--all", "-o", "json"]) or []
+        for job in jobs:
             if job.get("job_name") == name and number in (None, job.get("job_id")):
                 return job
         return None
@@ -275,51 +271,6 @@ def submission(path: str, task: Task) -> list[str]:
     """Arguments of `sky`; secrets go by their names alone, `sky` reads the values from its environment."""
     secrets = [word for name in task.secrets for word in ("--secret", name)]
     return ["jobs", "launch", "--yes", "--detach-run", *secrets, path]
-
-
-# ---- the program ---------------------------------------------------------------------------
-
-
-def _program(options: Mapping[str, Any]) -> str | None:
-    """`sky` of launch.skypilot_python's environment, else on the path."""
-    python = options.get("skypilot_python")
-    if python:
-        beside = Path(python).expanduser().parent / "sky"
-        return str(beside) if beside.is_file() else None
-    return shutil.which("sky")
-
-
-def _needed(options: Mapping[str, Any]) -> str:
-    sky = _program(options)
-    if sky is None:
-        where = options.get("skypilot_python") or "PATH"
-        raise MissingDependency(f"there is no program `sky` beside or on {where}; install it: {INSTALL}")
-    return sky
-
-
-def _run(words: Sequence[str]) -> str:
-    """What the program says. Raises: LaunchError with its last words."""
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-6:]
-        told = without_secrets("\n".join(last))
-        raise LaunchError(f"`sky {' '.join(words[1:3])}` failed with exit code {done.returncode}:\n{told}")
-    return done.stdout + done.stderr
-
-
-def _records(words: Sequence[str]) -> list[dict[str, Any]]:
-    """The JSON list that the program prints, after any lines of its own. Raises: LaunchError."""
-    told = _run(words)
-    start = re.search(r"^\[", told, re.MULTILINE)
-    if start is None:
-        return []
-    try:
-        found, _ = json.JSONDecoder().raw_decode(told[start.start() :])
-    except json.JSONDecodeError as error:
-        raise LaunchError(
-            f"`{' '.join(words[1:])}` printed no JSON: {error}; is this SkyPilot 0.14 or later?"
-        ) from error
-    return [row for row in found if isinstance(row, dict)]
 
 
 def _when(seconds: float | None) -> str | None:
