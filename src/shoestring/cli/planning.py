@@ -220,18 +220,19 @@ def _show_spot(spot: dict[str, Any]) -> None:
     say()
     say(f"Spot machines, {spot['simulated']['value']:,} trainings each {on}:")
     is_due = any("done_by_deadline" in one for one in spot["options"])
-    heads = ["machine", "half done in", "nine in ten in", "dollars"]
+    heads = ["machine", "discount", "half done in", "nine in ten in", "dollars"]
     heads += ["in time", "in time by switching", "late", "on demand alone"] if is_due else []
     rows = []
     for one in spot["options"]:
         finish, policy = one["finish_h"], one.get("policy")
-        row = [one["words"], *(_ended(finish, key) for key in ("value", "high")), usd_text(one["usd"])]
+        discount = f"{one['discount_frac']['value']:.0%}" if "discount_frac" in one else ""
+        row = [one["words"], discount, *(_ended(finish, key) for key in ("value", "high")), usd_text(one["usd"])]
         if is_due:
             row.append(f"{one['done_by_deadline']['value']:.0%}")
             row += [usd_text(policy["usd"]), risk_text(policy["late"])] if policy else ["no such machine on demand", ""]
             row.append(usd_text(policy["on_demand_alone_usd"]) if policy else "")
         rows.append(row)
-    say(_narrowed(heads, rows, drop=("on demand alone",), flexible="machine"))
+    say(_narrowed(heads, rows, drop=("on demand alone", "discount"), flexible="machine"))
     alike: dict[str, list[str]] = {}
     for known in spot["hazards"]:
         alike.setdefault(known["words"].removeprefix(f"{known['seller']}: "), []).append(known["seller"])

@@ -45,7 +45,7 @@ class Ends:
     finish_h: Estimate  # the median; low and high: one in ten, nine in ten
     usd: Estimate  # the mean; low and high: 5 and 95 %
     done_frac: float | None  # by the deadline; None without one
-    fallback: Option | None  # on demand, under a deadline
+    fallback: Option | None  # the same machine on demand
     policy_usd: Estimate | None
     policy_late_frac: float | None
     policy_on_demand_frac: float | None  # share of the billed hours
@@ -78,9 +78,8 @@ def _ends(run: Run, weighed: Weighed, option: Option, trace: Trace | None) -> En
     found = on_spot(jobs, machines, GIVE_UP_TIMES * longest_h)
     usd_per_h = option.price_usd * option.num_gpus
     usd = found.billed_h * usd_per_h + option.egress_usd.value
-    late = policy_usd = on_demand = fallback = alone_usd = None
-    if config.deadline_h:
-        fallback = _fallback(weighed, option)
+    late = policy_usd = on_demand = alone_usd = None
+    fallback = _fallback(weighed, option)
     if fallback is not None and config.deadline_h:
         ends = _under_policy(jobs, option, fallback, known, config.deadline_h, trace, rng)
         fallback_usd_per_h = fallback.price_usd * fallback.num_gpus
@@ -226,6 +225,10 @@ def _told(end: Ends, trace: Trace | None, today: date) -> dict[str, Any]:
     }
     if end.done_frac is not None:
         record["done_by_deadline"] = simulated(end.done_frac, "share done by the deadline")
+    if end.fallback is not None:
+        below = 1 - option.price_usd * option.num_gpus / (end.fallback.price_usd * end.fallback.num_gpus)
+        priced = f"{option.source}; {end.fallback.source}"
+        record["discount_frac"] = figure(below, f"share below {end.fallback.seller} on demand", priced, seen, today)
     if end.fallback is not None and end.policy_usd is not None:
         record["policy"] = {
             "fallback": end.fallback.words,
