@@ -16,6 +16,7 @@ from shoestring.evaluate.judge.bias import Bias, Endpoint, padded, probe
 from shoestring.evaluate.judge.checks import Senses
 from shoestring.evaluate.judge.scoring import judge_rows
 from shoestring.evaluate.judge.verdicts import Judge
+from shoestring.files import read_whole_lines
 from shoestring.records import Completion, no_progress
 from tests.judge_server import JudgeServer, rows
 
@@ -82,13 +83,12 @@ def test_each_defect_is_named_and_nothing_else(serve, tmp_path, defect, mode, na
     assert {defect.code for defect in bias.named} == named, bias
     assert all(defect.evidence and defect.advice for defect in bias.named)
     # Every completion that the server gave is in the file with its price; none is asked for or paid twice.
-    assert server.num_billed >= len(client.answers._found)
+    kept = [line["answer"] for line in read_whole_lines(client.answers.path)]
+    assert server.num_billed >= len(kept)
     if defect not in ("slow", "dropping"):  # there a reply may be given and never arrive
-        assert server.num_billed == len(client.answers._found)
-    assert client.answers.spent_usd() == pytest.approx(
-        sum(c.num_prompt_tokens * USD_IN + c.num_completion_tokens * USD_OUT for c in client.answers._found.values())
-        / 1e6
-    )
+        assert server.num_billed == len(kept)
+    usd = sum(c["num_prompt_tokens"] * USD_IN + c["num_completion_tokens"] * USD_OUT for c in kept) / 1e6
+    assert client.answers.spent_usd() == pytest.approx(usd)
 
 
 @pytest.mark.parametrize("mode", ["rubric", "pairwise"])
@@ -131,3 +131,14 @@ def test_no_row_is_lost_and_a_second_time_costs_nothing(serve, tmp_path, defect)
     assert asked["cost_usd"] == pytest.approx(client.answers.spent_usd())
     billed = server.num_billed
     assert judged()[0] == first and server.num_billed == billed
+
+
+def test_the_bench_names_what_was_planted_in_a_small_version(tmp_path) -> None:
+    from bench.judge_bias import accused, calibration, over_http
+
+    found = over_http("self_lover", "rubric", "prefers_own", tmp_path)
+    assert found["is_named"] and found["also"] == [] and found["same_again"]
+    assert found["lost_rows"] == found["asked_twice"] == 0 and found["unaccounted_usd"] < 1e-9
+    assert accused(0.0, "rubric", 2)["accused_frac"] == 0
+    told = calibration(40)
+    assert told["standard_error"]["ppi"] < told["standard_error"]["labels"] and told["bias"]["judge"] < -0.02
