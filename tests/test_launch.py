@@ -213,6 +213,18 @@ def test_a_supervisor_that_is_killed_leaves_nothing_running_and_is_seen(tmp_path
         assert time.monotonic() < until, "the worker went on without its supervisor"
 
 
+def test_a_machine_ends_itself_once_results_are_fetched(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    code = f"printf '%s' \"$SOME_TOKEN\" && touch {tmp_path / 'over'}"
+    jobs.start(folder, job_of(folder, 0.1, at_end=code), {"SOME_TOKEN": "planted-4711"})
+    assert ended(folder)["state"] == "done" and not (tmp_path / "over").exists()  # results may still be wanted
+    (folder / "fetched").touch()
+    while jobs.is_alive(folder):
+        time.sleep(0.02)
+    assert (tmp_path / "over").exists()
+    assert json.loads((folder / "at_end.json").read_text()) == {"command": code, "exit_code": 0, "said": "***"}
+
+
 # ---- the bill -------------------------------------------------------------------------------
 
 
@@ -284,6 +296,18 @@ def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_
         time.sleep(0.02)
     client.kill()
     client.wait()
+    # Another that follows it is told how to come back.
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "launch", "taken", "--attach"],
+        stderr=subprocess.PIPE,
+        env=environment(),
+        cwd=tmp_path,
+    )
+    assert follower.stderr is not None
+    first = follower.stderr.readline()  # so it follows by now
+    follower.send_signal(signal.SIGINT)
+    said = (first + follower.communicate()[1]).decode()
+    assert follower.returncode == 5 and "goes on. To follow it again: shoestring launch taken-" in said
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
