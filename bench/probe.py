@@ -26,7 +26,7 @@ DATA = {
 KINDS = {"tickets": "extract", "banking77": "classify", "snips": "extract"}
 RUN_FILE = """
 name: {name}
-task: {{kind: {kind}, bar: 1}}
+task: {{kind: {kind}, bar: 0}}
 data: {{{data}}}
 models: {model}
 train: {{num_threads: 1, patience: 100, num_epochs: {epochs}{more}}}
