@@ -86,7 +86,7 @@ def measure(num_machines: int, rows: int) -> dict[str, Any]:
         up_s = [*zip(starts, [*kills, 1e7], strict=True)]
         expected_s = simulated_s(up_s, alone["useful_s"], restart_s)
         trace = folder / "outage.csv"
-        first_h = (restart_s + 0.4 * alone["useful_s"]) / SECONDS_PER_HOUR
+        first_h = (restart_s + 0.15 * alone["useful_s"]) / SECONDS_PER_HOUR
         trace.write_text(f"start_h,end_h\n0,{first_h:.6f}\n24,25\n")
         deadline_h = 4 * (restart_s + alone["useful_s"]) / SECONDS_PER_HOUR
         late = outcome(launched(folder, "late", rows, per_hour, deadline_h, str(trace)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -110,6 +111,13 @@ class EndpointConfig(Section):
     """Requests in flight."""
     timeout_s: float = Field(default=60, gt=0)
     """Longest wait for one answer."""
+
+    @model_validator(mode="after")
+    def _key_stands_elsewhere(self) -> EndpointConfig:
+        if self.api_key_env:
+            names_a_variable(self.api_key_env)
+        return self
+
     max_requests_per_min: int | None = Field(default=None, ge=1)
     """Requests begun in a minute, at most; evenly spaced (default: as many as num_parallel gives)."""
 
@@ -123,6 +131,15 @@ class RetrievalConfig(Section):
     """Passages in a prompt, at most; fewer where the context is short."""
     embeddings: str = ""
     """Folder of a sentence model, relative to the run file, whose ranking is fused with that of the words."""
+
+
+def names_a_variable(name: str) -> None:
+    """Raises: ValueError, which does not repeat it, for what is no name: likely the key itself."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(
+            "what is wanted is the name of an environment variable, such as OPENAI_API_KEY, and this is none; if it is "
+            "the key itself, take it out of the run file, and put it into a variable"
+        )
 
 
 class SynthConfig(Section):
@@ -201,6 +218,12 @@ class LaunchConfig(Section):
     trace_speed: float = Field(default=1.0, gt=0)
     """How many times faster than written the file of --preempt passes, to try hours in minutes."""
     managed: ManagedConfig = ManagedConfig()
+
+    @model_validator(mode="after")
+    def _names_alone(self) -> LaunchConfig:
+        for name in self.env:
+            names_a_variable(name)
+        return self
 
 
 class JudgeConfig(Section):

@@ -28,8 +28,8 @@ def variables(config: RunConfig, options: Mapping[str, Any] | None = None) -> tu
 
     options: section launch, whose `env` names more that are needed.
     """
-    teachers = [*config.decide.endpoints, *([config.synth.teacher] if config.synth.teacher else [])]
-    needed = [endpoint.api_key_env for endpoint in teachers if endpoint.api_key_env]
+    asked = [*config.decide.endpoints, *(config.judge.endpoints if config.judge else [])]
+    needed = [endpoint.api_key_env for endpoint in asked if endpoint.api_key_env]
     needed += list((options or {}).get("env", ()))
     optional = [*OF_STORES.get(urlsplit(config.train.checkpoints).scheme, ())]
     for tracker in config.train.trackers:

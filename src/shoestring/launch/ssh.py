@@ -36,7 +36,7 @@ from .ssh_host import Host, Lost, Python
 START_S = Estimate(90.0, 15.0, 900.0)  # program and libraries brought there, then loaded; a first time downloads torch
 MIN_PYTHON = (3, 11)
 FETCHED_AS = ".fetched.json"  # in the run folder: what was brought, as it was there
-BEHIND = "files"
+BEHIND, FETCHED = "files", "fetched"
 PROBE = "import json, os, sys; print(json.dumps([list(sys.version_info[:3]), os.path.expanduser('~'), sys.executable]))"
 UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 TOLD, MOST_TOLD_BYTES = (".json", ".yaml", ".html", ".md"), 64 << 20
@@ -136,6 +136,9 @@ class Ssh:
         return status_of(launch, there.ask("stop", self._folder(launch)))
 
     def fetch(self, launch: Launch, log: Log = no_log) -> None:
+        mark = Path(launch.run_folder) / "launches" / launch.id / FETCHED
+        if launch.state in ENDED and mark.is_file():
+            return  # and the host may be gone by now
         there = self._there(launch)
         if there is None:
             return
@@ -145,7 +148,9 @@ class Ssh:
         moved = {f"{work}/{BEHIND}": "", f"{work}/runs/{name}": str(local)}
         _fetch(there, f"{work}/runs/{name}", local, moved, log)
         _fetch(there, self._folder(launch), local / "launches" / launch.id, moved, log)
-        there.host.again(there.line("touch", f"{self._folder(launch)}/fetched"))
+        if launch.state in ENDED:
+            there.host.again(there.line("touch", f"{self._folder(launch)}/{FETCHED}"))
+            mark.touch()
 
     def billing(self) -> list[Billing]:
         mine = [launch for launch in registered() if launch.backend == self.name]

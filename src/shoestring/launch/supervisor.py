@@ -113,6 +113,7 @@ class Supervisor:
         self.span: int | None = None
         self.kills, self.progress = 0, self._progress()
         self.is_terminated = False
+        self.policy = self._policy()
         self.before_s = self.useful_s()  # of earlier launches and runs in this folder
 
     # ---- time, money, progress ----
@@ -181,7 +182,7 @@ class Supervisor:
         self.session_s = self.t_s
         self._event("started", place=place)
         self.worker = Worker(self.job, self.folder)
-        self.beat("running", "" if self.job.on_demand_usd_per_hour is None else f"on {place.replace('_', '-')}")
+        self.beat("running", f"on {place.replace('_', ' ')}" if self.policy else "")
 
     def _close(self, how: str) -> None:
         """The session is over: enter what it cost."""
@@ -259,6 +260,14 @@ class Supervisor:
         t_s = self.t_s
         spans = self.job.available_s or ((0.0, math.inf),)
         return next((number for number, (start, end) in enumerate(spans) if start <= t_s < end), None)
+
+    def _policy(self) -> Learning | None:
+        """What decides where to be; None where there is nothing to decide: no deadline, or spot alone."""
+        job = self.job
+        if not job.on_demand_usd_per_hour or not job.deadline_s or not job.work_s:
+            return None
+        margin_h = (TICK_S + SAVE_S) / SECONDS_PER_HOUR
+        return Learning(SpotPolicy(margin_h, spot_price_frac=job.price_usd_per_hour / job.on_demand_usd_per_hour))
 
     def _place(self, is_there: bool) -> None:
         """Go where the policy says; without one, where there is a machine."""
