@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,13 @@ def ended(job: Job, deadline_h: float, flags: Flags, price_frac: float | None) -
 
 
 def policy_cell(
-    family: Family, work_h: float, restart_h: float, times: float, num: int, seed: int
+    family: Family,
+    work_h: float,
+    restart_h: float,
+    times: float,
+    num: int,
+    seed: int,
+    prices: Sequence[float] = PRICES,
 ) -> list[dict[str, Any]]:
     """One family, size of work and deadline, under each price: cost over the optimum's, and missed deadlines."""
     num_steps = round(times * work_h / STEP_H)
@@ -152,7 +159,7 @@ def policy_cell(
     flags = [family.trace(rng, deadline_h).available(STEP_H, num_steps) for _ in range(num)]
     published = [ended(job, deadline_h, one, None) for one in flags]
     found = []
-    for price in PRICES:
+    for price in prices:
         ends = [ended(job, deadline_h, one, price) for one in flags]
         best = optimum_usd(job, flags, STEP_H, price, 1.0)
         cost, cost_published = (np.array([end.usd(price, 1.0) for end in each]) for each in (ends, published))
@@ -187,6 +194,22 @@ def policy(is_quick: bool) -> list[dict[str, Any]]:
     return found
 
 
+def unseen(is_quick: bool) -> list[dict[str, Any]]:
+    """Settings drawn at random, none of which the policy's one constant was chosen by."""
+    rng, found = np.random.default_rng(2026), []
+    for number in range(4 if is_quick else 150):
+        up_h, down_h, long_h = (float(np.exp(rng.uniform(*np.log(ends)))) for ends in ((0.3, 30), (0.1, 15), (5, 40)))
+        up, down = weibull(up_h, float(rng.uniform(0.5, 2))), weibull(down_h, float(rng.uniform(0.5, 2)))
+        if rng.random() < 0.5:
+            down = mixed(down, exponential(long_h), float(rng.uniform(0.02, 0.2)))
+        work_h = round(float(np.exp(rng.uniform(*np.log((2, 30))))) / STEP_H) * STEP_H
+        restart_h, times, price = (float(rng.uniform(*ends)) for ends in ((2 / 60, 0.5), (1.1, 4), (0.25, 0.8)))
+        family = Family(f"drawn {number}", up, down)
+        times = max(times, 1 + (2 * STEP_H + restart_h) / work_h)  # time for a start on demand
+        found += policy_cell(family, work_h, restart_h, times, 4 if is_quick else 20, 5000 + number, (price,))
+    return found
+
+
 def means(cells: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
     """Mean cost over the optimum by each value of a key, ours and as published."""
     told = {}
@@ -205,17 +228,24 @@ def means(cells: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
 
 def measure(is_quick: bool) -> dict[str, Any]:
     """Everything."""
-    hours, cells = formula(is_quick), policy(is_quick)
+    hours, cells, drawn = formula(is_quick), policy(is_quick), unseen(is_quick)
     over = [cell["over_optimum_frac"] for cell in cells]
     return {
         "max_relative_error_vs_monte_carlo": max(abs(cell["relative_error"]) for cell in hours),
-        "missed_deadlines": sum(cell["missed"] for cell in cells),
+        "missed_deadlines": sum(cell["missed"] for cell in (*cells, *drawn)),
         "mean_cost_over_optimum_frac": round(float(np.mean(over)), 4),
         "mean_cost_over_optimum_as_published_frac": round(
             float(np.mean([cell["over_optimum_as_published_frac"] for cell in cells])), 4
         ),
         "num_traces": sum(cell["num"] for cell in cells) // len(PRICES),
         "by": {key: means(cells, key) for key in ("family", "deadline_over_work", "spot_price_frac", "work_h")},
+        "unseen": {
+            "num_settings": len(drawn),
+            "num_traces": sum(cell["num"] for cell in drawn),
+            "missed": sum(cell["missed"] for cell in drawn),
+            "mean": means(drawn, "num"),
+            "worst": max(drawn, key=lambda cell: cell["over_optimum_frac"]),
+        },
         "worst": sorted(cells, key=lambda cell: -cell["over_optimum_frac"])[:8],
         "share_within_15_percent": round(float(np.mean(np.array(over) <= 0.15)), 3),
         "formula": {"num_cells": len(hours), "cells": hours},

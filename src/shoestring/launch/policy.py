@@ -18,7 +18,7 @@ from ..plan.spot import Where as Where
 from ..records import Estimate
 
 # How far above its expected share spot is hoped to be there: on demand can also be taken later, when more is known.
-# Chosen on generated traces of other seeds than bench/spot.py reports.
+# Chosen on bench/spot.py's families with other seeds; it also reports settings that it was not chosen by.
 HOPE = 4 / 3
 
 
