@@ -12,7 +12,7 @@ from shoestring.data.language import language
 from shoestring.data.safety import refusal
 from shoestring.errors import BadInput
 from shoestring.evaluate.judge.bias import sign_test
-from shoestring.evaluate.judge.calibrate import agreement, between, calibrated
+from shoestring.evaluate.judge.calibrate import agreement, between, calibrated, ends
 from shoestring.evaluate.judge.checks import Senses, check
 from shoestring.evaluate.judge.length import length_controlled
 from shoestring.evaluate.judge.panel import ask, majority
@@ -255,6 +255,13 @@ def test_a_judge_that_errs_alike_is_corrected_by_hand() -> None:
     found = calibrated(human, human, np.array([1.0] * 300 + [0.0] * 100))
     assert 0.8 < found.tuning <= 1 and found.score.value == pytest.approx(0.5 + found.tuning * 0.25)
     assert found.labels_worth > 3
+
+
+def test_a_stricter_level_reaches_lower_as_the_ladder_asks() -> None:
+    human = np.array([1.0] * 30 + [0.0] * 10)
+    found = calibrated(human, human, np.array([1.0] * 200 + [0.0] * 60))
+    lows = [ends(found.score.value, found.variance, 40, level)[0] for level in (0.05, 0.02, 0.01)]
+    assert lows[0] == found.score.low > lows[1] > lows[2] > 0.5
 
 
 def test_fewer_than_thirty_labels_are_refused() -> None:

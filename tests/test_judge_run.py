@@ -11,6 +11,7 @@ import pytest
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, EndpointError
 from shoestring.evaluate.judge.labels import ORDERS, answers_print, criteria_print, human_scores, read_labels
 from shoestring.files import read_json, read_jsonl, write_jsonl
+from shoestring.ladder import held_to_ladder
 from shoestring.messages import example_from_json
 from shoestring.recipe import Run
 from shoestring.records import arm_from_json
@@ -190,8 +191,10 @@ def test_labels_calibrate_the_record_and_nothing_is_judged_again(copied, server)
     baseline, labelled = arms(copied)
     told = labelled.details["judge"]
     assert told["is_calibrated"] and told["num_labels"] == 36 and told["uncalibrated"]["value"] == tuned.score.value
-    assert labelled.score.value > 0.9 and labelled.interval == "power-tuned PPI, 36 labels"
+    assert labelled.score.value > 0.9 and labelled.interval == "label-calibrated"
     assert baseline.details["judge"]["num_labels"] == 0
+    held = held_to_ladder(labelled, 5)
+    assert held.ladder_low is not None and tuned.score.high < held.ladder_low < labelled.score.low
     assert [r.output for r in labelled.rows] == [r.output for r in tuned.rows] and generated
     assert len(server.requests) == before and "not calibrated" not in verdict.reason
     # Labels of other answers of the same arm do not count, and that is told.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -96,6 +97,21 @@ def test_pairs_come_in_both_orders_apart_and_count_when_both_agree(tmp_path) -> 
         pairs.say(item, "AB"[own])  # always the arm's answer, wherever it stands
     assert pairs.num_rows == 10
     assert set(human_scores(arm(), read_labels(tmp_path / "labels.jsonl"), config(mode="pairwise")).values()) == {1.0}
+
+
+def test_equal_texts_are_a_tie_without_asking_and_stay_in_the_sample(tmp_path) -> None:
+    same = arm()
+    rows = tuple(dataclasses.replace(r, output=r.expected) if i % 2 else r for i, r in enumerate(same.rows))
+    equal = dataclasses.replace(same, rows=rows)
+    pairs = Labelling([equal], EXAMPLES, config(mode="pairwise"), tmp_path / "labels.jsonl", seed=0)
+    while (item := pairs.next()) is not None and pairs.num_rows < 30:
+        assert item.answers[0] != item.answers[1]
+        pairs.say(item, "A")
+    assert pairs.num_rows >= 30
+    scores = human_scores(equal, read_labels(tmp_path / "labels.jsonl"), config(mode="pairwise"))
+    assert set(scores.values()) == {0.5} and len(scores) >= 30
+    taken_back = pairs.undo()
+    assert taken_back.answers[0] != taken_back.answers[1]
 
 
 def test_labels_of_other_criteria_are_not_mixed(tmp_path) -> None:

@@ -13,6 +13,8 @@ from .config import RunConfig, TaskConfig
 from .decide.curve import Forecast
 from .decide.verdict import verdict
 from .embedded import family
+from .evaluate.judge.labels import low_at
+from .evaluate.judge.scoring import METRIC
 from .evaluate.statistics import score_interval
 from .records import ArmScore, RungPlan, Verdict
 
@@ -140,6 +142,8 @@ def held_to_ladder(arm: ArmScore, num_rungs: int) -> ArmScore:
     level = rung_level(num_rungs)
     if level >= ALONE or not arm.rows:
         return arm
+    if arm.metric == METRIC:
+        return replace(arm, ladder_low=low_at(arm, 2 * level))
     return replace(arm, ladder_low=score_interval(arm.metric, arm.rows, level=2 * level)[0].low)
 
 

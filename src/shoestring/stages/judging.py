@@ -234,7 +234,7 @@ def _labelled(run: Run, arm: ArmScore) -> ArmScore:
 def recalibrate(run: Run) -> list[ArmScore]:
     """Judged arms of the records, calibrated by the labels there are now; a record that changes is written anew.
 
-    Its fingerprint stays: nothing is generated or judged again.
+    Its fingerprint stays: nothing is generated or judged again; a verdict over such an arm is taken anew.
     """
     if run.config.judge is None:
         return []
@@ -254,6 +254,8 @@ def recalibrate(run: Run) -> list[ArmScore]:
         if as_json != held:
             key = {"arms": as_json} if "arms" in record["result"] else {"arm": as_json[0]}
             run.run_folder.finish(name, record["fingerprint"], {**record["result"], **key}, record["wall_s"])
+            if name != JUDGED:
+                run.run_folder.retract("ladder.json")  # the verdict was taken by other scores
     return arms
 
 

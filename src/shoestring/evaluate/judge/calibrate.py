@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import BadInput
 from ...records import Estimate
+from ..resample import LEVEL
 from ..statistics import wilson
 
 MIN_LABELS = 30
@@ -24,6 +25,7 @@ class Calibrated:
     num_labels: int
     num_rows: int
     labels_worth: float  # labels that would have been needed without the judge, over those given
+    variance: float  # of the score
 
 
 def calibrated(
@@ -53,8 +55,8 @@ def calibrated(
     variance *= design_effect
     theta = min(1.0, max(0.0, theta))
     labels_worth = var_human * design_effect / num_labels / variance
-    low, high = _ends(theta, variance, num_labels)
-    return Calibrated(Estimate(theta, low, high), tuning, num_labels, num_labels + num_others, labels_worth)
+    low, high = ends(theta, variance, num_labels)
+    return Calibrated(Estimate(theta, low, high), tuning, num_labels, num_labels + num_others, labels_worth, variance)
 
 
 def _spreads(human_L: np.ndarray, judged_L: np.ndarray, judged_U: np.ndarray) -> tuple[float, float, float, float]:
@@ -77,10 +79,11 @@ def _spreads(human_L: np.ndarray, judged_L: np.ndarray, judged_U: np.ndarray) ->
     )
 
 
-def _ends(theta: float, variance: float, num_labels: int) -> tuple[float, float]:
+def ends(theta: float, variance: float, num_labels: int, level: float = LEVEL) -> tuple[float, float]:
+    """Ends of the interval of a calibrated score that misses with chance level."""
     from scipy.stats import t
 
-    quantile = float(t.ppf(0.975, num_labels - 1))
+    quantile = float(t.ppf(1 - level / 2, num_labels - 1))
     rate = (theta * num_labels + 2 * PSEUDO_WEIGHT) / (num_labels + 4 * PSEUDO_WEIGHT)  # never 0 or 1
     size, z2 = rate * (1 - rate) / variance, quantile**2
     centre = (theta + z2 / (2 * size)) / (1 + z2 / size)

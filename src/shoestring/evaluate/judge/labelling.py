@@ -49,7 +49,7 @@ class Labelling:
         keys = {self._key(item): item for item in self.items}
         mine = [la for la in current(read_labels(path)).values() if la.criteria_print == self._asked]
         self._said = {k: la.said for la in mine if (k := (la.answers_print, la.row, la.order)) in keys}
-        self._history = [keys[k] for k in self._said]
+        self._history = [keys[k] for k in self._said if not _is_same(keys[k])]
 
     def _items(self, arms: Sequence[ArmScore], examples: Mapping[str, Example], seed: int) -> list[Item]:
         draw = random.Random(f"{seed} {[answers_print(arm) for arm in arms]}")
@@ -85,8 +85,14 @@ class Labelling:
         return item.answers_print, item.row, item.order
 
     def next(self) -> Item | None:
-        """The first item without a label, None at the end."""
-        return next((item for item in self.items if self._key(item) not in self._said), None)
+        """The first item without a label, None at the end. A pair of equal texts is a tie, and nobody is asked."""
+        for item in self.items:
+            if self._key(item) in self._said:
+                continue
+            if not _is_same(item):
+                return item
+            self._keep(item, TIE)
+        return None
 
     @property
     def num_rows(self) -> int:
@@ -113,9 +119,12 @@ class Labelling:
         elif said != SKIPPED:
             assert isinstance(said, list) and len(said) == len(self.criteria), said
             assert all(isinstance(value, bool) for value in said), said
+        self._keep(item, said)
+        self._history.append(item)
+
+    def _keep(self, item: Item, said: Any) -> None:
         self._append(item, said)
         self._said[self._key(item)] = said
-        self._history.append(item)
 
     def undo(self) -> Item | None:
         """Take the last label back; its item comes next again. None where there is nothing to take back."""
@@ -148,3 +157,7 @@ class Labelling:
                 os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+
+def _is_same(item: Item) -> bool:
+    return len(item.answers) == 2 and item.answers[0].split() == item.answers[1].split()

@@ -19,8 +19,8 @@ import numpy as np
 from ...config import JudgeConfig
 from ...files import read_whole_lines
 from ...records import ArmScore, FarScore, RowScore, to_json
-from ..statistics import clusters_of
-from .calibrate import MIN_LABELS, Calibrated, agreement, calibrated
+from ..statistics import clusters_of, score_interval
+from .calibrate import MIN_LABELS, Calibrated, agreement, calibrated, ends
 from .scoring import METRIC, criteria_of, in_both_orders, judged_interval, rubric_score
 from .verdicts import POINTS, WIN
 
@@ -124,10 +124,18 @@ def with_labels(
         agreement=_agreement(arm.rows, human, config),
         calibration=to_json(found),
     )
-    score, interval = (found.score, f"power-tuned PPI, {len(human)} labels") if found else (plain, plain_interval)
+    score, interval = (found.score, "label-calibrated") if found else (plain, plain_interval)
     metrics = {**arm.metrics, METRIC: score.value}
     fresh = replace(arm, score=score, interval=interval, metrics=metrics, details={**arm.details, METRIC: details})
     return fresh if near_ids is None else replace(fresh, far=_far(fresh, is_open, human, near_ids, seed))
+
+
+def low_at(arm: ArmScore, level: float) -> float:
+    """Lower end of a judged arm's interval at a level: of the labels and the judge, or of the judge alone."""
+    found = arm.details[METRIC]["calibration"]
+    if found is None:
+        return score_interval(METRIC, arm.rows, level=level)[0].low
+    return ends(found["score"]["value"], found["variance"], found["num_labels"], level)[0]
 
 
 def _far(
