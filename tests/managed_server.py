@@ -56,7 +56,10 @@ class File:
 
 @dataclass
 class Fault:
-    """What happens at a path, so many times. kind: status, drop (unheard), lose (done, unanswered), html, cut."""
+    """What happens at a path, so many times.
+
+    kind: status, drop (unheard), lose (done, unanswered), hang (done, and silent until the client gives up), html, cut.
+    """
 
     method: str
     path: str  # a regular expression
@@ -81,6 +84,7 @@ class ManagedServer(LoopbackServer):
         self.fails = False
         self.refuses_file = ""
         self.weights = weights or {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 40}
+        self.packed = b""  # an archive as it is, in place of one made of weights
         self.list_lags = 0  # so many listings do not show the newest job yet
         self.lock = threading.Lock()
         server = self
@@ -129,8 +133,11 @@ class ManagedServer(LoopbackServer):
             if fault and fault.kind == "html":
                 return http.answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
             answer = self.answer(method, path, parse_qs(parts.query), body, http.headers)
-            if fault and fault.kind == "lose":
-                return _hang_up(http)
+        if fault and fault.kind == "hang":
+            http.rfile.read(1)  # returns when the client gives up
+            return _hang_up(http)
+        if fault and fault.kind == "lose":
+            return _hang_up(http)
         if isinstance(answer, bytes):
             return self.send_bytes(http, answer, fault.num_bytes if fault else None)
         if isinstance(answer, tuple):
@@ -161,7 +168,9 @@ class ManagedServer(LoopbackServer):
     # ---- what they share
 
     def tokens_of(self, file_id: str) -> int:
-        turns = [turn for line in self.files[file_id].content.splitlines() for turn in json.loads(line)["messages"]]
+        rows = [json.loads(line) for line in self.files[file_id].content.splitlines()]
+        said = [r.get("messages") or [*r["input"]["messages"], *r["preferred_output"]] for r in rows]
+        turns = [turn for row in said for turn in row]
         return sum(len(turn["content"]) // 4 + 5 for turn in turns)
 
     def advance(self, job: Job) -> Job:
@@ -192,6 +201,8 @@ class ManagedServer(LoopbackServer):
         return found
 
     def archive(self) -> bytes:
+        if self.packed:
+            return self.packed
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
             for name, content in self.weights.items():

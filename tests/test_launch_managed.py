@@ -21,10 +21,13 @@ from shoestring.config import parse_run_file
 from shoestring.data.store import write_curated
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, DataError, LaunchError, MissingDependency
 from shoestring.launch.backend import Order
+from shoestring.launch.managed import client
 from shoestring.launch.managed.backend import PYTHON_ENV, Managed, python_of
 from shoestring.launch.managed.data import faults_of, row_of, write_rows
+from shoestring.launch.managed.flow import Flow
 from shoestring.launch.managed.journal import tag_of
 from shoestring.launch.managed.vendors import VENDORS as VENDOR
+from shoestring.launch.managed.wanted import address_of
 from shoestring.launch.records import Launch
 from shoestring.market.managed import TERMS
 from shoestring.messages import Example, Message
@@ -255,6 +258,37 @@ def test_a_dropped_connection_orders_once(place: Place, kind: str) -> None:
 
 
 @each_vendor
+def test_a_slow_server_orders_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the order and says nothing until the client gives up."""
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.5)
+    place.server.fault("POST", CREATE[place.vendor], "hang")
+    place.start()
+    assert len(place.server.creates) == 1 and any("answer to the order was lost" in line for line in place.lines)
+
+
+@each_vendor
+def test_a_dropped_upload_is_sent_again(place: Place) -> None:
+    """The first request of the upload is dropped, then the one that carries the bytes."""
+    place.server.fault("POST", "/v1/files$|datasets$", "drop")
+    place.server.fault("PUT", "/put/", "drop")
+    place.server.fault("POST", ":upload$", "drop")
+    place.start()
+    whole = [file for file in place.server.files.values() if file.content]
+    assert len(whole) == 1 and len(place.server.creates) == 1
+
+
+@each_vendor
+def test_following_goes_on_through_trouble(place: Place) -> None:
+    """Slow down, a server error and a dropped connection while the job is followed; states are told."""
+    place.start()
+    for kind, more in (("status", {"status": 429}), ("status", {"status": 502}), ("drop", {})):
+        place.server.fault("GET", f".*{place.job.id}$", kind, **more)
+    lines = list(place.managed.logs(place.launch, follow=True))
+    assert lines[-1].endswith(place.server.state(place.job)) and place.managed.status(place.launch).state == "done"
+    assert place.vendor == "fireworks" or any("step 1 of" in line for line in lines)  # which has no events
+
+
+@each_vendor
 def test_a_server_error_after_the_order_orders_once(place: Place) -> None:
     place.server.fault("POST", CREATE[place.vendor], "lose")
     place.server.fault("POST", CREATE[place.vendor], "status", status=503)
@@ -314,6 +348,25 @@ def test_a_refused_file_orders_nothing(place: Place) -> None:
     place.server.refuses_file = ""
     place.start()
     assert len(place.server.creates) == 1
+
+
+@each_vendor
+def test_an_order_that_may_be_there_is_not_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it ordered; then without a key, then with rows that would be refused: it is found all the same."""
+    monkeypatch.setattr(Flow, "_is_ours", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        place.start()
+    monkeypatch.undo()
+    with monkeypatch.context() as bare:
+        for name in KEYS:
+            bare.delenv(name, raising=False)
+        with pytest.raises(LaunchError, match="The job may be ordered already"):
+            place.start()
+    for name, value in {**KEYS, "FIREWORKS_ACCOUNT_ID": "acct"}.items():
+        monkeypatch.setenv(name, value)
+    write_curated(curated(rows(1)), place.run_folder / "data")
+    place.start()
+    assert len(place.server.creates) == 1 and place.follow().state == "done"
 
 
 KILLED = """
@@ -378,6 +431,39 @@ def test_an_interrupted_download_goes_on_where_it_stopped(place: Place) -> None:
     assert (folder / "adapter_model.safetensors").read_bytes() == place.server.weights["adapter_model.safetensors"]
 
 
+ZSTD = """
+import io, sys, tarfile, zstandard
+data = io.BytesIO()
+with tarfile.open(fileobj=data, mode="w") as tar:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        member = tarfile.TarInfo(name)
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"bytes"))
+    member = tarfile.TarInfo("../outside")
+    member.size = 5
+    if len(sys.argv) > 1:
+        tar.addfile(member, io.BytesIO(b"bytes"))
+sys.stdout.buffer.write(zstandard.ZstdCompressor().compress(data.getvalue()))
+"""
+
+
+@pytest.mark.parametrize("vendor", [needs_sdk("together")])
+@pytest.mark.parametrize("is_evil", [False, True])
+def test_zstandard_archives_are_unpacked_and_stay_inside(place: Place, is_evil: bool) -> None:
+    command = [python_of({}) or sys.executable, "-c", ZSTD, *(["evil"] if is_evil else [])]
+    place.server.packed = subprocess.run(command, capture_output=True, check=True).stdout
+    place.start()
+    place.follow()
+    if is_evil:
+        with pytest.raises(LaunchError, match="outside"):
+            place.managed.fetch(place.launch)
+        assert not list(place.folder.rglob("outside"))
+    else:
+        place.managed.fetch(place.launch)
+        (weights,) = place.run_folder.glob("managed/*/result/adapter/adapter_model.safetensors")
+        assert weights.read_bytes() == b"bytes"
+
+
 @pytest.mark.parametrize("vendor", [needs_sdk("fireworks")])
 def test_what_is_no_adapter_is_not_taken_for_one(place: Place) -> None:
     place.server.weights = {"readme.txt": b"sorry"}
@@ -396,6 +482,53 @@ def test_a_job_above_the_budget_is_not_ordered(place: Place) -> None:
     with pytest.raises(BudgetStopped, match=r"budget is .*Nothing was started"):
         place.start()
     assert not place.server.creates
+
+
+@pytest.mark.parametrize("vendor", [needs_sdk("fireworks")])
+def test_a_refused_launch_is_over_and_another_may_follow(place: Place) -> None:
+    place.launch = dataclasses.replace(place.launch, budget_usd=0.0001)
+    with pytest.raises(BudgetStopped):
+        place.start()
+    status = place.managed.status(place.launch)
+    assert status.state == "failed" and "nothing was ordered" in status.note and status.cost_usd == 0
+    place.launch = dataclasses.replace(place.launch, id="tuned-2", budget_usd=1.0)
+    place.start()
+    assert len(place.server.creates) == 1 and place.server.count("POST", ".*:upload") == 1
+
+
+@pytest.mark.parametrize("vendor", [needs_sdk("fireworks")])
+def test_stopped_before_the_order_nothing_is_ordered_later(place: Place) -> None:
+    assert place.managed.status(place.launch).state == "pending"
+    assert place.managed.stop(place.launch).state == "stopped"
+    with pytest.raises(BadInput, match="was stopped before the job was ordered"):
+        place.start()
+    assert not place.server.requests
+
+
+@pytest.mark.parametrize("vendor", [needs_sdk("together"), needs_sdk("openai")])
+def test_pairs_are_trained_on_by_preference(vendor: str, tmp_path: Path, keys: dict[str, str]) -> None:
+    pairs = tuple(dataclasses.replace(row, rejected=(Message("assistant", "sales"),)) for row in rows())
+    place = Place(vendor, tmp_path, RUN_FILE.replace("train: {", "train: {objective: dpo, dpo_beta: 0.2, "), pairs)
+    place.start()
+    (order,) = place.server.creates
+    method = order["body"]["training_method" if vendor == "together" else "method"]
+    told = method if vendor == "together" else method["dpo"]["hyperparameters"]
+    assert method["method" if vendor == "together" else "type"] == "dpo"
+    assert told["dpo_beta" if vendor == "together" else "beta"] == 0.2
+    (file,) = place.server.files.values()
+    assert json.loads(file.content.splitlines()[0])["non_preferred_output"][0]["content"] == "sales"
+    place.server.close()
+
+
+@pytest.mark.parametrize("vendor", [needs_sdk("together")])
+def test_dev_rows_are_sent_only_when_asked_for(place: Place) -> None:
+    write_curated(curated(rows(), rows(3)), place.run_folder / "data")
+    options = {"managed": {**place.launch.options["managed"], "send_dev_rows": True}}
+    place.launch = dataclasses.replace(place.launch, options=options)
+    place.start()
+    (order,) = place.server.creates
+    assert len(place.server.files) == 2 and order["body"]["validation_file"] == "file-2"
+    assert order["body"]["n_evals"] == 6
 
 
 @pytest.mark.parametrize("vendor", [needs_sdk("nebius")])
@@ -464,6 +597,15 @@ def test_a_quote_asks_nobody(tmp_path: Path) -> None:
     assert quote.basis == "job" and expense.predicted_usd is not None and expense.predicted_usd.value > 0
     assert '"epochs": 2' in quote.shown and not place.server.requests
     place.server.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://me:secret@x", "not an address", "https://me:secret@host/v1", "https://host/v1?key=1"]
+)
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        address_of(VENDOR["openai-compatible"], address, {})
+    assert "secret" not in str(raised.value)
 
 
 # ---- rows -----------------------------------------------------------------------------------

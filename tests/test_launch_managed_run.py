@@ -82,10 +82,9 @@ def told(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_launch_follows_bills_brings_and_the_run_scores_it(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
-    assert case.shoestring("plan", str(case.run_file)) == 0
-    capfd.readouterr()
     assert case.shoestring("launch", str(case.run_file), "--json") == 0
-    status = told(capfd)["status"]
+    said = capfd.readouterr()
+    status = json.loads(said.out)["status"]
     (job,) = case.server.jobs.values()
     cost_usd = job.num_tokens * DOLLARS_PER_MILLION / 1e6
     assert status["state"] == "done" and status["cost_usd"] == pytest.approx(cost_usd, abs=1e-9)
@@ -102,6 +101,10 @@ def test_launch_follows_bills_brings_and_the_run_scores_it(case: Case, capfd: py
     assert arm["num_rows"] > 0 and arm["cost_usd"] >= cost_usd
     entries = [e for e in read_jsonl(case.run_folder / "ledger.jsonl") if e["item"].endswith("/train")]
     assert [(e["predicted"], "basis" in e) for e in entries] == [(None, False)]  # no later plan learns from it
+    for key in KEYS.values():
+        assert key not in said.out + said.err
+        for path in case.folder.rglob("*"):
+            assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
 KILLED = """
@@ -111,24 +114,23 @@ from shoestring.cli.main import run
 
 once = Client.once
 
-def die_at_the_order(self, op, *rest, **args):
-    if op == "create":
-        try:
-            once(self, op, *rest, **args)  # it is carried out, and this process never hears of it
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return once(self, op, *rest, **args)
+def die(self, op, *rest, **args):
+    answer = once(self, op, *rest, **args)  # it is carried out, and this process never hears of it
+    if op == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer
 
-Client.once = die_at_the_order
+Client.once = die
 import shoestring.launch.managed.flow as flow
 flow.FILE_WAIT_S = 0.0
-run(sys.argv[1:])
+run(sys.argv[2:])
 """
 
 
-def test_killed_while_it_orders_it_is_found_attached_and_stopped(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+def test_killed_while_it_orders_it_is_found_and_attached(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    """`shoestring launch`, killed once the service has carried the order out."""
     assert case.shoestring("plan", str(case.run_file)) == 0
-    command = [sys.executable, "-c", KILLED, "launch", str(case.run_file), "--runs-dir", str(case.folder)]
+    command = [sys.executable, "-c", KILLED, "create", "launch", str(case.run_file), "--runs-dir", str(case.folder)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     assert done.returncode == -signal.SIGKILL, done.stderr
     capfd.readouterr()
@@ -136,8 +138,10 @@ def test_killed_while_it_orders_it_is_found_attached_and_stopped(case: Case, cap
     assert told(capfd)["launches"][0]["state"] in ("pending", "running")
     assert case.shoestring("launch", str(case.run_file)) == 2  # nothing is paid twice
     capfd.readouterr()
-    assert case.shoestring("launch", str(case.run_file), "--stop", "--json") == 0
-    assert told(capfd)["status"]["state"] == "stopped" and len(case.server.creates) == 1
+    assert case.shoestring("launch", str(case.run_file), "--attach", "--json") == 0
+    assert told(capfd)["status"]["state"] == "done"
+    assert len(case.server.creates) == 1 and len(case.server.files) == 1
+    assert list(case.run_folder.glob("managed/*/result/adapter/adapter_model.safetensors"))
 
 
 def test_an_adapter_of_another_base_is_refused(case: Case) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadInput, BudgetStopped, Interrupted, LaunchError, ModelError, ShoestringError
 from ..launch import register
-from ..launch.backend import BACKENDS, Backend, Order, backend, parse_place
+from ..launch.backend import Backend, Order, backend, parse_place
 from ..launch.needs import variables
 from ..launch.records import ENDED, Expense, Launch, Quote, Status
 from ..launch.watch import keep as keep_seen
@@ -47,8 +47,8 @@ def command(
     chosen = backend(place)
     if mode != "dry-run":
         _refuse_second(run.folder)
-    if BACKENDS[place].startswith("managed.") and not (run.folder / "curate.json").is_file():
-        execute(run, "curate")  # what is sent are curated rows
+    if getattr(chosen, "needs_rows", False):  # curated and planned here, and sent
+        execute(run, "plan")
     order = _order(run, place, where, preempt)
     quote = chosen.quote(order)
     if mode == "dry-run":

@@ -44,6 +44,7 @@ class Managed:
     """One vendor. start may be called again after a kill: it goes on, and orders one job."""
 
     can_start_again = True
+    needs_rows = True
 
     def __init__(self, name: str, pause: Callable[[float], None] = time.sleep) -> None:
         self.vendor, self.pause = vendor_of(name), pause
@@ -82,17 +83,18 @@ class Managed:
 
     def start(self, launch: Launch, log: Log = no_log, progress: Progress = no_progress) -> dict[str, Any]:
         """Check, upload, estimate, order; goes on where an earlier call stopped. Raises: what a step refuses."""
-        require_key(self.vendor)
-        config, journal = self._config(launch), self._journal(launch)
+        journal = self._journal(launch)
         if journal.get("is_stopped"):
-            raise LaunchError(f"launch {launch.id} was stopped before the job was ordered; launch it anew")
-        client = self._client(launch)
+            raise BadInput(f"launch {launch.id} was stopped before the job was ordered; launch it anew")
         try:
-            job_id = Flow(launch, config, self.vendor, client, journal, log, progress).begin()
+            require_key(self.vendor)
+            flow = Flow(launch, self._config(launch), self.vendor, self._client(launch), journal, log, progress)
+            job_id = flow.begin()
         except (BadInput, BudgetStopped) as error:
             if not journal["intents"]:
                 journal.write(refused=without_secrets(str(error)))
-            raise
+                raise
+            raise LaunchError(f"{error}. The job may be ordered already: put that right, and go on with it") from error
         return {"vendor": self.vendor.name, "job_id": job_id, "tag": journal["tag"], "base_url": journal["base_url"]}
 
     def status(self, launch: Launch) -> Status:
@@ -122,8 +124,8 @@ class Managed:
         return self._status(journal, job)
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
-        """The job's events, and what the start did; under follow until it ends."""
-        told = 0
+        """The job's events and the states it goes through; under follow until it ends."""
+        told, last = 0, ""
         while True:
             journal = self._journal(launch)
             if not journal.get("job_id"):
@@ -133,6 +135,10 @@ class Managed:
             lines = event_lines(client.ask("events", job_id=journal["job_id"]))
             yield from lines[told:]
             told = max(told, len(lines))
+            line = self._words(job)
+            if line != last:
+                yield line
+            last = line
             if not follow or job.state in records.ENDED:
                 return
             self.pause(POLL_S)
@@ -232,16 +238,17 @@ class Managed:
         raise AssertionError("the last attempt returns or raises")
 
     def _status(self, journal: Journal, job: Seen) -> Status:
-        notes = [f"{self.vendor.name} job {job.id}: {job.said}"]
-        if job.done_frac is not None and job.state == "running":
-            notes.append(f"{job.done_frac:.0%}")
-        if job.reason:
-            notes.append(job.reason)
+        notes = [self._words(job)]
         if job.state in records.ENDED and job.usd is None:
             notes.append(TELL_NO_COST)
         if job.state in records.ENDED and not journal.get("is_single"):
             journal.write(is_single=True)
         return Status(job.state, since=job.created_at, note="; ".join(notes), bill=self._bill(journal, job.usd))
+
+    def _words(self, job: Seen) -> str:
+        """State, progress and reason in one line."""
+        done = f" {job.done_frac:.0%}" if job.done_frac is not None and job.state == "running" else ""
+        return f"{self.vendor.name} job {job.id}: {job.said}{done}{f': {job.reason}' if job.reason else ''}"
 
     def _bill(self, journal: Journal, actual_usd: float | None = None) -> tuple[Expense, ...]:
         spread = journal.get("predicted_usd")

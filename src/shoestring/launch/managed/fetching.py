@@ -73,7 +73,8 @@ def fetch(
     journal.write(fetched=now())
     if files:
         log(f"{vendor.name}: {len(files)} files of job {seen.id} are in {folder / kind}")
-        log(f"score it where {base_of(config)} is at hand: shoestring run {launch.run_file}")
+        here = f"shoestring run {launch.run_file}, where {base_of(config)} is at hand"
+        log(f"to score it: {here}" if kind == "adapter" else f"to score it: name {folder / kind} in models:")
     if seen.tuned_model:
         served = " only serves it" if not files else " can serve it too"
         log(f"{vendor.name}{served}; to score it as an endpoint, put into the run file:\n{endpoint_yaml(vendor, seen)}")

@@ -66,6 +66,12 @@ class Flow:
     def begin(self) -> str:
         """The job's id; started if it is not. Raises: what a step refuses, with nothing started."""
         with self.journal.locked():
+            if self.journal["intents"] and not self.journal.get(
+                "job_id"
+            ):  # whatever was changed since: it may be there
+                found = self.find()
+                if found is not None:
+                    self._is_ours(found, "found again")
             if not self.journal.get("job_id"):
                 wanted, training, validation = self.rows()
                 self.upload("training", training)
@@ -166,13 +172,14 @@ class Flow:
         request = request_of(self.vendor, wanted, self.journal["tag"], files["training"], files.get("validation"))
         given = choices(self.launch.options).get("usd_per_million_train_tokens")
         low = value = high = None
-        source, rate = "", given
+        source, rate, why = "", given, ""
         if self.vendor.sdk == "together":
             said = self.client.ask("estimate", request=estimate_request(request))
             value = said.get("estimated_total_price")
             if said.get("estimation_available") is not False and value is not None:
                 low = high = float(value)
                 source = f"{self.vendor.name}'s own estimate"
+            why = f" (it gives no estimate: {said.get('unavailable_reason')})" if value is None else ""
             if said.get("allowed_to_proceed") is False:
                 raise BudgetStopped(
                     f"{self.vendor.name} estimates {usd(float(value or 0))}, which passes the credit limit of the "
@@ -184,7 +191,7 @@ class Flow:
             rate = by_rate.usd_per_million_tokens
             if by_rate.usd is None:
                 raise BadInput(
-                    f"{self.vendor.name}'s price for {wanted.model} is not known; set "
+                    f"{self.vendor.name}'s price for {wanted.model} is not known{why}; set "
                     + UNKNOWN_RATE.format(name=self.vendor.name, budget=usd(self.launch.budget_usd))
                 )
             low, value, high = by_rate.usd.low, by_rate.usd.value, by_rate.usd.high

@@ -15,6 +15,7 @@ from ...ladder import models_of
 from ...market import managed as market
 from ...records import Estimate
 from ...runfolder import RunFolder
+from ...secrets import without_secrets
 from ..records import Expense
 from .data import Rows, tokens_of
 from .dialect import Wanted
@@ -52,7 +53,7 @@ def address_of(vendor: Vendor, target: str, options: Mapping[str, Any]) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(
-            f"--on {vendor.name}: {address!r} is no address of a service; give it as --on {vendor.name}:https://HOST/v1"
+            f"--on {vendor.name}: {without_secrets(address)!r} is no address of a service; give it as --on {vendor.name}:https://HOST/v1"
         )
     if parts.username or parts.password or parts.query:
         raise BadInput(
