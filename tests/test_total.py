@@ -7,15 +7,16 @@ from datetime import date
 
 import pytest
 
-from shoestring.config import TrafficConfig
+from shoestring.config import RunConfig, TrafficConfig
 from shoestring.market.serving import Route, api_prices, api_routes, hostings, own_routes
 from shoestring.market.table import snapshot
 from shoestring.market.terms import value
-from shoestring.market.total import GRID, Part, Way, break_even, first_crossing
+from shoestring.market.total import GRID, Part, Way, break_even, first_crossing, judge_part
+from shoestring.market.work import Rows
 from shoestring.plan.decode import USABLE_FRAC, capacity, kv_bytes_per_token
 from shoestring.plan.devices import gpu_table
 from shoestring.plan.shapes import shape_of
-from shoestring.records import Estimate
+from shoestring.records import Estimate, TokenCounts
 
 TODAY = date(2026, 11, 28)
 
@@ -172,3 +173,24 @@ def test_every_listed_price_is_positive_dated_and_has_a_source() -> None:
     assert len({(row.provider, row.model) for row in api_prices()}) == len(api_prices())
     for row in hostings():
         assert row.gpu in gpu_table() and row.usd_per_gpu_hour > 0 and row.source and row.as_of <= TODAY
+
+
+def test_what_the_judge_costs_by_hand() -> None:
+    endpoint = {"name": "j", "base_url": "http://x/v1", "model": "m", "usd_per_million_input_tokens": 1,
+                "usd_per_million_output_tokens": 10}  # fmt: skip
+    raw = {
+        "name": "n", "task": {"kind": "generate", "metric": "judge", "bar": 0.5}, "data": {"train": "t.jsonl"},
+        "models": ["a", "b"], "decide": {"arms": ["zero_shot", "few_shot", "rag", "linear"]},
+        "judge": {"endpoints": [endpoint], "probe_rows": 20},
+    }  # fmt: skip
+    rows = Rows(TokenCounts((10,), (5,), (30,), (25,)), 500, 50, 100, exactly(1.0), "counted")
+    part = judge_part(RunConfig.model_validate(raw), rows, 100, 30, 25)
+    # Two arms of two models on 100 rows, a rung on 100, 7 probes on each of 20: 640 requests of 220 + 30 + 2 x 25
+    # tokens at $1 a million, and 40 of reply at $10.
+    assert part.usd.value == pytest.approx(640 * (300 * 1 + 40 * 10) / 1e6)
+    assert part.usd.low < part.usd.value < part.usd.high and "640 requests" in part.source
+    pairs = {**raw, "judge": {**raw["judge"], "mode": "pairwise"}}
+    both = judge_part(RunConfig.model_validate(pairs), rows, 100, 30, 25)
+    assert both.usd.value == pytest.approx((2 * 500 + 140) * 700 / 1e6)
+    computed = {**raw, "task": {"kind": "generate", "bar": 0.5}}
+    assert judge_part(RunConfig.model_validate(computed), rows, 100, 30, 25).source == "none: chrf is computed"

@@ -22,6 +22,8 @@ ZERO = Estimate(0.0, 0.0, 0.0)
 GRID = tuple(10 ** (i / 4) for i in range(41))  # requests a month where a break-even is looked for, 1 to 1e10
 CURVE_DECADES = (-2, 2)  # the plot goes from a hundredth to a hundred times the traffic
 POINTS_PER_DECADE = 3
+# Of a request to a judge: tokens of the instruction and the usual criteria, and of a reply; probes a row, at most.
+JUDGE_FRAME_TOKENS, JUDGE_REPLY_TOKENS, PROBES_PER_ROW = 220, 40, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def once_parts(config: RunConfig, option: Option, rows: Rows, num_rows: int) -> 
             "baselines", rows.error.scaled(usd_of_endpoints), f"{len(config.decide.endpoints)} endpoints, {asked} rows"
         )
     )
-    parts.append(Part("judge", ZERO, f"none: {config.task.metric} is computed"))
+    parts.append(judge_part(config, rows, asked, prompt, answer))
     if option.work is None:
         return [*parts, Part("train", option.usd, option.source), Part("evaluate", ZERO, "not stated by the service")]
     share = option.work.eval_s.value / max(1e-9, option.work.train_s.value + option.work.eval_s.value)
@@ -104,6 +106,33 @@ def once_parts(config: RunConfig, option: Option, rows: Rows, num_rows: int) -> 
         Part("train", option.usd.scaled(1 - share), option.source),
         Part("evaluate", option.usd.scaled(share), where),
     ]
+
+
+def judge_part(config: RunConfig, rows: Rows, asked: int, prompt_tokens: float, answer_tokens: float) -> Part:
+    """What judging the rows of the baselines and of one rung costs, with the probes; how many rules decide is open."""
+    judge = config.judge
+    if judge is None or config.task.metric != "judge":
+        return Part("judge", ZERO, f"none: {config.task.metric} is computed")
+    decide = config.decide
+    applies = {
+        "linear": False,
+        "rag": bool(config.data.documents),
+        "instruction": bool(decide.instructions) or decide.written_instructions > 0,
+    }
+    arms = sum(applies.get(kind, True) for kind in decide.arms)
+    num_judged = asked * arms * (len(config.models) + len(decide.endpoints)) + rows.num_eval
+    times = 2 if judge.mode == "pairwise" else 1
+    num_requests = times * num_judged + PROBES_PER_ROW * min(judge.probe_rows, rows.num_eval)
+    shown = JUDGE_FRAME_TOKENS + prompt_tokens + 2 * answer_tokens  # the answer, and the reference
+    usd = sum(
+        num_requests
+        * (shown * e.usd_per_million_input_tokens + JUDGE_REPLY_TOKENS * e.usd_per_million_output_tokens)
+        / PER_MILLION
+        for e in judge.endpoints
+    )
+    spread = Estimate(usd, usd / 2, 1.5 * usd)
+    cost = Estimate(*(getattr(spread, k) * getattr(rows.error, k) for k in ("value", "low", "high")))
+    return Part("judge", cost, f"{len(judge.endpoints)} judges, about {num_requests:,} requests each")
 
 
 def total_of(
