@@ -481,6 +481,12 @@ def test_spot_machines_are_simulated_on_a_trace(
     assert run(["plan", "commands-8b.yaml", "--trace", "two-of-three.json"]) == 0
     said = capfd.readouterr().out
     assert "on two-of-three.json (5 d, a machine 67% of it, 0.5 interruptions a running hour):" in said
+    (rows / "none.json").write_text(json.dumps(ticks | {"data": [0, 0]}))
+    assert run(["plan", "commands-8b.yaml", "--trace", "none.json", "--json"]) == 0
+    none = json.loads(capfd.readouterr().out)["spot"]["options"]
+    assert {one["usd"]["value"] for one in none} == {one["finish_h"]["value"] for one in none} == {None}
+    assert run(["plan", "commands-8b.yaml", "--trace", "none.json"]) == 0
+    assert "never" in capfd.readouterr().out
     assert "in time by switching" in said and "none of your launches ran there yet" in said
 
 

@@ -226,7 +226,12 @@ def _show_spot(spot: dict[str, Any]) -> None:
     for one in spot["options"]:
         finish, policy = one["finish_h"], one.get("policy")
         discount = f"{one['discount_frac']['value']:.0%}" if "discount_frac" in one else ""
-        row = [one["words"], discount, *(_ended(finish, key) for key in ("value", "high")), usd_text(one["usd"])]
+        row = [
+            one["words"],
+            discount,
+            *(_ended(finish, key) for key in ("value", "high")),
+            "" if one["usd"]["value"] is None else usd_text(one["usd"]),
+        ]
         if is_due:
             row.append(f"{one['done_by_deadline']['value']:.0%}")
             row += [usd_text(policy["usd"]), risk_text(policy["late"])] if policy else ["no such machine on demand", ""]

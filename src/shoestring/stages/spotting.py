@@ -43,7 +43,8 @@ class Ends:
     option: Option
     known: HazardKnown
     finish_h: Estimate  # the median; low and high: one in ten, nine in ten
-    usd: Estimate  # the mean; low and high: 5 and 95 %
+    usd: Estimate | None  # the mean of those that end; low and high: 5 and 95 %; None where none does
+    ended_frac: float  # share that ends at all
     done_frac: float | None  # by the deadline; None without one
     fallback: Option | None  # the same machine on demand
     policy_usd: Estimate | None
@@ -77,7 +78,8 @@ def _ends(run: Run, weighed: Weighed, option: Option, trace: Trace | None) -> En
     longest_h = max(trace.length_h if trace else 0.0, option.hours.high)
     found = on_spot(jobs, machines, GIVE_UP_TIMES * longest_h)
     usd_per_h = option.price_usd * option.num_gpus
-    usd = found.billed_h * usd_per_h + option.egress_usd.value
+    is_ended = np.isfinite(found.finish_h)
+    usd = found.billed_h[is_ended] * usd_per_h + option.egress_usd.value
     late = policy_usd = on_demand = alone_usd = None
     fallback = _fallback(weighed, option)
     if fallback is not None and config.deadline_h:
@@ -93,7 +95,8 @@ def _ends(run: Run, weighed: Weighed, option: Option, trace: Trace | None) -> En
         option=option,
         known=known,
         finish_h=Estimate(*(found.finish_quantile_h(share) for share in (0.5, 0.1, 0.9))),
-        usd=_mean(usd),
+        usd=_mean(usd) if len(usd) else None,
+        ended_frac=float(is_ended.mean()),
         done_frac=found.done_frac(config.deadline_h) if config.deadline_h else None,
         fallback=fallback,
         policy_usd=policy_usd,
@@ -221,7 +224,8 @@ def _told(end: Ends, trace: Trace | None, today: date) -> dict[str, Any]:
         "seller": option.seller,
         "gpu": option.gpu,
         "finish_h": simulated(end.finish_h, "hours; half are done, one in ten, nine in ten"),
-        "usd": simulated(end.usd, "USD; mean, 5 % and 95 %", seen),
+        "usd": simulated(end.usd, "USD; mean, 5 % and 95 %, of those that end", seen),
+        "ended_frac": simulated(end.ended_frac, "share that ends at all"),
     }
     if end.done_frac is not None:
         record["done_by_deadline"] = simulated(end.done_frac, "share done by the deadline")
