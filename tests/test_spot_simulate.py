@@ -96,3 +96,16 @@ def test_the_bench_in_small() -> None:
     assert told["max_relative_error_vs_monte_carlo"] < 0.01
     assert told["missed_deadlines"] == 0 and told["mean_cost_over_optimum_frac"] >= 0
     assert told["mean_cost_over_optimum_frac"] < told["mean_cost_over_optimum_as_published_frac"]
+
+
+def test_no_deadline_is_missed_whatever_the_trace() -> None:
+    """Where there is time for a start and the work on demand, on traces without any order, and any work and price."""
+    rng, step_h = np.random.default_rng(5), bench_spot.STEP_H
+    for _ in range(300):
+        work_h, restart_h, save_h = rng.uniform(0.2, 6), rng.uniform(0, 0.7), rng.uniform(0, 0.05)
+        job = Job(work_h, restart_h, save_h, max(0.05, rng.uniform(0, work_h)))
+        least_h = job.machine_h + restart_h + step_h + save_h
+        num_steps = math.ceil(least_h * rng.uniform(1, 2.5) / step_h)
+        stays = np.repeat(rng.random(num_steps) < rng.random(), rng.integers(1, 30))[:num_steps]
+        end = bench_spot.ended(job, num_steps * step_h, stays, float(rng.uniform(0.05, 1.1)))
+        assert end.finish_h <= num_steps * step_h + 1e-9, job
