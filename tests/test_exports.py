@@ -15,7 +15,7 @@ from shoestring.recipe import Run
 from shoestring.stages.handing_over import hand_over
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = Path(sys.prefix) / "axolotl-schema"  # `make setup` puts Axolotl's schema there
+SCHEMA = Path(sys.prefix) / "axolotl-schema"  # `make environments` puts Axolotl's schema there
 WORDS = "amber birch cedar delta ember frost grove heron iris jade kelp lotus maple olive pearl".split()  # noqa: SIM905
 
 
@@ -105,7 +105,7 @@ def test_axolotls_own_schema_takes_the_export(planned):
     python, path = os.environ.get("SHOESTRING_AXOLOTL_PYTHON", ""), ""
     if not python:
         if not (SCHEMA / "axolotl").is_dir():
-            pytest.skip("Axolotl's schema is not here: `make setup` installs it, or name SHOESTRING_AXOLOTL_PYTHON")
+            pytest.skip("Axolotl's schema is not here: `make environments` installs it, or name SHOESTRING_AXOLOTL_PYTHON")
         python, path = sys.executable, str(SCHEMA)
     written = hand_over(planned, "axolotl")
     wrong = Path(written["folder"]) / "wrong.yaml"

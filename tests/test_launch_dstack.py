@@ -24,7 +24,7 @@ from shoestring.stages.told import told
 from tests.test_launch_skypilot import SECRET, launch_of, run_file
 
 ROOT = Path(__file__).resolve().parent.parent
-# `make setup` puts dstack there; a checkout without it runs the rest.
+# `make environments` puts dstack there; a checkout without it runs the rest.
 DSTACK_PYTHON = Path(os.environ.get("SHOESTRING_DSTACK", f"{sys.prefix}/dstack")) / "bin" / "python"
 STAND_IN = """
 import json, os, pathlib, sys

@@ -65,7 +65,7 @@ def has_sdk(vendor: str) -> bool:
 
 
 def needs_sdk(vendor: str) -> Any:
-    why = f"the SDK of {vendor} is not here: `make setup` makes {sys.prefix}/vendors, or set {PYTHON_ENV}"
+    why = f"the SDK of {vendor} is not here: `make environments` makes {sys.prefix}/vendors, or set {PYTHON_ENV}"
     return pytest.param(vendor, marks=pytest.mark.skipif(not has_sdk(vendor), reason=why))
 
 

@@ -36,7 +36,7 @@ from shoestring.stages.told import told
 from shoestring.train.locate import with_folders
 
 ROOT = Path(__file__).resolve().parent.parent
-# `make setup` puts SkyPilot there; a checkout without it runs the rest.
+# `make environments` puts SkyPilot there; a checkout without it runs the rest.
 SKY_PYTHON = Path(os.environ.get("SHOESTRING_SKYPILOT", f"{sys.prefix}/skypilot")) / "bin" / "python"
 SECRET = "planted-secret-0123456789"
 
