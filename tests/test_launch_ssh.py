@@ -18,7 +18,7 @@ import pytest
 from shoestring.cli.main import run as shoestring
 from shoestring.errors import BadInput, LaunchError
 from shoestring.files import read_jsonl
-from shoestring.launch import agent, package, register, ssh, ssh_host
+from shoestring.launch import agent, package, register, ssh_files, ssh_host
 from shoestring.launch.ssh_host import Host, Lost, Python
 from tests.launched import adapter, environment, write_run
 
@@ -112,17 +112,17 @@ def test_files_go_whole_and_only_those_that_lack(box: Box, tmp_path: Path) -> No
     for n, path in enumerate(found.values()):
         path.write_bytes(os.urandom(1000 * (n + 1)))
     root = str(box.home / "mirror")
-    ssh._send(there, found, root, said.append)
+    ssh_files.send(there, found, root, said.append)
     assert said == ["sending 3 files, 0.0 MB, to box"]
     (box.home / "mirror/data/1.bin").write_bytes(b"cut")
-    ssh._send(there, found, root, said.append)
-    ssh._send(there, found, root, said.append)
+    ssh_files.send(there, found, root, said.append)
+    ssh_files.send(there, found, root, said.append)
     assert said[1:] == ["sending 1 files, 0.0 MB, to box"]
     assert all((box.home / "mirror" / name).read_bytes() == path.read_bytes() for name, path in found.items())
     (box.home / "mirror/record.json").write_text(f'{{"at": "{root}/home/me"}}')
     local = tmp_path / "back"
     for _ in range(2):
-        ssh._fetch(there, root, local, {root: ""}, said.append)
+        ssh_files.fetch(there, root, local, {root: ""}, said.append)
     assert said[2:] == ["bringing 4 files, 0.0 MB"] and (local / "record.json").read_text() == '{"at": "/home/me"}'
     assert agent.listing(local / "data") == agent.listing(box.home / "mirror/data")
 
@@ -169,10 +169,10 @@ def test_absolute_paths_of_a_run_file_are_those_of_the_mirror(tmp_path: Path) ->
     text = f"data: {{train: {tmp_path}/rows*.jsonl, eval: ../held.jsonl}}\nmodels: [/models/mine, other/hub]\n"
     run_file.write_text(text)
     found = {f"{tmp_path}/rows1.jsonl".lstrip("/"): tmp_path, "models/mine/config.json": tmp_path}
-    moved = ssh._for_the_host(run_file, found, "/there")
+    moved = ssh_files.for_the_host(run_file, found, "/there")
     assert f"train: /there{tmp_path}/rows*.jsonl" in moved and "- /there/models/mine" in moved
     assert "../held.jsonl" in moved and "other/hub" in moved
-    assert ssh._for_the_host(run_file, {}, "/there") == text  # nothing of it is sent: as it is, comments and all
+    assert ssh_files.for_the_host(run_file, {}, "/there") == text  # nothing of it is sent: as it is, comments and all
 
 
 # ---- a real run -----------------------------------------------------------------------------
@@ -216,7 +216,9 @@ def test_a_run_on_a_host_survives_its_connection_goes_on_exactly_and_keeps_keys_
     assert told["status"]["state"] == "done" and told["launch"]["id"] != first["id"]
     far = tmp_path / "runs" / "far"
     assert adapter(far) == adapter(run_alone)
-    assert shoestring(["report", "runs/far", "--json"]) == 0  # what came back is a run folder like any other
+    assert shoestring(["export", "runs/far", "--json"]) == 0  # what came back is a run folder like any other
+    exported = json.loads(capfd.readouterr().out)["export"]
+    assert exported["merge_check"]["passed"] and not (far / "superseded").exists()  # nothing had to be done again
     bills = read_jsonl(far / "launches.jsonl")
     assert [line["basis"]["state"] for line in bills] == ["stopped", "stopped", "done", "done"]
     for root in (tmp_path, box.home):
@@ -224,5 +226,5 @@ def test_a_run_on_a_host_survives_its_connection_goes_on_exactly_and_keeps_keys_
             if path.is_file():
                 assert PLANTED.encode() not in path.read_bytes(), path
     for path in far.rglob("*.json"):
-        if "launches" not in path.parts:
+        if not {"launches", "best", "checkpoints"} & set(path.parts):
             assert str(box.home) not in path.read_text() or path.name in ("meta.json", "launch.json"), path

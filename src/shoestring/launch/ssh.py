@@ -11,36 +11,29 @@ import hashlib
 import json
 import platform
 import shlex
-import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import load_run_file
 from ..errors import LaunchError
-from ..files import read_json, write_json, write_whole
 from ..records import Estimate, Log, no_log
 from ..secrets import to_hand_on
 from ..train.locate import with_folders
-from . import agent, jobs, needs, package
+from . import jobs, needs, package
 from .backend import Order
 from .local import job_of, predicted, status_of
 from .records import ENDED, Billing, Launch, Quote, Status
 from .register import registered
+from .ssh_files import fetch, send_files, send_run_folder
 from .ssh_host import Host, Lost, Python
 
 START_S = Estimate(90.0, 15.0, 900.0)  # program and libraries brought there, then loaded; a first time downloads torch
 MIN_PYTHON = (3, 11)
-FETCHED_AS = ".fetched.json"  # in the run folder: what was brought, as it was there
 BEHIND, FETCHED = "files", "fetched"
 PROBE = "import json, os, sys; print(json.dumps([list(sys.version_info[:3]), os.path.expanduser('~'), sys.executable]))"
 UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
-TOLD, MOST_TOLD_BYTES = (".json", ".yaml", ".html", ".md"), 64 << 20
-NOT_SENT = ("launches", "export", "superseded", "launch.json", "launches.jsonl", "report.html")
 
 
 class Ssh:
@@ -90,9 +83,9 @@ class Ssh:
         there.python = _python_with_libraries(there, root, log)
         work = f"{root}/work/{_work_name(launch)}"
         mirror = f"{work}/{BEHIND}"
-        _send_files(there, launch, mirror, log)
+        send_files(there, launch, mirror, log)
         run_folder = f"{work}/runs/{Path(launch.run_folder).name}"
-        _send_run_folder(there, Path(launch.run_folder), run_folder, log)
+        send_run_folder(there, Path(launch.run_folder), run_folder, log)
         run_file = mirror + launch.run_file
         command = needs.run_command(there.python, run_file, f"{work}/runs")
         job = job_of(launch, command, str(Path(run_file).parent), run_folder, needed)
@@ -145,9 +138,9 @@ class Ssh:
         name = Path(launch.run_folder).name
         work = launch.handle.get("work") or self._work(there, launch)
         local = Path(launch.run_folder)
-        moved = {f"{work}/{BEHIND}": "", f"{work}/runs/{name}": str(local)}
-        _fetch(there, f"{work}/runs/{name}", local, moved, log)
-        _fetch(there, self._folder(launch), local / "launches" / launch.id, moved, log)
+        moved = {f"{work}/{BEHIND}": "", f"{work}/runs/{name}": str(local), there.package: str(package.ROOT.parent)}
+        fetch(there, f"{work}/runs/{name}", local, moved, log)
+        fetch(there, self._folder(launch), local / "launches" / launch.id, moved, log)
         if launch.state in ENDED:
             there.host.again(there.line("touch", f"{self._folder(launch)}/{FETCHED}"))
             mark.touch()
@@ -271,105 +264,3 @@ def _python_with_libraries(there: Python, root: str, log: Log, makes: bool = Tru
     else:
         there.host.again(f"test -f {mark}")
     return python
-
-
-# ---- files there and back -------------------------------------------------------------------
-
-
-def _send_files(there: Python, launch: Launch, mirror: str, log: Log) -> None:
-    """Run file, data, models: below mirror under their paths here; what is there already stays."""
-    run_file = Path(launch.run_file)
-    config = with_folders(load_run_file(run_file), run_file.parent)
-    found: dict[str, Path] = {}
-    for path in needs.files(config, run_file):
-        inside = [path / name for name in agent.listing(path)] if path.is_dir() else [path]
-        found |= {str(each).lstrip("/"): each for each in inside}
-    with tempfile.TemporaryDirectory() as temporary:
-        own = Path(temporary) / run_file.name
-        own.write_text(_for_the_host(run_file, found, mirror), encoding="utf-8")
-        found[launch.run_file.lstrip("/")] = own
-        _send(there, found, mirror, log)
-
-
-def _send(there: Python, found: dict[str, Path], root: str, log: Log) -> None:
-    """Those of found that root lacks; after a lost connection, those it still lacks."""
-    prints = {name: agent.file_print(path) for name, path in found.items()}
-
-    def once() -> None:
-        wanted = there.ask("missing", root, given=prints)
-        if not wanted:
-            return
-        num_bytes = sum(found[name].stat().st_size for name in wanted)
-        log(f"sending {len(wanted)} files, {num_bytes / 1e6:,.1f} MB, to {there.host.target}")
-        with tempfile.TemporaryFile() as stream:
-            with tarfile.open(fileobj=stream, mode="w") as archive:
-                for name in wanted:
-                    archive.add(found[name].resolve(), arcname=name, recursive=False)
-            there.host.once(there.line("receive", root), stream)
-
-    there.host.persist(once)
-
-
-def _for_the_host(run_file: Path, found: dict[str, Path], mirror: str) -> str:
-    """The run file's text, with absolute paths of what is sent put below mirror; relative ones hold there as here."""
-    text = run_file.read_text(encoding="utf-8")
-    sent = [f"/{name}" for name in found]
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [moved(inner) for inner in value]
-        if isinstance(value, str) and value.startswith(("/", "~/")):
-            full = str(Path(value).expanduser())
-            fixed = full.split("*")[0].split("?")[0].split("[")[0]  # of a pattern, what comes before it varies
-            if any(path.startswith(fixed) for path in sent):
-                return mirror + full
-        return value
-
-    raw = yaml.safe_load(text)
-    there = moved(raw)
-    return text if there == raw else yaml.safe_dump(there, sort_keys=False, allow_unicode=True)
-
-
-def _send_run_folder(there: Python, local: Path, remote: str, log: Log) -> None:
-    """What was done here goes along, where the host has nothing of the run yet."""
-    if not (local / "curate.json").is_file() or there.ask("list", remote):
-        return
-    names = [name for name in agent.listing(local) if Path(name).parts[0] not in NOT_SENT]
-    _send(there, {name: local / name for name in names}, remote, log)
-
-
-def _fetch(there: Python, remote: str, local: Path, moved: Mapping[str, str], log: Log) -> None:
-    """Bring the files of a folder that changed since they were last brought; paths in records become those here."""
-    memory = local / FETCHED_AS
-
-    def once() -> None:
-        listed: dict[str, list[Any]] = there.ask("list", remote)
-        brought = read_json(memory) if memory.is_file() else {}
-        wanted = [name for name, mark in listed.items() if brought.get(name) != mark or not (local / name).is_file()]
-        if not wanted:
-            return
-        log(f"bringing {len(wanted)} files, {sum(listed[name][0] for name in wanted) / 1e6:,.1f} MB")
-        try:
-            data = json.dumps(wanted).encode()
-            there.host.save_to(there.line("send", remote), data, lambda stream: agent.receive(local, stream))
-        finally:  # what came before the connection was lost need not come again
-            for name in wanted:
-                if (local / name).is_file() and agent.file_print(local / name) == listed[name]:
-                    _told_here(local / name, moved)
-                    brought[name] = listed[name]
-            write_json(memory, brought)
-
-    there.host.persist(once)
-
-
-def _told_here(path: Path, moved: Mapping[str, str]) -> None:
-    """Places on the host as those on this machine, in records, report and model cards."""
-    if path.suffix not in TOLD or path.stat().st_size > MOST_TOLD_BYTES:
-        return
-    text = here = path.read_text(encoding="utf-8", errors="surrogatepass")
-    for there_place, here_place in moved.items():
-        here = here.replace(there_place, here_place)
-    if here != text:
-        write_whole(path, here)
