@@ -102,10 +102,6 @@ class Supervisor:
         self.began_s, self.beat_s = time.monotonic(), -BEAT_S
         self.worker: Worker | None = None
         self.on: Where = "wait"
-        self.policy: Learning | None = None  # where there are machines on demand to fall back on
-        if self.job.on_demand_usd_per_hour:
-            frac = self.job.price_usd_per_hour / self.job.on_demand_usd_per_hour
-            self.policy = Learning(SpotPolicy((TICK_S + SAVE_S) / SECONDS_PER_HOUR, spot_price_frac=frac))
         self.state, self.since, self.note = "pending", now(), ""
         self.closed_usd = self.closed_s = 0.0  # sessions that are over
         self.session_s = 0.0  # when the present one began
