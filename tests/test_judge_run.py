@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shoestring.config import JudgeConfig
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, EndpointError
 from shoestring.evaluate.judge.labels import ORDERS, answers_print, criteria_print, human_scores, read_labels
 from shoestring.files import read_json, read_jsonl, write_jsonl
@@ -15,6 +16,7 @@ from shoestring.ladder import held_to_ladder
 from shoestring.messages import example_from_json
 from shoestring.recipe import Run
 from shoestring.records import arm_from_json
+from shoestring.stages.judging import refuse_useless
 from tests.judge_server import JudgeServer, rows
 
 RUN_FILE = """
@@ -139,6 +141,12 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_refused_before_it_scores(t
         run = Run.from_file(write_run(tmp_path, server), runs_dir=tmp_path / "runs")
         with pytest.raises(BadInput, match="no better than chance"):
             run.execute(until="decide")
+        found = read_json(run.folder / "judge.json")["result"]
+        other = JudgeConfig.model_validate({**run.config.judge.model_dump(), "criteria": ["It is polite."]})
+        refuse_useless(other, found)  # whether it is polite has nothing to do with the right answer
+        mute = {"biases": [{**found["biases"][0], "num_no_verdict": 30, "num_asked": 50}]}
+        with pytest.raises(BadInput, match="30 of 50 requests gave no verdict"):
+            refuse_useless(other, mute)
         unasked = write_run(tmp_path / "b", server, more="").read_text().replace("probe_rows: 10", "probe_rows: 0")
         (tmp_path / "b" / "run.yaml").write_text(unasked)
         Run.from_file(tmp_path / "b" / "run.yaml", runs_dir=tmp_path / "b" / "runs").execute(until="decide")

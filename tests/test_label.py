@@ -214,6 +214,15 @@ def test_judge_probes_and_scores_beside_the_metric(decided, capfd) -> None:
     assert command(["judge", str(run.folder)]) == 0
     shown = capfd.readouterr().out
     assert "no bias found" in shown and "zero-shot shoestring-1m" in shown and len(server.requests) == before
+    server.defect = "always_yes"
+    text = (run.folder / "run.yaml").read_text()
+    (run.folder / "run.yaml").write_text(text.replace("max_new_tokens: 300", "max_new_tokens: 301"))  # asked anew
+    assert command(["judge", str(run.folder), "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert {d["code"] for d in told["biases"][0]["named"]} == {"says_yes", "no_better_than_chance"}
+    assert told["arms"] == [] and "no better than chance" in told["refused"]
+    (run.folder / "run.yaml").write_text(text)
+    server.defect = "fair"
     assert command(["judge", str(run.folder), "--arm", "none such"]) == 2
     assert "'none such': the run has 'zero-shot shoestring-1m'" in capfd.readouterr().err
 

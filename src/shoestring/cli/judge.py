@@ -35,20 +35,24 @@ def command(target: str, arm_names: Sequence[str], runs_dir: Path, is_json: bool
         with run.run_folder.locked():
             curated = read_again(run)
             found = biases(run, curated)
-            if run.config.task.metric == "judge":
-                arms = recalibrate(run)
-            else:
-                arms = judge_arms(run, curated, lambda arm: not arm_names or arm.arm in arm_names)
+            arms, refused = recalibrate(run), ""
+            if run.config.task.metric != "judge":
+                try:
+                    arms = judge_arms(run, curated, lambda arm: not arm_names or arm.arm in arm_names)
+                except BadInput as error:  # a judge that is of no use: its probes are what was asked for
+                    arms, refused = [], str(error)
         run.write_report()
     arms = [arm for arm in arms if not arm_names or arm.arm in arm_names]
     if is_json:
-        told = {"folder": str(run.folder), **found, "arms": [_summary(arm) for arm in arms]}
+        told = {"folder": str(run.folder), **found, "arms": [_summary(arm) for arm in arms], "refused": refused}
         emit({**told, "spent_usd": run.ledger.spent_usd(), "report": str(run.folder / "report.html")})
         return 0
     show_biases(found)
     if arms:
         say()
         show_arms(arms)
+    elif refused:
+        say(f"\nNothing was judged: {refused}")
     elif not known:
         say(f"\nNo arm has answered yet: shoestring run {target}")
     say(f"\nReport: {run.folder / 'report.html'}")

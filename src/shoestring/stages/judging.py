@@ -191,13 +191,21 @@ def told(found: dict[str, Any]) -> list[str]:
 
 
 def refuse_useless(config: JudgeConfig, found: dict[str, Any]) -> None:
-    """Raises: BadInput for a judge that cannot tell a right answer from a wrong one, where that is its question."""
-    for bias in found["biases"] if not config.criteria else ():
-        useless = next((defect for defect in bias["named"] if defect["code"] == "no_better_than_chance"), None)
-        if useless:
+    """Raises: BadInput for a judge whose scores would mean nothing.
+
+    That is one that gives no verdicts, or cannot tell right from wrong where that is asked.
+    """
+    for bias in found["biases"]:
+        useless = next((d["evidence"] for d in bias["named"] if d["code"] == "no_better_than_chance"), "")
+        why = f"{useless}; that is no better than chance, and so would its scores be" if useless else ""
+        if config.criteria:
+            why = ""  # what is asked may have nothing to do with the right answer
+        if 2 * bias["num_no_verdict"] > bias["num_asked"]:
+            why = f"{bias['num_no_verdict']} of {bias['num_asked']} requests gave no verdict, so rows would have none"
+        if why:
             raise BadInput(
-                f"judge {bias['judge']!r} ({bias['model']}): {useless['evidence']}; that is no better than chance, and "
-                f"so would its scores be: {ADVICE['no_better_than_chance']}; judge.probe_rows: 0 believes it unasked"
+                f"judge {bias['judge']!r} ({bias['model']}): {why}: {ADVICE['no_better_than_chance']}; "
+                "judge.probe_rows: 0 believes it unasked"
             )
 
 
