@@ -115,7 +115,8 @@ class SkyPilot:
         order = order_of(launch)
         place, name = f"{bucket_of(launch.options, 'skypilot')}/{launch.id}", f"{PREFIX}{launch.id}"
         aboard.Place(place)  # a driver that is missing here is told before anything is spent
-        task = task_of(order, name, place, machines(order), launch.limit_s)
+        found = machines(order)
+        task = task_of(order, name, place, found, launch.limit_s)
         to_hand_on(task.secrets)
         path = Path(launch.run_folder) / "launch" / f"{name}.yaml"
         build_wheel(path.parent)
@@ -124,7 +125,9 @@ class SkyPilot:
         told = SKY.run(launch.options, submission(str(path), task))
         match = JOB_ID.search(told)
         job = int(match[1]) if match else None
-        return {"name": name, "job_id": job, "yaml": str(path), "place": place}
+        sellers = {one.option["seller"] if one.is_spot else "" for one in found}
+        spot = {"spot_seller": sellers.pop()} if len(sellers) == 1 else {}  # of several it is not told which one it was
+        return {"name": name, "job_id": job, "yaml": str(path), "place": place, **spot}
 
     # ---- afterwards -------------------------------------------------------------------------
 
@@ -151,7 +154,8 @@ class SkyPilot:
             note = f"{note}; {why}".strip("; ") if why else note
             if state == "failed" and code in (4, 5):
                 state = "stopped"
-        return Status(state, since, without_secrets(note), code, bill(launch, spent_s))
+        seller, recoveries = launch.handle.get("spot_seller", ""), int(job.get("recovery_count") or 0)
+        return Status(state, since, without_secrets(note), code, bill(launch, spent_s), seller, recoveries)
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
         job = self._job(launch)
