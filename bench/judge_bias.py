@@ -183,6 +183,32 @@ def calibration(num_seeds: int, rate: float = 0.8, num_rows: int = 500, num_labe
     }
 
 
+JUDGES = {"good": (0.97, 0.93), "fair": (0.9, 0.8), "useless": (0.5, 0.5), "perfect": (1.0, 1.0)}
+
+
+def coverage(num_seeds: int) -> list[dict[str, Any]]:
+    """How often the calibrated interval holds the truth, down to 30 labels and up to a rate of 0.97.
+
+    Of a perfect judge, or where failures are so rare that few or none are among the labels, an interval that allows for
+    what was not met covers more than 95 %.
+    """
+    cells = []
+    for num_labels, num_rows in ((30, 200), (50, 500), (100, 500)):
+        for rate in (0.5, 0.8, 0.9, 0.97):
+            for name, (sensitivity, specificity) in JUDGES.items():
+                rng = np.random.default_rng(num_labels)
+                hits = 0
+                for _ in range(num_seeds):
+                    human = rng.random(num_rows) < rate
+                    judged = rng.random(num_rows) < np.where(human, sensitivity, 1 - specificity)
+                    labels, verdicts = human[:num_labels].astype(float), judged.astype(float)
+                    score = calibrated(labels, verdicts[:num_labels], verdicts[num_labels:]).score
+                    hits += score.low <= rate <= score.high
+                cell = {"labels": num_labels, "rows": num_rows, "rate": rate, "judge": name}
+                cells.append({**cell, "coverage": hits / num_seeds})
+    return cells
+
+
 def _rogan_gladen(human: np.ndarray, judged: np.ndarray, q: float) -> float:
     """(q + specificity - 1) / (sensitivity + specificity - 1), both rates from the labels; held to 0 and 1."""
     sensitivity = judged[human == 1].mean() if (human == 1).any() else 1.0
@@ -199,6 +225,7 @@ def measure(num_seeds: int, num_sets: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             judges.append(over_http(defect, mode, wanted, Path(folder)))
     fair = [accused(frac, mode, num_sets) for frac in (0.0, 0.02, 0.05) for mode in ("rubric", "pairwise")]
+    cells = coverage(num_seeds)
     return {
         "planted": len(judges),
         "named": sum(judge["is_named"] for judge in judges),
@@ -209,6 +236,9 @@ def measure(num_seeds: int, num_sets: int) -> dict[str, Any]:
         "judges": judges,
         "fair": fair,
         "calibration": calibration(num_seeds),
+        "lowest_coverage": min(cells, key=lambda cell: cell["coverage"]),
+        "highest_coverage": max(cells, key=lambda cell: cell["coverage"]),
+        "coverage": cells,
         "machine": machine(),
         "versions": versions(),
     }
@@ -234,6 +264,7 @@ def main() -> None:
         errs = f"fair, errs on {fair['error_frac']:.0%}, {fair['mode']}"
         print(f"{errs}: accused on {fair['accused_frac']:.1%} of {fair['sets']} sets; {fair['codes']}")
     print(json.dumps(found["calibration"], indent=1))
+    print("coverage of calibrated intervals:", found["lowest_coverage"], "to", found["highest_coverage"])
 
 
 if __name__ == "__main__":

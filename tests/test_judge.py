@@ -108,6 +108,17 @@ def test_a_rubric_question_shows_request_reference_answer_and_each_criterion() -
     assert closing.count(f"</answer-{mark}>") == 1  # the text cannot close its own block: the mark depends on it
 
 
+def test_a_conversation_is_shown_turn_by_turn() -> None:
+    turns = (
+        Message("system", "Be kind."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+        Message("user", "Why?"),
+    )
+    shown = rubric_question(turns, "So.", None, ("ok",)).prompt[1].content
+    assert "[system] Be kind.\n[user] Hi\n[assistant] Hello\n[user] Why?\n</request-" in shown
+
+
 @pytest.mark.parametrize(
     ("reply", "value"),
     [

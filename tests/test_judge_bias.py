@@ -134,11 +134,12 @@ def test_no_row_is_lost_and_a_second_time_costs_nothing(serve, tmp_path, defect)
 
 
 def test_the_bench_names_what_was_planted_in_a_small_version(tmp_path) -> None:
-    from bench.judge_bias import accused, calibration, over_http
+    from bench.judge_bias import accused, calibration, coverage, over_http
 
     found = over_http("self_lover", "rubric", "prefers_own", tmp_path)
     assert found["is_named"] and found["also"] == [] and found["same_again"]
     assert found["lost_rows"] == found["asked_twice"] == 0 and found["unaccounted_usd"] < 1e-9
     assert accused(0.0, "rubric", 2)["accused_frac"] == 0
+    assert min(cell["coverage"] for cell in coverage(20)) >= 0.7
     told = calibration(40)
     assert told["standard_error"]["ppi"] < told["standard_error"]["labels"] and told["bias"]["judge"] < -0.02

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from shoestring.config import JudgeConfig
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, EndpointError
@@ -152,6 +153,28 @@ def test_a_judge_that_cannot_tell_right_from_wrong_is_refused_before_it_scores(t
         Run.from_file(tmp_path / "b" / "run.yaml", runs_dir=tmp_path / "b" / "runs").execute(until="decide")
     finally:
         server.close()
+
+
+def test_pairs_by_two_judges_in_both_orders(copied, server) -> None:
+    rough = JudgeServer("fair", EVERY, error_frac=0.02)
+    try:
+        path = copied.folder / "run.yaml"
+        text = path.read_text().replace("mode: rubric", "mode: pairwise").replace("bar: 0.9", "bar: 0.5")
+        raw = yaml.safe_load(text)
+        second = {**raw["judge"]["endpoints"][0], "name": "rough", "base_url": rough.url}
+        raw["judge"]["endpoints"].append(second)
+        path.write_text(yaml.safe_dump(raw))
+        run = Run.from_folder(copied.folder)
+        run.execute(until="decide")
+        (arm,) = (arm_from_json(a) for a in read_json(run.folder / "decide.json")["result"]["arms"])
+        told = arm.details["judge"]
+        assert set(told["orders"]) == {"fair", "rough"} and told["orders"]["fair"]["flip_frac"]["value"] == 0
+        assert {row.score for row in arm.rows} <= {0.0, 0.5, 1.0} and told["judges_agree"] is not None
+        assert told["length_controlled"]["num_pairs"] == told["num_judged"] >= 30
+        spent = {e["item"] for e in run.ledger.entries() if e["item"].startswith("judge ")}
+        assert spent == {"judge fair", "judge rough"}
+    finally:
+        rough.close()
 
 
 def test_kin_and_a_missing_key_are_refused_before_anything_is_done(tmp_path, server) -> None:
