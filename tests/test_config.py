@@ -41,6 +41,7 @@ def test_every_metric_of_a_kind_is_accepted_and_the_first_is_the_default(kind: s
     for metric in METRICS_BY_KIND[kind]:
         text = GOOD.replace("kind: extract", f"kind: {kind}\n  metric: {metric}")
         text += JUDGE if metric == "judge" else ""
+        text = text.replace("execution_match", "execution_match\n  database: shop.db")
         assert parse_run_file(text).task.metric == metric
     assert parse_run_file(GOOD.replace("extract", kind)).task.metric == METRICS_BY_KIND[kind][0]
 

@@ -6,7 +6,6 @@ Derived values (rank, token limits) are not decided here: the stage that derives
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,20 +23,13 @@ from .sections import LaunchConfig as LaunchConfig
 from .sections import RetrievalConfig as RetrievalConfig
 from .sections import Section
 from .sections import SynthConfig as SynthConfig
+from .task import METRICS_BY_KIND as METRICS_BY_KIND
+from .task import TaskConfig as TaskConfig
+from .task import TaskKind as TaskKind
+from .task import did_you_mean
 from .yaml_lines import line_of, read_mapping
 
 ArmKind = Literal["zero_shot", "instruction", "few_shot", "nearest", "rag", "linear"]
-TaskKind = Literal["classify", "extract", "generate", "sql", "math", "chat"]
-
-# First of each is the default metric of the kind.
-METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
-    "classify": ("accuracy", "macro_f1"),
-    "extract": ("leaf_f1", "exact_record"),
-    "generate": ("chrf", "rouge_l", "exact_match", "judge"),
-    "sql": ("exact_match", "chrf"),
-    "math": ("final_number", "exact_match"),
-    "chat": ("chrf", "rouge_l", "judge"),
-}
 
 # In an address: user and password before the host, or a query, where signatures stand.
 CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@|://.*\?")
@@ -50,38 +42,6 @@ OF_OBJECTIVES = {
 
 # Keys of the contract that a later version will use; refused rather than silently ignored.
 PLANNED_KEYS = {"serve": "serving"}
-
-
-class TaskConfig(Section):
-    """What is to be done, how it is scored, and how good is good enough."""
-
-    kind: TaskKind
-    """classify, extract (text to JSON), generate, sql, math or chat."""
-    metric: str = ""
-    """Primary metric, 0 to 1; empty: the default of the kind."""
-    bar: float = Field(ge=0.0, le=1.0)
-    """Quality bar on the metric; met when the lower end of its 95 % interval reaches it."""
-    instruction: str = ""
-    """What the model is told in prompting arms; empty: derived from the data."""
-    max_new_tokens: int | None = Field(default=None, ge=1, le=32768)
-    """Longest answer generated; empty: from the longest training answer."""
-
-    @model_validator(mode="after")
-    def _metric_of_kind(self) -> TaskConfig:
-        allowed = METRICS_BY_KIND[self.kind]
-        if not self.metric:
-            object.__setattr__(self, "metric", allowed[0])
-        elif self.metric not in allowed:
-            raise ValueError(
-                f"metric {self.metric!r} does not score task kind {self.kind!r}; "
-                f"choose one of: {', '.join(allowed)}{_did_you_mean(self.metric, allowed)}"
-            )
-        return self
-
-    @property
-    def computed_metric(self) -> str:
-        """The metric, or where a judge gives it, the one of the kind that is computed: training looks at that."""
-        return METRICS_BY_KIND[self.kind][0] if self.metric == "judge" else self.metric
 
 
 class DecideConfig(Section):
@@ -312,11 +272,6 @@ class RunConfig(Section):
         return raw
 
 
-def _did_you_mean(word: str, candidates: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(c) for c in candidates], n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the run file, for editors."""
     schema = RunConfig.model_json_schema()
@@ -335,7 +290,7 @@ def load_run_file(path: str | Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = _did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError(f"{path}: no such run file{near}; 'shoestring init DATA_FILE' writes one") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a run file is YAML text") from None
@@ -376,7 +331,7 @@ def _explain(fault: Any, node: Any, name: str) -> str:
         if len(location) == 1 and key in PLANNED_KEYS:
             return f"{where}: {key!r} ({PLANNED_KEYS[key]}) is not used by this version yet; remove the key"
         allowed = _section_keys(location)
-        guess = _did_you_mean(key, allowed) or f"; allowed here: {', '.join(allowed)}"
+        guess = did_you_mean(key, allowed) or f"; allowed here: {', '.join(allowed)}"
         return f"{where}: unknown key {dotted!r}{guess}"
     if fault["type"] == "missing":
         return f"{where}: {dotted!r} is missing; 'shoestring explain {dotted}' says what it is"

@@ -5,6 +5,8 @@ extract   leaf_f1 (mean over rows), leaf_f1_micro, exact_record, json_valid_frac
 generate  chrf, rouge_l, exact_match (chat too)
 sql       exact_match after normalisation, chrf
 math      final_number, exact_match
+
+What needs more than two texts (a database, a schema, tools, other rows) is in more_metrics.
 """
 
 from __future__ import annotations
@@ -43,8 +45,10 @@ class Scored:
     counts: tuple[int, int, int] = (0, 0, 0)
 
 
-def score_output(kind: str, expected: str, output: str, labels: frozenset[str]) -> Scored:
+def score_output(kind: str, expected: str, output: str, labels: frozenset[str], *, needs_number: bool = True) -> Scored:
     """Score one output. labels: the label set of a classification task, else empty.
+
+    needs_number: of a math answer; without it one without numbers counts as its text.
 
     Raises: DataError when the expected answer is not what the task kind needs.
     """
@@ -58,12 +62,13 @@ def score_output(kind: str, expected: str, output: str, labels: frozenset[str]) 
     exact = float(output.strip() == expected.strip())
     if kind == "math":
         truth, answer = final_number(expected), final_number(output)
-        if truth is None:
+        if truth is None and needs_number:
             raise DataError(
                 f"expected answer {_short(expected)} holds no number; a math task needs one as its last number"
             )
         failure = "no number in the output" if answer is None else None
-        return Scored({"final_number": float(answer == truth), "exact_match": exact}, failure)
+        is_same = answer == truth if truth is not None else bool(exact)
+        return Scored({"final_number": float(is_same), "exact_match": exact}, failure)
     values = {"chrf": chrf(output, expected), "rouge_l": rouge_l(output, expected), "exact_match": exact}
     return Scored(values, _empty(output))
 

@@ -6,11 +6,12 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..config import METRICS_BY_KIND, TaskConfig
+from ..config import TaskConfig
 from ..errors import DataError
 from ..records import ArmScore, Completion, Example, FarScore, RowScore
 from ..units import SECONDS_PER_HOUR
 from .metrics import Scored, aggregate, label_codes, macro_f1, score_output
+from .more_metrics import add_values, left_out
 from .paired import paired_difference
 from .statistics import BINARY_METRICS, score_interval
 
@@ -62,6 +63,7 @@ def score_arm(
     score, interval = score_interval(metric, rows, seed)
     outputs = [completion.text for completion in completions]
     metrics = aggregate(task.kind, scored, [example.completion for example in examples], outputs)
+    missing = left_out(task)
     num_cut = sum(not completion.stopped for completion in completions)
     return ArmScore(
         arm=arm,
@@ -75,7 +77,12 @@ def score_arm(
         metrics=metrics,
         interval=interval,
         rows=rows,
-        details={"num_cut": num_cut, "num_failures": sum(row.failure is not None for row in rows), **(details or {})},
+        details={
+            "num_cut": num_cut,
+            "num_failures": sum(row.failure is not None for row in rows),
+            **({"left_out": missing} if missing else {}),
+            **(details or {}),
+        },
     )
 
 
@@ -107,7 +114,7 @@ def metric_value(
     task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
 ) -> float:
     """The task's metric alone, without interval: cheap enough for scoring during training."""
-    scored = score_rows(task, examples, completions, labels)
+    scored = score_rows(task, examples, completions, labels, only=task.computed_metric)
     if task.computed_metric == "macro_f1":
         outputs = [completion.text for completion in completions]
         return macro_f1(*label_codes([example.completion for example in examples], outputs))
@@ -115,21 +122,31 @@ def metric_value(
 
 
 def score_rows(
-    task: TaskConfig, examples: Sequence[Example], completions: Sequence[Completion], labels: tuple[str, ...] | None
+    task: TaskConfig,
+    examples: Sequence[Example],
+    completions: Sequence[Completion],
+    labels: tuple[str, ...] | None,
+    only: str = "",
 ) -> list[Scored]:
-    """Each output against its expected answer, in order. Raises: DataError with the row's place."""
+    """Each output against its expected answer, in order; only: leave out further metrics but this.
+
+    Raises: DataError with the rows' places; ConfigError, MissingDependency of metrics that need files or packages.
+    """
     if not examples:
         raise DataError("no held-out rows to score; give data.eval a file with rows, or lower curate.eval_rows")
     assert len(examples) == len(completions), (len(examples), len(completions))
-    assert task.computed_metric in METRICS_BY_KIND[task.kind], (task.kind, task.metric)
     label_set = frozenset(labels or ()) | {example.completion.strip() for example in examples}
     scored = []
     for example, completion in zip(examples, completions, strict=True):
         try:
-            scored.append(score_output(task.kind, example.completion, completion.text, label_set))
+            scored.append(
+                score_output(
+                    task.kind, example.completion, completion.text, label_set, needs_number=task.metric != "math_equal"
+                )
+            )
         except DataError as error:
             raise DataError(f"{example.source}:{example.line}: {error}") from None
-    return scored
+    return add_values(task, examples, [completion.text for completion in completions], scored, only)
 
 
 def _failure(row: Scored, completion: Completion) -> str | None:

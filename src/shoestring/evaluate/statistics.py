@@ -16,7 +16,10 @@ from .metrics import label_codes
 from .resample import LEVEL, NUM_RESAMPLES, Statistic, ends
 
 # Metrics that are 0 or 1 on each row; their mean is a proportion.
-BINARY_METRICS = {"accuracy", "exact_record", "exact_match", "final_number"}
+BINARY_METRICS = {
+    "accuracy", "exact_record", "exact_match", "final_number", "execution_match", "ast_match", "math_equal",
+    "call_exact",
+}  # fmt: skip
 Z_95 = 1.959963984540054
 PILED_FRAC = 0.5
 Z_POWER_80 = 0.8416212335729143

@@ -109,4 +109,10 @@ def _models(run: Run) -> list[str]:
 
 
 def _without_bar(task: TaskConfig) -> Any:
-    return task.model_dump(exclude={"bar"})
+    """What scores depend on; keys that a task does without are left out, so that records made before them count."""
+    said = task.model_dump(exclude={"bar"})
+    for key in ("database", "record_schema", "metric_command"):
+        if not said[key]:
+            del said[key]
+    files = [[path.name, sha256_file(path)] for path in task.files()]
+    return [said, files] if files else said

@@ -74,6 +74,8 @@ def folder_at_hand(name: str) -> Path | None:
 def with_folders(config: RunConfig, base_dir: Path) -> RunConfig:
     """The config with each folder (models, checkpoints, train.start) in full, as seen from the run file's, base_dir.
 
+    The files of section task are looked for from there.
+
     Raises: ConfigError for a folder that only the working directory has.
     """
     models = [_model_folder(name, base_dir) for name in config.models]
@@ -83,7 +85,11 @@ def with_folders(config: RunConfig, base_dir: Path) -> RunConfig:
         place = getattr(train, key)
         if place and "://" not in place:
             changed[key] = str((base_dir / Path(place).expanduser()).resolve())
-    return config.model_copy(update={"models": models, "train": train.model_copy(update=changed)})
+    task = config.task.beside(base_dir)
+    for path in task.files():
+        if not path.is_file():
+            raise ConfigError(f"task: there is no file {path}; paths of the run file are relative to it")
+    return config.model_copy(update={"models": models, "task": task, "train": train.model_copy(update=changed)})
 
 
 def _model_folder(name: str, base_dir: Path) -> str:
