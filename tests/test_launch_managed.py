@@ -20,6 +20,7 @@ import pytest
 from shoestring.config import parse_run_file
 from shoestring.data.store import write_curated
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, DataError, LaunchError, MissingDependency
+from shoestring.launch import register
 from shoestring.launch.backend import Order
 from shoestring.launch.managed import client
 from shoestring.launch.managed.backend import PYTHON_ENV, Managed, python_of
@@ -146,6 +147,12 @@ class Place:
         return job
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A register of this test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, value in KEYS.items():
@@ -189,9 +196,11 @@ def test_upload_estimate_order_follow_and_bring(place: Place) -> None:
     folder = place.run_folder / "managed" / tag_of(LAUNCH_ID) / "result"
     record = json.loads((folder / "managed.json").read_text())
     assert record["sdk"] == place.managed.vendor.package.replace("==", " ").replace("-ai", "")  # the one written for
+    (lines,) = [line for line in place.lines if "decide:" in line]
+    (endpoint,) = parse_run_file(RUN_FILE + lines[lines.index("decide:") :]).decide.endpoints
+    assert tag_of(LAUNCH_ID) in endpoint.model and endpoint.api_key_env == place.managed.vendor.key_env
     if place.vendor == "openai":
         assert record["kind"] == "served" and not record["files"]
-        assert any("model: ft:gpt-4o-mini:org:shoestring-" in line for line in place.lines)
     else:
         for name, content in place.server.weights.items():
             assert (folder / "adapter" / name).read_bytes() == content
@@ -204,7 +213,11 @@ def test_upload_estimate_order_follow_and_bring(place: Place) -> None:
 @each_vendor
 def test_a_job_is_cancelled_and_bills_no_more(place: Place) -> None:
     place.start()
-    assert [bill.name for bill in listed(place)] == [place.job.id]
+    (bill,) = listed(place)
+    assert (bill.name, bill.launch_id) == (
+        place.job.id,
+        LAUNCH_ID,
+    ) and bill.stop == f"shoestring launch {LAUNCH_ID} --stop"
     status = place.managed.stop(place.launch)
     assert status.state == "stopped" and listed(place) == []
     assert place.managed.stop(place.launch).state == "stopped"  # twice is no error
@@ -212,9 +225,10 @@ def test_a_job_is_cancelled_and_bills_no_more(place: Place) -> None:
 
 
 def listed(place: Place) -> list[Any]:
-    """What bills there, asked at the loopback's address."""
-    client_address = dataclasses.replace(place.managed.vendor, base_url=place.server.address)
-    place.managed.vendor = client_address
+    """What bills at the loopback's address, which the register has from the launch."""
+    register.save(place.launch)
+    place.managed.vendor = dataclasses.replace(place.managed.vendor, base_url="")  # the service itself is not asked
+    assert place.managed.is_configured()
     return place.managed.billing()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from shoestring.cli.main import run as shoestring
 from shoestring.errors import BadInput
 from shoestring.files import read_jsonl
 from shoestring.launch.managed import backend
+from shoestring.recipe import Run
+from shoestring.records import plan_from_json
+from shoestring.stages.bringing import as_trained
 from shoestring.train.base import quiet_loading
 from shoestring.train.brought import require_of_base
 from tests.managed_server import DOLLARS_PER_MILLION, ManagedServer
@@ -101,6 +105,11 @@ def test_launch_follows_bills_brings_and_the_run_scores_it(case: Case, capfd: py
     assert arm["num_rows"] > 0 and arm["cost_usd"] >= cost_usd
     entries = [e for e in read_jsonl(case.run_folder / "ledger.jsonl") if e["item"].endswith("/train")]
     assert [(e["predicted"], "basis" in e) for e in entries] == [(None, False)]  # no later plan learns from it
+    run = Run.from_file(case.run_file, runs_dir=case.folder)
+    (rung,) = plan_from_json(json.loads((case.run_folder / "plan.json").read_text())["result"]).rungs
+    too_large = dataclasses.replace(rung, verdict="does_not_fit")  # to train here, and yet it is climbed
+    assert as_trained(run, too_large).verdict == "fits"
+    assert as_trained(run, dataclasses.replace(too_large, model="other")).verdict == "does_not_fit"
     for key in KEYS.values():
         assert key not in said.out + said.err
         for path in case.folder.rglob("*"):

@@ -27,6 +27,13 @@ def brought(run: Run, rung: RungPlan) -> Path | None:
     return None
 
 
+def as_trained(run: Run, rung: RungPlan) -> RungPlan:
+    """The rung, also where its training does not fit here: it only has to answer."""
+    if rung.verdict != "does_not_fit" or brought(run, rung) is None:
+        return rung
+    return replace(rung, verdict="fits", reason=f"a service trained it; training here: {rung.reason}")
+
+
 def take_brought(run: Run, rung: RungPlan, folder: Path, train_print: str) -> TrainResult:
     """Publish it as the rung's adapter. Raises: BadInput where it is damaged or fits another base."""
     record = read_json(folder / RECORD)

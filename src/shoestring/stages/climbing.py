@@ -16,7 +16,7 @@ from ..ladder import Step, climb, model_of, rung_level
 from ..plan.throughput import predict_time
 from ..records import ArmScore, Curated, Estimate, Plan, RungPlan, TrainSettings, Verdict, summed, to_json
 from ..units import SECONDS_PER_HOUR, duration
-from . import inputs, rungs, searching
+from . import bringing, inputs, rungs, searching
 from .common import device, held_rows, rung_file, sample_rows, shape, token_counts
 from .recorder import once
 from .retrieving import rows_for
@@ -35,7 +35,7 @@ def climb_plan(
 ) -> tuple[list[ArmScore], Verdict, list[Step]]:
     """Train and measure the plan's rungs, cheapest first, until one meets the bar."""
     return climb(
-        plan.rungs,
+        [bringing.as_trained(run, rung) for rung in plan.rungs],
         baselines,
         run.config.task,
         lambda rung: run.measure(rung, curated),
@@ -94,6 +94,8 @@ def not_worth(run: Run, rung: RungPlan, num_rungs: int, takes: Estimate, fracs: 
         return f"dev rows are not scored by {task.metric} during training"
     if run.run_folder.record(rung_file(rung.model, "train.json")) is not None:
         return "the rung is trained already"
+    if bringing.brought(run, rung) is not None:
+        return "a service trained it"
     num_least = math.floor(rung.num_steps * fracs[0])
     if num_least < MIN_STEPS:
         return f"the smallest part would have {num_least} steps, {MIN_STEPS} are needed"

@@ -288,7 +288,7 @@ def evaluate(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -
         details={
             "eval_s": eval_s,
             "train_s": trained.wall_s,
-            "num_steps": trained.num_steps,
+            **({} if bringing.is_brought(trained) else {"num_steps": trained.num_steps}),
             "is_best_at_end": trained.dev_metric is not None and trained.best_step == trained.num_steps,
             **({"preference": preference} if preference else {}),
             **({"retrieval": retrieved} if retrieved else {}),

@@ -50,9 +50,13 @@ class Managed:
         self.vendor, self.pause = vendor_of(name), pause
 
     def is_configured(self) -> bool:
-        """Whether there is a key, an address and an SDK to ask with."""
+        """Whether there is a key, an address and an SDK to ask with, or a launch that has not ended."""
         has_sdk = bool(python_of({})) or importlib.util.find_spec(self.vendor.sdk) is not None
-        return has_key(self.vendor) and bool(self.vendor.base_url) and has_sdk
+        has_own = any(launch.state not in records.ENDED for launch in self._launches())
+        return has_own or (has_key(self.vendor) and bool(self.vendor.base_url) and has_sdk)
+
+    def _launches(self) -> list[Launch]:
+        return [launch for launch in register.registered() if launch.backend == self.vendor.name]
 
     # ---- before
 
@@ -182,9 +186,17 @@ class Managed:
 
     def billing(self) -> list[Billing]:
         """Jobs of ours that have not ended. Raises: LaunchError."""
-        log_file = Path(tempfile.gettempdir()) / f"shoestring-{os.getuid() if hasattr(os, 'getuid') else 0}-vendor.log"
-        client = Client(self.vendor, log_file, python=python_of({}), pause=self.pause)
-        jobs = [seen(self.vendor, raw, None) for raw in jobs_of(client, TAG_START)]
+        pythons = {self.vendor.base_url: python_of({})} if self.vendor.base_url and has_key(self.vendor) else {}
+        for launch in self._launches():
+            pythons[address_of(self.vendor, launch.target, launch.options)] = python_of(launch.options)
+        jobs: dict[str, Seen] = {}
+        with tempfile.TemporaryDirectory(prefix="shoestring-") as folder:
+            for address, python in pythons.items():
+                log_file = Path(folder) / "sdk.log"
+                client = Client(
+                    self.vendor, log_file, base_url=address, python=python, pause=self.pause, max_attempts=2
+                )
+                jobs |= {job.id: job for job in (seen(self.vendor, raw, None) for raw in jobs_of(client, TAG_START))}
         ours = {tag_of(launch.id): launch.id for launch in register.registered()}
         return [
             Billing(
@@ -197,7 +209,7 @@ class Managed:
                 if job.tag in ours
                 else f"cancel job {job.id} on {self.vendor.name}'s own page",
             )
-            for job in jobs
+            for job in jobs.values()
             if job.state not in records.ENDED
         ]
 
@@ -243,7 +255,8 @@ class Managed:
             notes.append(TELL_NO_COST)
         if job.state in records.ENDED and not journal.get("is_single"):
             journal.write(is_single=True)
-        return Status(job.state, since=job.created_at, note="; ".join(notes), bill=self._bill(journal, job.usd))
+        since = job.ended_at if job.state in records.ENDED else job.created_at
+        return Status(job.state, since=since, note="; ".join(notes), bill=self._bill(journal, job.usd))
 
     def _words(self, job: Seen) -> str:
         """State, progress and reason in one line."""

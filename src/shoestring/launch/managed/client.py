@@ -158,8 +158,9 @@ class Client:
         base_url: str = "",
         python: str = "",
         pause: Callable[[float], None] = time.sleep,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self.vendor, self.log_file, self.pause = vendor, log_file, pause
+        self.vendor, self.log_file, self.pause, self.max_attempts = vendor, log_file, pause, max_attempts
         self.base_url = base_url or vendor.base_url
         self.python = str(Path(python).expanduser()) if python else sys.executable
 
@@ -167,11 +168,11 @@ class Client:
 
     def ask(self, op: str, progress: Progress = no_progress, **args: Any) -> Any:
         """A call that may be made again without harm. Raises: LaunchError."""
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(self.max_attempts):
             try:
                 return self.once(op, progress, **args)
             except CallFailed as failure:
-                if not failure.may_pass or attempt == MAX_ATTEMPTS - 1:
+                if not failure.may_pass or attempt == self.max_attempts - 1:
                     raise self.told(failure, op, attempt + 1) from None
                 self.wait(failure, attempt, op)
         raise AssertionError("the last attempt returns or raises")

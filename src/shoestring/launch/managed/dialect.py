@@ -45,6 +45,7 @@ class Seen:
     tuned_model: str = ""  # the name it answers to
     done_frac: float | None = None
     created_at: str | None = None
+    ended_at: str | None = None  # of one that has ended, where it is stated
     tag: str = ""
 
 
@@ -266,6 +267,7 @@ def _seen_together(raw: dict[str, Any]) -> dict[str, Any]:
         "tuned_model": raw.get("model_output_name") or "",
         "done_frac": _frac(raw.get("steps_completed"), raw.get("total_steps")),
         "created_at": raw.get("created_at"),
+        "ended_at": raw.get("updated_at"),
         "tag": raw.get("suffix") or "",
     }
 
@@ -275,13 +277,13 @@ def _seen_openai(raw: dict[str, Any]) -> dict[str, Any]:
     reason = error.get("message") or ""
     if reason and error.get("param"):
         reason = f"{reason} ({error['param']})"
-    created = raw.get("created_at")
     return {
         "reason": reason,
         "num_tokens": raw.get("trained_tokens"),
         "tuned_model": raw.get("fine_tuned_model") or "",
         "done_frac": _frac(raw.get("trained_steps"), raw.get("total_steps")),
-        "created_at": datetime.fromtimestamp(created, UTC).isoformat() if created else None,
+        "created_at": _at(raw.get("created_at")),
+        "ended_at": _at(raw.get("finished_at")),
         "tag": (raw.get("metadata") or {}).get("shoestring") or raw.get("suffix") or "",
     }
 
@@ -299,8 +301,14 @@ def _seen_fireworks(raw: dict[str, Any]) -> dict[str, Any]:
         "tuned_model": raw.get("outputModel") or "",
         "done_frac": None if percent is None else percent / 100,
         "created_at": raw.get("createTime"),
+        "ended_at": raw.get("completedTime") or raw.get("updateTime"),
         "tag": (raw.get("name") or "").rpartition("/")[2],
     }
+
+
+def _at(seconds: float | None) -> str | None:
+    """Unix time as ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
 
 
 def _frac(done: Any, total: Any) -> float | None:
@@ -337,8 +345,6 @@ def event_lines(raw: list[dict[str, Any]]) -> list[str]:
 
     def at(event: dict[str, Any]) -> str:
         created = event.get("created_at")
-        if isinstance(created, (int, float)):
-            return datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")
-        return str(created or "")
+        return (_at(created) or "") if isinstance(created, (int, float)) else str(created or "")
 
     return [f"{at(e)} {e.get('message', '')}".strip() for e in sorted(raw, key=at)]

@@ -11,6 +11,7 @@ from ...errors import LaunchError
 from ...files import sha256_file, sync_folder, write_json
 from ...market import managed as market
 from ...records import Log, Progress, no_log, no_progress
+from ...runfolder import RunFolder, rung_name
 from ..records import Launch
 from .client import Client
 from .dialect import Seen
@@ -73,11 +74,20 @@ def fetch(
     journal.write(fetched=now())
     if files:
         log(f"{vendor.name}: {len(files)} files of job {seen.id} are in {folder / kind}")
-        here = f"shoestring run {launch.run_file}, where {base_of(config)} is at hand"
-        log(f"to score it: {here}" if kind == "adapter" else f"to score it: name {folder / kind} in models:")
+        log(f"to score it: {_how_to_score(launch, base_of(config), folder / kind, kind)}")
     if seen.tuned_model:
         served = " only serves it" if not files else " can serve it too"
         log(f"{vendor.name}{served}; to score it as an endpoint, put into the run file:\n{endpoint_yaml(vendor, seen)}")
+
+
+def _how_to_score(launch: Launch, base: str, result: Path, kind: str) -> str:
+    if kind != "adapter":
+        return f"name {result} in models:"
+    run = RunFolder(Path(launch.run_folder))
+    command = f"shoestring run {launch.run_file}, where {base} is at hand"
+    if run.record(f"rungs/{rung_name(base)}/train.json") is None:
+        return command
+    return f"move {run.rung(base)} away, which holds an earlier training of {base}; then {command}"
 
 
 def _placed(vendor: Vendor, unpacked: Path, target: Path, kind: str) -> dict[str, str]:

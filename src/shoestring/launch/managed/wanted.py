@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -137,6 +138,9 @@ def priced(vendor: Vendor, wanted: Wanted, rows: Rows, counted: int | None, give
     if not vendor.market:
         rate, notes = given_usd, ("the rate is launch.managed.usd_per_million_train_tokens",)
     else:
+        terms = market.TERMS[vendor.market]
+        if terms.closed and (today := datetime.now(UTC).date()) >= terms.closed:
+            raise BadInput(f"{market.closing_words(vendor.market, terms, today)}; choose another service")
         found = market.quote(
             vendor.market,
             wanted.model,
