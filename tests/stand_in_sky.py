@@ -75,6 +75,9 @@ def main(words):
         return 0
     if words[:2] == ["jobs", "queue"]:
         live = [j for j in jobs() if "--skip-finished" not in words or j["status"] in ("PENDING", "RUNNING")]
+        if not jobs():
+            print("sky.exceptions.ClusterNotUpError: No in-progress managed jobs.", file=sys.stderr)
+            return 1
         print("Fetching managed job statuses...")
         print(json.dumps(live, indent=2))
         return 0

@@ -21,7 +21,7 @@ from shoestring.launch.rented import order_of
 from shoestring.recipe import Run
 from shoestring.stages.choosing import weigh
 from shoestring.stages.told import told
-from tests.test_launch_skypilot import SECRET, launch_of, run_file
+from tests.test_launch_skypilot import SECRET, launch_of, run_file, stand_in_bucket
 
 ROOT = Path(__file__).resolve().parent.parent
 # `make environments` puts dstack there; a checkout without it runs the rest.
@@ -74,6 +74,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "stand_in.py"}" "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("STAND_IN_DSTACK", str(tmp_path))
+    stand_in_bucket(monkeypatch, tmp_path)
     monkeypatch.setenv("YAML_AT", str(Path(yaml.__file__).parent.parent))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)

@@ -174,6 +174,18 @@ def test_the_wheel_is_this_package_and_installs(tmp_path: Path) -> None:
 # ---- the program ----------------------------------------------------------------------------
 
 
+def stand_in_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """s3://kept/ is the folder bucket below this one."""
+    monkeypatch.setenv("STAND_IN_SKY", str(folder))
+    path = ROOT / "tests" / "stand_in_s3" / "s3fs.py"
+    spec = importlib.util.spec_from_file_location("s3fs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "s3fs", module)
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "s3", module.S3FileSystem)
+
+
 @pytest.fixture
 def sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The stand-in as `sky` on the path; gives its module, to run its machines."""
@@ -183,14 +195,9 @@ def sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     program = folder / "sky"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests" / "stand_in_sky.py"}" "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("STAND_IN_SKY", str(state))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_in_s3"))
-    monkeypatch.delitem(sys.modules, "s3fs", raising=False)
-    monkeypatch.setitem(
-        importlib.import_module("fsspec.registry")._registry, "s3", importlib.import_module("s3fs").S3FileSystem
-    )
+    stand_in_bucket(monkeypatch, state)
     spec = importlib.util.spec_from_file_location("stand_in_sky", ROOT / "tests" / "stand_in_sky.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -224,12 +231,20 @@ def test_a_job_is_submitted_found_billed_and_cancelled(
     assert named["sky-jobs-controller-1a2b"].stop == "sky down -y sky-jobs-controller-1a2b"
     assert place.stop(started).state == "stopped"
     assert place.stop(started).state == "stopped"
+    sky.keep([])  # the jobs controller has stopped by itself: what the machine wrote is what is known
+    kept = aboard.Place("s3://kept/runs/cloud-1")
+    kept.write(aboard.State(1, billed_s=3600.0))
+    assert place.status(started).state == "lost"
+    kept.write(aboard.State(2, billed_s=3600.0, outcome={"exit_code": 3, "why": ""}))
+    status = place.status(started)
+    assert (status.state, status.exit_code) == ("done", 3) and status.cost_usd == pytest.approx(1.0)
     assert [billing.name for billing in place.billing()] == ["sky-jobs-controller-1a2b"]
 
 
 def test_what_the_program_says_of_a_fault_is_told_without_secrets(
     planned: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stand_in_bucket(monkeypatch, tmp_path)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     launch = launch_of(
         planned.run_file, planned.run_folder, {"bucket": "s3://kept/runs", "skypilot_python": "/no/python"}

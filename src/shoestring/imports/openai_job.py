@@ -116,7 +116,11 @@ def fetch(job_id: str, folder: Path, log: Log = no_log) -> tuple[Any, Path, Path
     """
     if not JOB_ID.fullmatch(job_id):
         raise BadInput(f"--job {job_id}: a job's id begins with ftjob-, as on the dashboard; {OTHER_WAY}")
-    client = _client()
+    with _client() as client:
+        return _fetched(client, job_id, folder, log)
+
+
+def _fetched(client: Any, job_id: str, folder: Path, log: Log) -> tuple[Any, Path, Path | None]:
     record = _json(
         _ask(lambda: client.fine_tuning.jobs.retrieve(job_id), f"job {job_id}", _no_such_job(job_id)), job_id
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,24 +18,25 @@ from urllib.parse import urlsplit
 from ..errors import BadInput, LaunchError
 from ..files import write_whole
 from ..records import Log, no_log
-from ..secrets import OF_STORES, to_hand_on, without_secrets
+from ..secrets import OF_STORES, to_hand_on
 from . import aboard, needs
 from .backend import Order
 from .external import Program
-from .records import Billing, Expense, Launch, Quote, Status
+from .records import Billing, Launch, Quote, Status
 from .rented import (
     Candidate,
     as_yaml,
-    bill,
     bucket_of,
     candidates,
     command_line,
     laid_out,
+    left_at,
     limit_of,
     notes_on,
     order_of,
     rented_hours,
     setup_lines,
+    with_place,
 )
 from .wheel import build_wheel, wheel_name
 
@@ -133,22 +134,18 @@ class Dstack:
     def status(self, launch: Launch) -> Status:
         """From the server's runs, and what the machine wrote to the bucket. Raises: LaunchError."""
         run = self._run(launch)
+        place = f"{bucket_of(launch.options, self.name)}/{launch.id}"
         if run is None:
-            return Status("lost", note=f"dstack has no run {run_name(launch.id)}")
+            return left_at(launch, place, f"dstack has no run {run_name(launch.id)}")
         state = STATES.get(run["status"], "running")
         if state == "interrupted" and not run.get("latest_job_submission"):
             state = "pending"
         note = run.get("error") or run.get("status_message") or run.get("termination_reason") or ""
-        code = None
-        try:
-            kept = aboard.Place(f"{bucket_of(launch.options, self.name)}/{launch.id}").state()
-        except (LaunchError, BadInput) as error:  # the run stands all the same
-            kept, note = aboard.State(), f"{note}; {error}".strip("; ")
-        if kept.outcome is not None:
-            code, why = kept.outcome["exit_code"], kept.outcome["why"]
-            note = f"{note}; {why}".strip("; ") if why else note
-            state = "stopped" if state == "failed" and code in (4, 5) else state
-        return Status(state, run.get("submitted_at"), without_secrets(note), code, _bill(launch, run, kept))
+        status = with_place(launch, place, Status(state, run.get("submitted_at"), note), None)
+        if not run.get("cost"):
+            return status
+        (counted,) = status.bill  # dstack says what a run cost at its own prices; the machine says its seconds
+        return replace(status, bill=(replace(counted, actual_usd=run["cost"]),))
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
         if self._run(launch) is None:
@@ -193,13 +190,6 @@ def _runs(options: Any) -> list[dict[str, Any]]:
 def _configuration(run: dict[str, Any]) -> dict[str, Any]:
     found = (run.get("run_spec") or {}).get("configuration") or {}
     return dict(found)
-
-
-def _bill(launch: Launch, run: dict[str, Any], kept: aboard.State) -> tuple[Expense, ...]:
-    """dstack says what a run cost at its own prices; the machine says its seconds."""
-    (counted,) = bill(launch, kept.billed_s if kept.round else None)
-    usd = run.get("cost") or counted.actual_usd
-    return (Expense(counted.item, counted.predicted_usd, usd, counted.predicted_s, counted.actual_s),)
 
 
 # ---- the task ------------------------------------------------------------------------------

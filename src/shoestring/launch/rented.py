@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config import RunConfig, load_run_file
-from ..errors import BadInput
+from ..errors import BadInput, LaunchError
 from ..files import read_json
 from ..market.terms import value
 from ..records import Estimate
+from ..secrets import without_secrets
 from ..train.locate import with_folders
 from ..units import SECONDS_PER_HOUR
 from . import needs
+from .aboard import DONE_CODES, Place, State
 from .backend import Order
-from .records import Expense, Launch
+from .records import Expense, Launch, Status
 
 MOST_CANDIDATES = 3
 PRICE_ROOM = 1.25  # a machine dearer than the quoted price by more than this is not taken
 PYTHON = "venv/bin/python"
+STOPPED_CODES = (4, 5)  # of `shoestring run`: the budget, interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,29 @@ def bill(launch: Launch, spent_s: float | None) -> tuple[Expense, ...]:
     if spent_s is not None and launch.price_usd_per_hour is not None:
         usd = spent_s / SECONDS_PER_HOUR * launch.price_usd_per_hour
     return (Expense(predicted.item, predicted.predicted_usd, usd, predicted.predicted_s, spent_s),)
+
+
+def with_place(launch: Launch, place: str, status: Status, spent_s: float | None) -> Status:
+    """What the launcher says, with seconds and exit code as the machine wrote them to the place, if it did."""
+    note, code, state = status.note, None, status.state
+    try:
+        kept = Place(place).state()
+    except (LaunchError, BadInput) as error:  # what the launcher says stands all the same
+        kept, note = State(), f"{note}; {error}"
+    if kept.outcome is not None:
+        code, note = kept.outcome["exit_code"], f"{note}; {kept.outcome['why']}"
+        state = "stopped" if state == "failed" and code in STOPPED_CODES else state
+    bill_so_far = bill(launch, kept.billed_s if kept.round else spent_s)
+    return replace(status, state=state, note=without_secrets(note.strip("; ")), exit_code=code, bill=bill_so_far)
+
+
+def left_at(launch: Launch, place: str, note: str) -> Status:
+    """A launch that the launcher knows no more: how it ended, if its machine wrote that to the place; else lost."""
+    status = with_place(launch, place, Status("lost", None, note), None)
+    if status.exit_code is None:
+        return status
+    state = "done" if status.exit_code in DONE_CODES else "stopped" if status.exit_code in STOPPED_CODES else "failed"
+    return replace(status, state=state)
 
 
 def order_of(launch: Launch) -> Order:

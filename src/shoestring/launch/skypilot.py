@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import BadInput, LaunchError
 from ..files import write_whole
 from ..records import Log, no_log
-from ..secrets import to_hand_on, without_secrets
+from ..secrets import to_hand_on
 from . import aboard, needs
 from .backend import Order
 from .external import Program
@@ -26,16 +26,17 @@ from .records import Billing, Launch, Quote, Status
 from .rented import (
     Candidate,
     as_yaml,
-    bill,
     bucket_of,
     candidates,
     command_line,
     laid_out,
+    left_at,
     limit_of,
     notes_on,
     order_of,
     rented_hours,
     setup_lines,
+    with_place,
 )
 from .wheel import build_wheel, wheel_name
 
@@ -54,6 +55,7 @@ GPUS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 PREFIX = "shoestring-"
 CONTROLLER = "sky-jobs-controller"
+NO_CONTROLLER = "No in-progress managed jobs"  # ClusterNotUpError of `sky jobs queue`
 HOME, PLACE = "~/shoestring", "/shoestring-place"
 DISK_GB = 256
 IDLE_MINUTES = 5
@@ -136,26 +138,14 @@ class SkyPilot:
         job = self._job(launch)
         place = f"{bucket_of(launch.options, self.name)}/{launch.id}"
         if job is None:
-            return Status("lost", note=f"SkyPilot has no managed job {PREFIX}{launch.id}")
+            return left_at(launch, place, f"SkyPilot has no managed job {PREFIX}{launch.id}")
         state = STATES.get(job["status"], "failed" if str(job["status"]).startswith("FAILED") else "running")
         since = _when(job.get("last_recovered_at") or job.get("start_at") or job.get("submitted_at"))
         where = job.get("infra") or job.get("region") or ""
         note = " ".join(str(part) for part in (where, job.get("failure_reason") or job.get("details")) if part)
-        code = None
-        spent_s = job.get("job_duration")
-        try:
-            kept = aboard.Place(place).state()
-        except (LaunchError, BadInput) as error:  # the job stands all the same
-            kept, note = aboard.State(), f"{note}; {error}".strip("; ")
-        if kept.round:
-            spent_s = kept.billed_s
-        if kept.outcome is not None:
-            code, why = kept.outcome["exit_code"], kept.outcome["why"]
-            note = f"{note}; {why}".strip("; ") if why else note
-            if state == "failed" and code in (4, 5):
-                state = "stopped"
         seller, recoveries = launch.handle.get("spot_seller", ""), int(job.get("recovery_count") or 0)
-        return Status(state, since, without_secrets(note), code, bill(launch, spent_s), seller, recoveries)
+        said = Status(state, since, note, spot_seller=seller, num_interruptions=recoveries)
+        return with_place(launch, place, said, job.get("job_duration"))
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
         job = self._job(launch)
@@ -181,7 +171,7 @@ class SkyPilot:
         if SKY.found({}) is None:
             return []
         found = []
-        for job in SKY.json({}, ["jobs", "queue", "--skip-finished", "-o", "json"]) or []:
+        for job in _queue({}, "--skip-finished"):
             name = str(job.get("job_name") or "")
             if name.startswith(PREFIX):
                 since = _when(job.get("submitted_at"))
@@ -200,11 +190,20 @@ class SkyPilot:
     def _job(self, launch: Launch) -> dict[str, Any] | None:
         """The job of a launch, by its number or, where that is not known, its name."""
         name, number = f"{PREFIX}{launch.id}", launch.handle.get("job_id")
-        jobs: list[dict[str, Any]] = SKY.json(launch.options, ["jobs", "queue", "--all", "-o", "json"]) or []
-        for job in jobs:
+        for job in _queue(launch.options, "--all"):
             if job.get("job_name") == name and number in (None, job.get("job_id")):
                 return job
         return None
+
+
+def _queue(options: Mapping[str, Any], which: str) -> list[dict[str, Any]]:
+    """Managed jobs; none where no jobs controller is up, which SkyPilot says as a failure."""
+    try:
+        return list(SKY.json(options, ["jobs", "queue", which, "-o", "json"]) or [])
+    except LaunchError as error:
+        if NO_CONTROLLER in str(error):
+            return []
+        raise
 
 
 # ---- the task ------------------------------------------------------------------------------
