@@ -194,7 +194,7 @@ def test_a_run_on_a_host_survives_its_connection_goes_on_exactly_and_keeps_keys_
     assert shoestring(["runs", "--orphans", "--json"]) == 0
     billing = json.loads(capfd.readouterr().out)["billing"]
     there = [(one["launch_id"], one["usd_per_hour"]) for one in billing if one["backend"] == "ssh"]
-    assert there == [(first["id"], 2.0)]
+    assert (first["id"], 2.0) in there
     arguments = subprocess.run(["ps", "-Awwo", "args="], capture_output=True, text=True, check=True).stdout
     assert f"launches/{first['id']}" in arguments and PLANTED not in arguments
     assert shoestring(["launch", "far", "--stop", "--json"]) == 0
