@@ -24,14 +24,14 @@ from shoestring.launch import register
 from shoestring.launch.backend import Order
 from shoestring.launch.managed import client
 from shoestring.launch.managed.backend import PYTHON_ENV, Managed, python_of
-from shoestring.launch.managed.data import faults_of, row_of, write_rows
+from shoestring.launch.managed.data import check_lengths, faults_of, row_of, tokens_of, write_rows
 from shoestring.launch.managed.flow import Flow
-from shoestring.launch.managed.journal import tag_of
+from shoestring.launch.managed.journal import Journal, tag_of
 from shoestring.launch.managed.vendors import VENDORS as VENDOR
 from shoestring.launch.managed.wanted import address_of
 from shoestring.launch.records import Launch
 from shoestring.market.managed import TERMS
-from shoestring.messages import Example, Message
+from shoestring.messages import Example, Message, ToolCall
 from shoestring.records import Curated, to_json
 from tests.managed_server import DOLLARS_PER_MILLION, REASON, ManagedServer
 
@@ -383,6 +383,47 @@ def test_an_order_that_may_be_there_is_not_given_up(place: Place, monkeypatch: p
     assert len(place.server.creates) == 1 and place.follow().state == "done"
 
 
+class Killed(BaseException):
+    """As if the process were gone: nothing of ours may hold it up."""
+
+
+@each_vendor
+def test_cut_off_after_any_call_or_write_it_goes_on_and_orders_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is cut off after its first step, begun again and cut off after one more, until it comes through."""
+    write, once = Journal.write, client.Client.once
+    left = [0]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    def write_and_stop(self: Journal, **changes: Any) -> None:
+        write(self, **changes)
+        step()
+
+    def call_and_stop(self: client.Client, *arguments: Any, **more: Any) -> Any:
+        answer = once(self, *arguments, **more)
+        step()
+        return answer
+
+    monkeypatch.setattr(Journal, "write", write_and_stop)
+    monkeypatch.setattr(client.Client, "once", call_and_stop)
+    for num_steps in range(1, 40):
+        left[0] = num_steps
+        try:
+            place.start()
+            break
+        except Killed:
+            assert len(place.server.creates) <= 1
+    assert num_steps >= 5 and len(place.server.creates) == 1
+    assert len([file for file in place.server.files.values() if file.content]) == 1
+    left[0] = 0
+    assert place.follow().state == "done"
+
+
 KILLED = """
 import os, signal, sys
 from shoestring.launch.managed import backend, journal
@@ -405,7 +446,7 @@ print(count)
 """
 
 
-@pytest.mark.parametrize("vendor", [needs_sdk("together"), needs_sdk("fireworks"), needs_sdk("nebius")])
+@pytest.mark.parametrize("vendor", [needs_sdk("nebius")])
 def test_killed_after_any_step_it_goes_on_and_orders_once(place: Place) -> None:
     """SIGKILL of the client after each write of its journal in turn, then the same start again."""
     finished = False
@@ -634,11 +675,26 @@ def test_rows_by_hand() -> None:
     }  # fmt: skip
     assert list(faults_of(VENDOR["openai"], example, "sft")) == []
     assert "1 earlier answers, which nebius would learn too" in next(iter(faults_of(VENDOR["nebius"], example, "sft")))
+    twice = Example((said[0], said[0], said[1]), (2, 3))
+    assert "two turns of 'user' in a row" in next(iter(faults_of(VENDOR["together"], twice, "sft")))
+    assert list(faults_of(VENDOR["fireworks"], twice, "sft")) == []
+    call = Example((said[0], Message("assistant", "", (ToolCall("look"),))), (1, 2))
+    assert "ends with a tool call" in next(iter(faults_of(VENDOR["nebius"], call, "sft")))
     pair = dataclasses.replace(example, rejected=(Message("assistant", "e"),))
     row = row_of(VENDOR["together"], pair, "dpo")
     assert row["preferred_output"] == [{"role": "assistant", "content": "d"}]
     assert row["non_preferred_output"] == [{"role": "assistant", "content": "e"}]
     assert len(row["input"]["messages"]) == 3
+
+
+def test_rows_that_are_too_long(tmp_path: Path) -> None:
+    """The longest row has 14 + 30 + 7 characters: 8.5 to 20.4 tokens."""
+    written = write_rows(VENDOR["together"], rows(12), "sft", tmp_path)
+    assert written.longest_chars == 51 and check_lengths(VENDOR["together"], written, 21) == ""
+    assert "may pass the 20 tokens" in check_lengths(VENDOR["together"], written, 20)
+    with pytest.raises(DataError, match=r"at least some 8 tokens, .* of up to 8 .* set train.seq_len: 8"):
+        check_lengths(VENDOR["together"], written, 8)
+    assert tokens_of(written).value == pytest.approx(written.num_chars / 4 + 36 * 5)
 
 
 def test_too_few_rows(tmp_path: Path) -> None:

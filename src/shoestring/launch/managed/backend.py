@@ -35,7 +35,7 @@ TELL_NO_COST = "what it cost is not stated by the service; see its billing page"
 
 
 def python_of(options: Mapping[str, Any]) -> str:
-    """The Python that has the SDKs: of the run file, of this machine's environment, made by `make environments`, or this."""
+    """The Python that has the SDKs: the run file's, the environment's, that of `make environments`, or this one."""
     made = Path(sys.prefix) / "vendors" / "bin" / "python"
     return choices(options).get("python") or os.environ.get(PYTHON_ENV, "") or (str(made) if made.is_file() else "")
 

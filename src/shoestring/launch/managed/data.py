@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +82,12 @@ def faults_of(vendor: Vendor, example: Example, objective: str) -> Iterator[str]
         yield f"ends with a turn of {roles[-1]!r}, and the last has to be the assistant's"
     if "system" in roles[1:]:
         yield "has a system turn that is not the first"
+    if vendor.turns_alternate:
+        repeated = next((a for a, b in itertools.pairwise(roles) if a == b and a in ("user", "assistant")), None)
+        if repeated:
+            yield f"has two turns of {repeated!r} in a row; join them"
+    if example.messages[-1].tool_calls and not vendor.learns_calls:
+        yield f"ends with a tool call, and {vendor.name} learns answers in words"
     start, end = example.answer_span
     earlier = [place for place, role in enumerate(roles) if role == "assistant" and not start <= place < end]
     if earlier and not vendor.weighs_turns:

@@ -26,6 +26,8 @@ class Vendor:
     max_rows: int | None
     max_file_bytes: int | None
     weighs_turns: bool  # whether a turn can be left out of the loss by "weight": 0
+    turns_alternate: bool  # whether two turns of one role in a row are refused
+    learns_calls: bool  # whether an answer may be a tool call
     objectives: tuple[str, ...]
     methods: tuple[str, ...]
     max_tag_chars: int
@@ -52,6 +54,8 @@ VENDORS = {
             max_rows=None,
             max_file_bytes=int(50.1 * 2**30),  # beyond it the SDK refuses; the docs say 100 GB
             weighs_turns=True,
+            turns_alternate=True,
+            learns_calls=True,
             objectives=("sft", "dpo"),
             methods=("lora", "full"),
             max_tag_chars=40,
@@ -72,6 +76,8 @@ VENDORS = {
             max_rows=3_000_000,
             max_file_bytes=None,
             weighs_turns=True,
+            turns_alternate=False,
+            learns_calls=True,
             objectives=("sft",),
             methods=("lora",),
             max_tag_chars=63,
@@ -92,6 +98,8 @@ VENDORS = {
             max_rows=None,
             max_file_bytes=5 * GB,  # two of its pages say 5, one says 50
             weighs_turns=False,
+            turns_alternate=False,
+            learns_calls=False,
             objectives=("sft",),
             methods=("lora", "full"),
             max_tag_chars=64,
@@ -112,6 +120,8 @@ VENDORS = {
             max_rows=None,
             max_file_bytes=512 * 10**6,
             weighs_turns=True,
+            turns_alternate=False,
+            learns_calls=True,
             objectives=("sft", "dpo"),
             methods=("lora",),  # what it trains is not said; only its serving is sold
             max_tag_chars=64,
@@ -132,6 +142,8 @@ VENDORS = {
             max_rows=None,
             max_file_bytes=None,
             weighs_turns=False,
+            turns_alternate=False,
+            learns_calls=True,
             objectives=("sft",),
             methods=("lora",),
             max_tag_chars=64,
