@@ -3,7 +3,8 @@
     python -m bench.launch [--machines 4] [--rows 400] [--json]
 
 bit_equal: the adapter's bytes are those of the run left alone. billed_s: what the ledger of the launch says.
-simulated_s: plan.spot_simulate with the same machines; work, and what a start takes, as the run left alone had them.
+simulated_s: plan.spot_simulate with the same machines; a start takes what it took in the run left alone, work what it
+came to in the ledger of this one (other load on the machine moves both).
 policy: the same under a deadline, with one short-lived spot machine and then none for longer than the deadline:
 on_demand_s is what SpotPolicy took on demand.
 """
@@ -84,7 +85,7 @@ def measure(num_machines: int, rows: int) -> dict[str, Any]:
         taken = outcome(launched(folder, "taken", rows, per_hour, preempt=schedule))
         starts = [0.0, *(kill + AWAY_S for kill in kills)]
         up_s = [*zip(starts, [*kills, 1e7], strict=True)]
-        expected_s = simulated_s(up_s, alone["useful_s"], restart_s)
+        expected_s = simulated_s(up_s, taken["useful_s"], restart_s)
         trace = folder / "outage.csv"
         first_h = (restart_s + 0.15 * alone["useful_s"]) / SECONDS_PER_HOUR
         trace.write_text(f"start_h,end_h\n0,{first_h:.6f}\n24,25\n")
@@ -98,6 +99,7 @@ def measure(num_machines: int, rows: int) -> dict[str, Any]:
             "measured": "launched runs on this machine whose simulated spot machine is taken",
             "alone_s": round(alone["billed_s"], 1),
             "start_s": round(restart_s, 1),
+            "work_s": round(taken["useful_s"], 1),
             "machines": [f"{s.how} after {s.end_s - s.start_s:.1f} s" for s in taken["sessions"]],
             "billed_s": round(taken["billed_s"], 1),
             "simulated_s": round(expected_s, 1),

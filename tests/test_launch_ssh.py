@@ -172,6 +172,7 @@ def test_absolute_paths_of_a_run_file_are_those_of_the_mirror(tmp_path: Path) ->
     moved = ssh_files.for_the_host(run_file, found, "/there")
     assert f"train: /there{tmp_path}/rows*.jsonl" in moved and "- /there/models/mine" in moved
     assert "../held.jsonl" in moved and "other/hub" in moved
+    assert "market:\n  price_usd_per_hour: 2.5" in ssh_files.for_the_host(run_file, {}, "/there", 2.5)
     assert ssh_files.for_the_host(run_file, {}, "/there") == text  # nothing of it is sent: as it is, comments and all
 
 

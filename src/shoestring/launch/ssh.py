@@ -256,11 +256,15 @@ def _python_with_libraries(there: Python, root: str, log: Log, makes: bool = Tru
     wanted = [f"{name}=={version}" for name, version in pins.items()]
     venv = f"{root}/venv-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:12]}"
     python, mark = f"{venv}/bin/python", shlex.quote(f"{venv}/complete")
-    if makes:
+    try:
+        there.host.again(f"test -f {mark}")
+    except Lost:
+        raise
+    except LaunchError:
+        if not makes:
+            raise
         log(f"installing torch and the other libraries on {there.host.target}, once; this takes minutes")
         make = f"{shlex.quote(there.python)} -m venv {shlex.quote(venv)}"
         pip = shlex.join([python, "-m", "pip", "install", "--quiet", *wanted])
-        there.host.again(f"test -f {mark} || ({make} && {pip} && touch {mark})")
-    else:
-        there.host.again(f"test -f {mark}")
+        there.host.again(f"{make} && {pip} && touch {mark}")
     return python

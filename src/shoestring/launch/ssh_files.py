@@ -35,7 +35,7 @@ def send_files(there: Python, launch: Launch, mirror: str, log: Log) -> None:
         found |= {str(each).lstrip("/"): each for each in inside}
     with tempfile.TemporaryDirectory() as temporary:
         own = Path(temporary) / run_file.name
-        own.write_text(for_the_host(run_file, found, mirror), encoding="utf-8")
+        own.write_text(for_the_host(run_file, found, mirror, launch.options.get("usd_per_hour")), encoding="utf-8")
         found[launch.run_file.lstrip("/")] = own
         send(there, found, mirror, log)
 
@@ -59,8 +59,11 @@ def send(there: Python, found: dict[str, Path], root: str, log: Log) -> None:
     there.host.persist(once)
 
 
-def for_the_host(run_file: Path, found: dict[str, Path], mirror: str) -> str:
-    """The run file's text, with absolute paths of what is sent put below mirror; relative ones hold there as here."""
+def for_the_host(run_file: Path, found: dict[str, Path], mirror: str, usd_per_hour: float | None = None) -> str:
+    """The run file's text, with absolute paths of what is sent put below mirror; relative ones hold there as here.
+
+    usd_per_hour: the price by which the run there guards its budget, where the run file does not say one.
+    """
     text = run_file.read_text(encoding="utf-8")
     sent = [f"/{name}" for name in found]
 
@@ -78,6 +81,8 @@ def for_the_host(run_file: Path, found: dict[str, Path], mirror: str) -> str:
 
     raw = yaml.safe_load(text)
     there = moved(raw)
+    if usd_per_hour is not None:
+        there["market"] = {"price_usd_per_hour": usd_per_hour, **(raw.get("market") or {})}
     return text if there == raw else yaml.safe_dump(there, sort_keys=False, allow_unicode=True)
 
 
