@@ -424,6 +424,19 @@ def test_cut_off_after_any_call_or_write_it_goes_on_and_orders_once(
     assert place.follow().state == "done"
 
 
+@each_vendor
+def test_rows_that_changed_before_the_order_are_those_trained_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(Flow, "estimate", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            place.start()
+    write_curated(curated(rows(13)), place.run_folder / "data")
+    place.start()
+    (order,) = place.server.creates
+    named = str(order["body"].get("training_file") or order["body"]["dataset"]).rpartition("/")[2]
+    assert len(place.server.files[named].content.splitlines()) == 13
+
+
 KILLED = """
 import os, signal, sys
 from shoestring.launch.managed import backend, journal

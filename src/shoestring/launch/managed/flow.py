@@ -66,9 +66,8 @@ class Flow:
     def begin(self) -> str:
         """The job's id; started if it is not. Raises: what a step refuses, with nothing started."""
         with self.journal.locked():
-            if self.journal["intents"] and not self.journal.get(
-                "job_id"
-            ):  # whatever was changed since: it may be there
+            # Whatever was changed since: a job that was ordered already is the one.
+            if self.journal["intents"] and not self.journal.get("job_id"):
                 found = self.find()
                 if found is not None:
                     self._is_ours(found, "found again")
@@ -135,27 +134,29 @@ class Flow:
                 raise BadInput(f"train.{key} {value:g}: {known}; set it so")
             moved = min(max(value, low), high)
             self.log(f"{key} {value:g} of the plan: {known}; {moved:g} is asked for")
+            if key == "lora_rank" and wanted.lora_alpha:  # the scale stays
+                wanted = dataclasses.replace(wanted, lora_alpha=wanted.lora_alpha * moved / value)
             wanted = dataclasses.replace(wanted, **{key: moved})
         return wanted
 
     def upload(self, side: str, rows: Rows) -> None:
         """Send the file unless it is there: its name holds its content's hash. Raises: DataError, LaunchError."""
-        files = dict(self.journal.get("files") or {})
-        if side not in files:
+        files = dict(self.journal.get("files") or {})  # by name, which other rows do not have
+        if rows.name not in files:
             found = self.client.ask("find_file", name=rows.name, num_bytes=rows.num_bytes)
             if found is None:
                 self.log(f"sending {rows.num_rows:,} {side} rows ({rows.num_bytes:,} bytes) to {self.vendor.name}")
                 found = self.client.ask("upload", self.progress, path=rows.path, num_rows=rows.num_rows)
             else:
                 self.log(f"{self.vendor.name} has these {rows.num_rows:,} {side} rows already")
-            files[side] = file_id_of(self.vendor, found)
+            files[rows.name] = file_id_of(self.vendor, found)
             self.journal.write(files=files)
         for _ in range(MAX_FILE_WAITS):
-            state, reason = file_state(self.vendor, self.client.ask("file", file_id=files[side]))
+            state, reason = file_state(self.vendor, self.client.ask("file", file_id=files[rows.name]))
             if state == "ready":
                 return
             if state == "refused":
-                self.journal.write(files={k: v for k, v in files.items() if k != side})
+                self.journal.write(files={k: v for k, v in files.items() if k != rows.name})
                 raise DataError(
                     f"{self.vendor.name} refused the {side} rows ({Path(rows.path).name}): {reason}; put the rows "
                     "right and run the same command again. Nothing was started"
@@ -169,7 +170,8 @@ class Flow:
     def estimate(self, wanted: Wanted, training: Rows, validation: Rows | None) -> None:
         """What it will cost, by the service where it says so. Raises: BudgetStopped, BadInput, LaunchError."""
         files = self.journal["files"]
-        request = request_of(self.vendor, wanted, self.journal["tag"], files["training"], files.get("validation"))
+        sent = files[training.name], files[validation.name] if validation else None
+        request = request_of(self.vendor, wanted, self.journal["tag"], *sent)
         given = choices(self.launch.options).get("usd_per_million_train_tokens")
         low = value = high = None
         source, rate, why = "", given, ""
