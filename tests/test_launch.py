@@ -245,6 +245,20 @@ def test_a_bill_is_entered_once_whoever_sees_the_end(tmp_path: Path) -> None:
     assert watch.off_frac(replace(seen, state="stopped")) is None  # less was done than was predicted
 
 
+def test_a_launch_that_was_lost_and_is_found_again_is_not_billed_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tour"
+    spread = Estimate(2.0, 1.0, 4.0)
+    known = Expense("hours of work", spread, 1.0, spread, 60.0)
+    lost = launch_of(folder, state="lost", ended_at="x", bill=(known,), spot_seller="Vast.ai")
+    watch.enter(lost)
+    watch.enter(replace(lost, state="done", bill=(replace(known, actual_usd=3.0, actual_s=180.0),)))
+    entries = read_jsonl(folder / "launches.jsonl")
+    assert [(e["actual"], e["predicted"] is None) for e in entries] == [
+        ({"usd": 1.0, "s": 60.0}, False),
+        ({"usd": 2.0, "s": 120.0}, True),
+    ]
+
+
 def test_plan_and_report_say_how_far_off_earlier_predictions_were(tmp_path: Path) -> None:
     def entry(expected: float, actual: float, **more: object) -> dict[str, object]:
         spread = {"low": 0.0, "expected": expected, "high": 9.0}

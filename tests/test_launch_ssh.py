@@ -154,6 +154,28 @@ def test_lines_go_on_where_a_killed_connection_left_them(box: Box) -> None:
     assert came == [b"one", b"two", b"three"]
 
 
+def test_a_host_that_is_gone_can_be_given_up(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ssh_host, "WAITS_S", ())
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, "far", "launch: {place: 'ssh:nowhere', usd_per_hour: 2}\n")
+    assert shoestring(["launch", "far.yaml"]) == 1  # nothing is known to have begun there
+    assert "to give it up: shoestring launch far-" in capfd.readouterr().err
+    assert shoestring(["launch", "far.yaml"]) == 1
+    said = capfd.readouterr().err
+    assert "whether far-" in said and "cannot be asked" in said and "when its machine is gone" in said
+    assert shoestring(["runs", "--orphans"]) == 0
+    told = capfd.readouterr().out
+    assert "note: ssh could not be asked: nowhere" in told
+    assert shoestring(["runs"]) == 0
+    assert "pending?" in capfd.readouterr().out
+    assert shoestring(["launch", "far.yaml", "--stop", "--json"]) == 0
+    given_up = json.loads(capfd.readouterr().out)
+    assert given_up["status"]["state"] == "lost" and "taken as gone" in given_up["status"]["note"]
+    assert register.find("far").state == "lost"
+
+
 # ---- what is sent ---------------------------------------------------------------------------
 
 

@@ -136,7 +136,13 @@ def _refuse_second(folder: Path) -> None:
     earlier = register.of_folder(folder)
     if earlier is None or earlier.state in ENDED:
         return
-    earlier = refresh(earlier)[0]
+    try:
+        earlier = refresh(earlier)[0]
+    except LaunchError as error:
+        raise LaunchError(
+            f"whether {earlier.id} on {earlier.backend} still goes on cannot be asked ({without_secrets(str(error))}); "
+            f"when its machine is gone: shoestring launch {earlier.id} --stop, then launch again"
+        ) from error
     if earlier.state not in ENDED:
         raise BadInput(
             f"this run is launched already ({earlier.id} on {earlier.backend}, {earlier.state}); follow it with "
@@ -214,10 +220,11 @@ def _existing(launch: Launch, mode: str, is_json: bool) -> int:
                 say(line)
         return 0
     if mode == "stop":
-        launch, status = refresh(launch)
-        if launch.state not in ENDED:
-            launch, status = keep_seen(launch, place.stop(launch))
-        place.fetch(launch, warn)
+        launch, status = refresh(launch) if launch.state in ENDED else keep_seen(launch, place.stop(launch))
+        try:
+            place.fetch(launch, warn)
+        except LaunchError as error:  # it has ended all the same
+            warn(f"note: its results are not here: {without_secrets(str(error))}; {_again(launch)} brings them")
         return _told(launch, status, is_json)
     return _told(*refresh(launch), is_json)
 

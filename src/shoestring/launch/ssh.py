@@ -120,13 +120,12 @@ class Ssh:
     def stop(self, launch: Launch) -> Status:
         try:
             there = self._there(launch)
-        except Lost as error:
-            if launch.handle:
-                raise
-            return Status("lost", note=f"{error}; nothing is known to run there; see 'shoestring runs --orphans'")
-        if there is None:
-            return Status("stopped", note="nothing was started")
-        return status_of(launch, there.ask("stop", self._folder(launch)))
+            if there is None:
+                return Status("stopped", note="nothing was started")
+            return status_of(launch, there.ask("stop", self._folder(launch)))
+        except Lost as error:  # asked for by a person who may know that the machine is gone
+            note = f"{error}; taken as gone: make sure at its owner or seller that it does not bill"
+            return Status("lost", note=note, bill=launch.bill)
 
     def fetch(self, launch: Launch, log: Log = no_log) -> None:
         mark = Path(launch.run_folder) / "launches" / launch.id / FETCHED
@@ -156,7 +155,7 @@ class Ssh:
                 folders = there.ask("running") if there else []
             except Lost as error:
                 # A machine that ends itself cannot be reached afterwards, and one that is off does not bill.
-                if launch.price_usd_per_hour and launch.state not in ENDED:
+                if launch.price_usd_per_hour and launch.state not in ("done", "failed", "stopped"):
                     silent.append(str(error))
                 continue
             known = {other.id: other for other in mine if other.target == target}

@@ -23,12 +23,14 @@ from .records import ENDED, Billing, Launch, Status
 LEDGER = "launches.jsonl"  # beside ledger.jsonl, which says what the stages took: these are the bills for all of them
 
 
-def refresh(launch: Launch) -> tuple[Launch, Status]:
+def refresh(launch: Launch, asks_for_lost: bool = True) -> tuple[Launch, Status]:
     """Ask the backend how a launch stands, and keep what it says; when it has ended its bill is entered, once.
 
+    asks_for_lost: what was taken as lost may have been out of reach for a while.
     Raises: LaunchError where the backend cannot be asked.
     """
-    if launch.state in ENDED and launch.ended_at is not None:
+    is_over = launch.state in ENDED and launch.ended_at is not None
+    if is_over and not (asks_for_lost and launch.state == "lost"):
         enter(launch)  # a client may have been killed before it did
         return launch, Status(launch.state, launch.ended_at, launch.note, launch.exit_code, launch.bill)
     return keep(launch, backend(launch.backend).status(launch))
@@ -57,29 +59,39 @@ def keep(launch: Launch, status: Status) -> tuple[Launch, Status]:
 
 
 def enter(launch: Launch) -> None:
-    """Write the ledger lines of an ended launch, each expense once. Raises: RunFolderError."""
+    """Write the ledger lines of an ended launch, each expense once; what was lost and is found again, the difference.
+
+    Raises: RunFolderError.
+    """
     folder = Path(launch.run_folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".launches.lock"):
             ledger = Ledger(folder / LEDGER)
-            there = {(entry.get("fingerprint"), entry["item"]) for entry in ledger.entries()}
+            entered: dict[str, list[dict[str, Any]]] = {}
+            for entry in ledger.entries():
+                if entry.get("fingerprint") == launch.id:
+                    entered.setdefault(entry["item"], []).append(entry)
             basis = {"backend": launch.backend, "target": launch.target, "state": launch.state}
             running_h = sum(e.actual_s or 0.0 for e in launch.bill) / SECONDS_PER_HOUR
             saw = Exposure(running_h, launch.num_interruptions)
             spot = hazard_basis(launch.spot_seller, saw) if launch.spot_seller else {}
             for number, expense in enumerate(launch.bill or launch.predicted):
-                if (launch.id, expense.item) in there:
+                earlier = entered.get(expense.item, [])
+                if any(entry["basis"]["state"] == launch.state for entry in earlier):
                     continue
-                predicted = {"usd": expense.predicted_usd, "s": expense.predicted_s}
+                predicted = {"usd": expense.predicted_usd, "s": expense.predicted_s} if not earlier else {}
                 ledger.record(
                     expense.item,
                     stage="launch",
                     predicted={k: v for k, v in predicted.items() if v is not None} or None,
-                    actual={"usd": expense.actual_usd, "s": expense.actual_s},
+                    actual={
+                        key: None if value is None else value - sum(e["actual"].get(key, 0.0) for e in earlier)
+                        for key, value in (("usd", expense.actual_usd), ("s", expense.actual_s))
+                    },
                     price_usd_per_hour=launch.price_usd_per_hour,
                     fingerprint=launch.id,
-                    basis=basis | (spot if number == 0 else {}),
+                    basis=basis | (spot if number == 0 and not earlier else {}),
                 )
     except OSError as error:
         if isinstance(error, ShoestringError):
@@ -100,7 +112,7 @@ def look(launches: list[Launch]) -> list[Seen]:
     found = []
     for launch in launches:
         try:
-            found.append(Seen(refresh(launch)[0]))
+            found.append(Seen(refresh(launch, asks_for_lost=False)[0]))
         except ShoestringError as error:
             found.append(Seen(launch, str(error)))
     return found
