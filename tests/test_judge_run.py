@@ -104,6 +104,7 @@ def test_training_looks_at_the_metric_that_is_computed(finished) -> None:
 
 def test_the_verdict_and_the_summary_say_that_no_label_has_calibrated_the_judge(finished) -> None:
     summary = finished.summary()
+    assert [arm["judge"]["is_calibrated"] for arm in summary["arms"]] == [False, False]
     assert summary["metric"] == "judge" and "not calibrated by human labels" in summary["verdict"]["reason"]
 
 

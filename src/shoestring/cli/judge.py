@@ -28,7 +28,7 @@ def command(target: str, arm_names: Sequence[str], runs_dir: Path, is_json: bool
     refuse_own_family(run, config)
     with Screen() as screen:
         run.execute(progress=screen.progress, log=screen.log, until="curate")
-        known = {arm.arm for arm in recorded_arms(run)}
+        known = {arm.arm for arm in recorded_arms(run, read_again(run))}
         unknown = [name for name in arm_names if name not in known]
         if unknown:
             raise BadInput(f"--arm {unknown[0]!r}: the run has {', '.join(map(repr, sorted(known))) or 'none yet'}")

@@ -33,13 +33,16 @@ def command(
     """Label until enough, the end, or the person stops; then calibrate what is recorded."""
     from ..evaluate.judge.labelling import Labelling
     from ..evaluate.judge.labels import LABELS
-    from ..stages.judging import config_of
+    from ..stages.judging import config_of, recorded_arms
     from ..stages.preparing import read_again
 
     run = open_run(target, runs_dir)
     config = config_of(run)
-    chosen = _arms(run, arm_names)
-    examples = {example.id: example for example in read_again(run).eval}
+    if run.run_folder.record("curate.json") is None:
+        raise BadInput(f"{run.folder}: no arm has answered yet; first: shoestring run {target}")
+    curated = read_again(run)
+    chosen = _arms(run, recorded_arms(run, curated), arm_names)
+    examples = {example.id: example for example in curated.eval}
     session = Labelling(chosen, examples, config, run.folder / LABELS, run.config.seed)
     if is_page:
         from .label_page import serve
@@ -51,11 +54,9 @@ def command(
     return _finish(run, session, [arm.arm for arm in chosen], is_json)
 
 
-def _arms(run: Run, names: Sequence[str]) -> list[ArmScore]:
+def _arms(run: Run, recorded: Sequence[ArmScore], names: Sequence[str]) -> list[ArmScore]:
     """The arms named; without names the one the verdict is about, else the best. Raises: BadInput."""
-    from ..stages.judging import recorded_arms
-
-    arms = {arm.arm: arm for arm in recorded_arms(run)}
+    arms = {arm.arm: arm for arm in recorded}
     if not arms:
         raise BadInput(f"{run.folder}: no arm has answered yet; first: shoestring run {run.folder}")
     unknown = [name for name in names if name not in arms]

@@ -299,6 +299,9 @@ def _arm_summary(arm: dict[str, Any]) -> dict[str, Any]:
         far = {"num_rows": far["num_rows"], **_flat(far["score"])}
     tokens = {k: sum(row[k] for row in arm["rows"]) for k in ("num_prompt_tokens", "num_completion_tokens")}
     more = {"retrieval": arm["details"]["retrieval"]} if "retrieval" in arm["details"] else {}
+    if "judge" in arm["details"]:
+        judged = ("is_calibrated", "num_labels", "num_judged", "num_no_verdict", "cost_usd")
+        more["judge"] = {key: arm["details"]["judge"][key] for key in judged}
     return {**{k: arm[k] for k in kept}, **_flat(arm["score"]), "far": far, **tokens, **more}
 
 

@@ -18,11 +18,11 @@ from ..evaluate.judge.labels import LABELS, read_labels, with_labels
 from ..evaluate.judge.scoring import METRIC, identity, judge_rows, with_judged
 from ..evaluate.judge.verdicts import Judge
 from ..files import read_json
-from ..ladder import models_of
+from ..ladder import models_of, rungs_of
 from ..records import ArmScore, Completion, Curated, Estimate, Progress, Prompt, arm_from_json, to_json
 from ..runfolder import fingerprint, rung_name
 from ..units import usd
-from .common import named, price, sample_rows, with_far_score
+from .common import named, price, rung_file, sample_rows, with_far_score
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -255,6 +255,8 @@ def recalibrate(run: Run) -> list[ArmScore]:
         result = record["result"]
         held = [arm for arm in (result["arms"] if "arms" in result else [result["arm"]]) if arm is not None]
         read = [arm_from_json(arm) for arm in held]
+        if not any(METRIC in arm.details for arm in read):
+            continue
         fresh = [_labelled(run, arm) if METRIC in arm.details else arm for arm in read]
         if not name.startswith("decide/"):  # these are in decide.json too
             arms += [arm for arm in fresh if METRIC in arm.details]
@@ -270,7 +272,7 @@ def recalibrate(run: Run) -> list[ArmScore]:
 def judge_arms(run: Run, curated: Curated, chosen: Callable[[ArmScore], bool]) -> list[ArmScore]:
     """Judge recorded arms of a run whose metric is another one, beside it; kept in a record of their own."""
     config = config_of(run)
-    arms = [arm for arm in recorded_arms(run) if chosen(arm)]
+    arms = [arm for arm in recorded_arms(run, curated) if chosen(arm)]
     inputs_print = fingerprint(identity(config), [[arm.arm, [[r.id, r.output] for r in arm.rows]] for arm in arms])
     found = run.run_folder.finished(JUDGED, inputs_print)
     if found is not None:
@@ -280,11 +282,17 @@ def judge_arms(run: Run, curated: Curated, chosen: Callable[[ArmScore], bool]) -
     return fresh
 
 
-def recorded_arms(run: Run) -> list[ArmScore]:
-    """Every arm that the run has measured: baselines, then rungs."""
+def recorded_arms(run: Run, curated: Curated) -> list[ArmScore]:
+    """Arms that the run file names and that answered rows held out now: baselines, then rungs."""
     decided = run.run_folder.record("decide.json")
     arms = list(decided["result"]["arms"]) if decided else []
-    for path in sorted(run.folder.glob("rungs/*/eval.json")):
-        record = run.run_folder.record(str(path.relative_to(run.folder)))
+    for model in rungs_of(run.config):
+        record = run.run_folder.record(rung_file(model, "eval.json"))
         arms += [record["result"]["arm"]] if record else []
-    return [arm_from_json(arm) for arm in arms]
+    held_out, found = {example.id for example in curated.eval}, []
+    for arm in map(arm_from_json, arms):
+        if all(row.id in held_out for row in arm.rows):
+            found.append(arm)
+        else:
+            run.log(f"{arm.arm} answered rows that are no longer held out; measure it again: shoestring run")
+    return found
