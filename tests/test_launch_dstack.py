@@ -15,8 +15,9 @@ import yaml
 
 from shoestring.errors import BadInput
 from shoestring.files import write_json
+from shoestring.launch.aboard import Place, State
 from shoestring.launch.backend import Order, backend
-from shoestring.launch.dstack import machines, run_name, task_of
+from shoestring.launch.dstack import FILES_LIMIT_BYTES, machines, run_name, task_of
 from shoestring.launch.rented import order_of
 from shoestring.recipe import Run
 from shoestring.stages.choosing import weigh
@@ -98,7 +99,11 @@ def test_the_quote_shows_the_task(planned: Order, state: Path) -> None:
     assert task["max_price"] == pytest.approx(max(m.most_usd_per_hour for m in machines(planned)), rel=1e-3)
     assert task["env"] == ["AWS_SECRET_ACCESS_KEY"] and SECRET not in quote.shown
     assert "--place s3://kept/runs/ID" in task["commands"][-1] and "[all,s3]" in task["commands"][-2]
-    assert any("DSTACK_SERVER_CODE_UPLOAD_LIMIT" in note for note in quote.notes)
+    assert not [note for note in quote.notes if "2 MB" in note]
+    rows = planned.run_file.parent.parent / "data" / "rows.jsonl"
+    rows.write_text(rows.read_text() + "\n" * 2**21)
+    assert any(note.endswith("larger are: rows.jsonl") for note in place.quote(planned).notes)
+    rows.write_text(rows.read_text().rstrip("\n") + "\n")
     with pytest.raises(BadInput, match=r"dstack:nowhere: no backend .*runpod"):
         place.quote(replace(planned, target="nowhere"))
     with pytest.raises(BadInput, match=r"launch\.bucket = empty: dstack needs a bucket"):
@@ -135,10 +140,17 @@ def test_a_run_is_submitted_found_billed_and_stopped(planned: Order, state: Path
     launch = launch_of(planned.run_file, planned.run_folder, {"bucket": "s3://kept/runs"}, backend="dstack")
     assert place.status(launch).state == "lost"
     handle = place.start(launch)
+    (wheel,) = Path(handle["yaml"]).parent.glob("*.whl")
+    assert wheel.stat().st_size < FILES_LIMIT_BYTES  # what a dstack server takes as it is set up
     assert handle["name"] == "ss-cloud-1" and SECRET not in Path(handle["yaml"]).read_text()
     assert SECRET not in (state / "calls.jsonl").read_text()
     assert place.status(launch).state == "pending"
     runs: list[dict[str, Any]] = json.loads((state / "runs.json").read_text())
+    (state / "runs.json").write_text(json.dumps([{**runs[0], "status": "running", "cost": 0.42}]))
+    (state / "runs.json").write_text(json.dumps([{**runs[0], "status": "pending"}]))
+    assert place.status(launch).state == "pending"  # no machine yet
+    Place("s3://kept/runs/cloud-1").write(State(1, billed_s=60.0))
+    assert place.status(launch).state == "interrupted"  # it had one
     (state / "runs.json").write_text(json.dumps([{**runs[0], "status": "running", "cost": 0.42}]))
     status = place.status(launch)
     assert status.state == "running" and status.cost_usd == 0.42  # dstack's own count

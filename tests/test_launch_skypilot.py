@@ -252,7 +252,7 @@ def test_what_the_program_says_of_a_fault_is_told_without_secrets(
     with pytest.raises(MissingDependency, match=r"no program `sky` beside /no/python; install it: .*skypilot"):
         SkyPilot("skypilot").start(launch)
     program = tmp_path / "sky"
-    program.write_text('#!/bin/sh\necho "quota exceeded for $HF_TOKEN" >&2\nexit 3\n')
+    program.write_text('#!/bin/sh\nprintf "\\033[31mquota exceeded for $HF_TOKEN\\033[0m\\n" >&2\nexit 3\n')
     program.chmod(0o755)
     told = replace(launch, options={**launch.options, "skypilot_python": str(tmp_path / "python")})
     with pytest.raises(LaunchError, match=r"`sky jobs launch` failed with exit code 3:\nquota exceeded for \*\*\*"):

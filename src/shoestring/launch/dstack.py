@@ -36,6 +36,7 @@ from .rented import (
     order_of,
     rented_hours,
     setup_lines,
+    trains_embedded,
     with_place,
 )
 from .wheel import build_wheel, wheel_name
@@ -125,7 +126,7 @@ class Dstack:
         task = task_of(order, launch.id, place, machines(order), launch.limit_s)
         to_hand_on(task.env)
         path = Path(launch.run_folder) / "launch" / f"{task.name}.dstack.yml"
-        build_wheel(path.parent)
+        build_wheel(path.parent, has_weights=trains_embedded(order.config))
         write_whole(path, task.to_yaml())
         log(f"{path}: given to dstack")
         DSTACK.run(launch.options, submission(str(path)))
@@ -138,13 +139,14 @@ class Dstack:
         if run is None:
             return left_at(launch, place, f"dstack has no run {run_name(launch.id)}")
         state = STATES.get(run["status"], "running")
-        if state == "interrupted" and not run.get("latest_job_submission"):
-            state = "pending"
         note = run.get("error") or run.get("status_message") or run.get("termination_reason") or ""
         status = with_place(launch, place, Status(state, run.get("submitted_at"), note), None)
+        (counted,) = status.bill
+        if state == "interrupted" and counted.actual_s is None:  # waits for its first machine
+            status = replace(status, state="pending")
         if not run.get("cost"):
             return status
-        (counted,) = status.bill  # dstack says what a run cost at its own prices; the machine says its seconds
+        # dstack says what a run cost at its own prices; the machine says its seconds
         return replace(status, bill=(replace(counted, actual_usd=run["cost"]),))
 
     def logs(self, launch: Launch, follow: bool) -> Iterator[str]:
@@ -249,16 +251,16 @@ def task_of(order: Order, launch_id: str, place: str, found: Sequence[Candidate]
 
 def _sizes(order: Order) -> list[str]:
     """What a dstack server as it is set up by default would refuse to take."""
-    large = []
+    large = ["the wheel with the demonstration models"] if trains_embedded(order.config) else []
     for local in laid_out(order.config, order.run_file)[1].values():
         path = Path(local)
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         if sum(p.stat().st_size for p in files) > FILES_LIMIT_BYTES:
             large.append(path.name)
-    what = ", ".join(["the wheel of Shoestring (8 MB)", *large])
-    return [
-        f"a dstack server takes 2 MB a file unless it is started with DSTACK_SERVER_CODE_UPLOAD_LIMIT=0; larger: {what}"
-    ]
+    if not large:
+        return []
+    what = ", ".join(large)
+    return [f"a dstack server takes 2 MB a file unless it has DSTACK_SERVER_CODE_UPLOAD_LIMIT=0; larger are: {what}"]
 
 
 def submission(path: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from ..errors import LaunchError, MissingDependency
 from ..secrets import without_secrets
 
 LAST_LINES = 6
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of programs that colour all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,11 @@ class Program:
     def run(self, options: Mapping[str, Any], words: Sequence[str]) -> str:
         """What it says. Raises: LaunchError with its last words, MissingDependency."""
         command = [self.path(options), *words]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        environment = {**os.environ, "NO_COLOR": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
         if done.returncode:
-            last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-LAST_LINES:]
+            said = COLOURS.sub("", done.stderr + done.stdout)
+            last = [line for line in said.splitlines() if line.strip()][-LAST_LINES:]
             told = without_secrets("\n".join(last))
             raise LaunchError(f"`{self.name} {' '.join(words[:2])}` failed with exit code {done.returncode}:\n{told}")
         return done.stdout + done.stderr

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from ..config import RunConfig, load_run_file
+from ..embedded import family
 from ..errors import BadInput, LaunchError
 from ..files import read_json
+from ..ladder import models_of
 from ..market.terms import value
 from ..records import Estimate
 from ..secrets import without_secrets
@@ -208,6 +210,11 @@ def laid_out(config: RunConfig, run_file: Path) -> tuple[str, dict[str, str]]:
     copied = {f"work/{path.relative_to(common).as_posix()}": str(path) for path in move}
     copied |= {str(path): str(path) for path in stay}
     return f"work/{run_file.relative_to(common).as_posix()}", copied
+
+
+def trains_embedded(config: RunConfig) -> bool:
+    """Whether a rung is a demonstration model, whose weights are in the package."""
+    return any(model in family() for model in models_of(config))
 
 
 def setup_lines(wheel: str, scheme: str = "") -> list[str]:

@@ -36,6 +36,7 @@ from .rented import (
     order_of,
     rented_hours,
     setup_lines,
+    trains_embedded,
     with_place,
 )
 from .wheel import build_wheel, wheel_name
@@ -121,7 +122,7 @@ class SkyPilot:
         task = task_of(order, name, place, found, launch.limit_s)
         to_hand_on(task.secrets)
         path = Path(launch.run_folder) / "launch" / f"{name}.yaml"
-        build_wheel(path.parent)
+        build_wheel(path.parent, has_weights=trains_embedded(order.config))
         write_whole(path, task.to_yaml())
         log(f"{path}: given to SkyPilot")
         told = SKY.run(launch.options, submission(str(path), task))

@@ -14,6 +14,7 @@ from ..errors import LaunchError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 STAMP = (2020, 1, 1, 0, 0, 0)  # the same package gives the same bytes
+WEIGHTS = ".safetensors"
 ENTRY_POINTS = "[console_scripts]\nshoestring = shoestring.cli.main:main\n"
 TAGS = "Wheel-Version: 1.0\nGenerator: shoestring\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
@@ -23,8 +24,8 @@ def wheel_name() -> str:
     return f"shoestring-{_version(_metadata())}-py3-none-any.whl"
 
 
-def build_wheel(folder: Path) -> Path:
-    """Write the wheel into folder and return its path.
+def build_wheel(folder: Path, *, has_weights: bool = True) -> Path:
+    """Write the wheel into folder and return its path. has_weights: with the demonstration models' weights, 7 MB.
 
     Raises: LaunchError where the package's metadata is neither installed nor in a checkout.
     Source: the binary distribution format, packaging.python.org.
@@ -35,7 +36,7 @@ def build_wheel(folder: Path) -> Path:
     files: dict[str, bytes] = {
         f"shoestring/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
         for path in sorted(PACKAGE.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and (has_weights or path.suffix != WEIGHTS)
     }
     texts = {"METADATA": metadata, "WHEEL": TAGS, "entry_points.txt": ENTRY_POINTS}
     files |= {f"{info}/{name}": text.encode() for name, text in texts.items()}
