@@ -138,6 +138,31 @@ def test_files_lie_as_the_run_file_names_them(planned: Order, tmp_path: Path) ->
         laid_out(load_run_file(path), path)
 
 
+def test_curated_folders_and_the_files_of_scoring_come_along(tmp_path: Path) -> None:
+    """Without its receipt a curated folder would be read as other data; without the metric nothing could be scored."""
+    path = run_file(tmp_path)
+    folder = tmp_path / "curated"
+    folder.mkdir()
+    for name in ("train.jsonl", "dev.jsonl", "receipt.json"):
+        (folder / name).write_text((tmp_path / "data" / "rows.jsonl").read_text())
+    (tmp_path / "runs-of" / "mine.py").write_text("def score(prompt, expected, output): return 1.0\n")
+    text = (
+        path.read_text()
+        .replace("../data/rows.jsonl", "../curated")
+        .replace("bar: 0.5", "bar: 0.5, metric: 'mine.py:score'")
+    )
+    path.write_text(text)
+    _, copied = laid_out(with_folders(load_run_file(path), path.parent), path)
+    names = {
+        "curated/train.jsonl",
+        "curated/dev.jsonl",
+        "curated/receipt.json",
+        "runs-of/mine.py",
+        "runs-of/cloud.yaml",
+    }
+    assert set(copied) == {f"work/{name}" for name in names}
+
+
 @pytest.mark.skipif(not SKY_PYTHON.is_file(), reason="no SkyPilot: scripts/check_skypilot.py --install .venv/skypilot")
 def test_skypilot_loads_the_task_and_its_dry_run_finishes(planned: Order, tmp_path: Path) -> None:
     """SkyPilot's own parser, optimizer and dry run, on a catalog of seeded prices; no account, no network."""

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import RunConfig
-from ..data.sources import files_of
+from ..data.sources import files_of, is_curated
 from ..decide.documents import document_files
 from ..ladder import models_of
 from ..secrets import OF_STORES, OF_TRACKERS
@@ -48,7 +48,13 @@ def files(config: RunConfig, run_file: Path) -> list[Path]:
     base = run_file.parent
     found = [run_file]
     read = [*files_of(config.data.train, base), *files_of(config.data.eval, base, is_held_out=True)]
+    read += [
+        path / "receipt.json" for name in (*config.data.train, *config.data.eval) if is_curated(path := base / name)
+    ]
     read += document_files(config.data.documents, base)
+    for path in config.task.beside(base).files():  # of scoring: database, schema, a metric of the user's own
+        is_beside = path.is_relative_to(base.resolve())
+        read.append(base / path.relative_to(base.resolve()) if is_beside else path)
     found += [Path(os.path.abspath(path)) for path in read]  # not resolved: the run file names them through links
     found += [Path(model) for model in config.models if Path(model).is_absolute()]
     if config.train.start:

@@ -198,7 +198,8 @@ def laid_out(config: RunConfig, run_file: Path) -> tuple[str, dict[str, str]]:
     Raises: BadInput for a path that begins with ~, which means another folder there.
     """
     given = load_run_file(run_file)
-    named = [*given.data.train, *given.data.eval, *given.models, given.train.start]
+    named = [*given.data.train, *given.data.eval, *given.data.documents, *given.models, given.train.start]
+    named += [given.task.database, given.task.record_schema, given.task.metric, given.retrieval.embeddings]
     if any(name.startswith("~") for name in named):
         name = next(name for name in named if name.startswith("~"))
         raise BadInput(f"{run_file}: {name} begins with ~, another folder on a rented machine; make it relative")
