@@ -103,7 +103,8 @@ class TaskConfig(Section):
             place = self.path(self.database)
             found += sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
         if own := OWN_FUNCTION.fullmatch(self.metric):
-            found.append(self.path(own["file"]))
+            file = self.path(own["file"])
+            found += [file, *(p for p in [file.with_suffix(".jsonl")] if p.is_file())]  # what an imported one reads
         named = [self.path(word) for word in self.metric_command.split()]
         return found + [path for path in named if path.is_file() and path.is_relative_to(self.base_dir)]
 

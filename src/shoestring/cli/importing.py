@@ -50,3 +50,76 @@ def openai(
     from .import_openai import command
 
     return command(job, job_file, train, validation, models or [], out, force, is_json)
+
+
+Models = Annotated[
+    list[str] | None, typer.Option("--models", metavar="NAME", help="Model to try, once for each (default: embedded).")
+]
+Train = Annotated[
+    Path | None,
+    typer.Option("--train", metavar="FILE", help="Rows to learn from; all of the suite is then held out."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write (default: imported/NAME).")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a run file that is there.")]
+
+
+@imports.command("promptfoo")
+def promptfoo(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="promptfooconfig.yaml, or its folder.")],
+    train: Train = None,
+    models: Models = None,
+    prompt: Annotated[int, typer.Option("--prompt", metavar="N", help="Which of its prompts, from 1.")] = 1,
+    out: Out = None,
+    force: Force = False,
+    is_json: Json = False,
+) -> int:
+    """Take prompts, tests and asserts of promptfoo: held-out rows, graders, a run file.
+
+    Asserts that are code, and what no grader here measures, are listed with their test.
+
+    \b
+    Example: shoestring import promptfoo promptfooconfig.yaml --train train.jsonl
+    """
+    from .import_evals import command
+
+    return command("promptfoo", source, train, models or [], prompt, out, force, is_json)
+
+
+@imports.command("openai-evals")
+def openai_evals(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A saved eval, or a folder of eval, runs and data.")],
+    train: Train = None,
+    models: Models = None,
+    out: Out = None,
+    force: Force = False,
+    is_json: Json = False,
+) -> int:
+    """Take an eval from OpenAI, whose hosted Evals close on 30 November 2026, or of the openai/evals repository.
+
+    Save what GET /v1/evals/ID, its runs and their output_items answer, with the data files, in one folder.
+
+    \b
+    Example: shoestring import openai-evals saved/ --train train.jsonl
+    """
+    from .import_evals import command
+
+    return command("openai-evals", source, train, models or [], 1, out, force, is_json)
+
+
+@imports.command("inspect")
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A log of inspect: .eval or .json.")],
+    train: Train = None,
+    models: Models = None,
+    out: Out = None,
+    force: Force = False,
+    is_json: Json = False,
+) -> int:
+    """Take the samples, targets and scorers of a log of inspect_ai.
+
+    \b
+    Example: shoestring import inspect logs/2026-11-20_task.eval --train train.jsonl
+    """
+    from .import_evals import command
+
+    return command("inspect", source, train, models or [], 1, out, force, is_json)

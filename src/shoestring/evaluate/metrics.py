@@ -274,10 +274,10 @@ def rouge_l(output: str, expected: str) -> float:
     words_output, words_expected = _WORDS.findall(output.casefold()), _WORDS.findall(expected.casefold())
     if not words_output or not words_expected:
         return float(words_output == words_expected and output.strip() == expected.strip())
-    return 2 * _lcs_length(words_output, words_expected) / (len(words_output) + len(words_expected))
+    return 2 * lcs_length(words_output, words_expected) / (len(words_output) + len(words_expected))
 
 
-def _lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
+def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence, bit-parallel over a.
 
     Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
