@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shoestring.cli.running import summary_of
 from shoestring.config import JudgeConfig
 from shoestring.errors import BadInput, BudgetStopped, ConfigError, EndpointError
 from shoestring.evaluate.judge.labels import ORDERS, answers_print, criteria_print, human_scores, read_labels
@@ -105,6 +106,7 @@ def test_training_looks_at_the_metric_that_is_computed(finished) -> None:
 def test_the_verdict_and_the_summary_say_that_no_label_has_calibrated_the_judge(finished) -> None:
     summary = finished.summary()
     assert [arm["judge"]["is_calibrated"] for arm in summary["arms"]] == [False, False]
+    assert f"check the judge first: shoestring label {finished.folder}" in summary_of(finished)["verdict"]["next_step"]
     assert summary["metric"] == "judge" and "not calibrated by human labels" in summary["verdict"]["reason"]
 
 

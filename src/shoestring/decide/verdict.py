@@ -32,6 +32,7 @@ FEW_STEPS = 100
 TOO_MANY_TIMES = 20
 # Stands for the run's folder in the commands of a recorded step: a folder may be moved.
 RUN = "RUN"
+CHECK_JUDGE = "check the judge first"
 TRAIN = f"train, smallest rung first: shoestring train {RUN}"
 
 
@@ -87,7 +88,7 @@ def _with_judge(found: Verdict, arm: ArmScore) -> Verdict:
     """Where judges scored the arm and no human has checked them, that is said."""
     if arm.metric != "judge" or arm.details["judge"]["is_calibrated"]:
         return found
-    why, ask = "the judge is not calibrated by human labels", f"check the judge first: shoestring label {RUN}"
+    why, ask = "the judge is not calibrated by human labels", f"{CHECK_JUDGE}: shoestring label {RUN}"
     return replace(found, reason=f"{found.reason}; {why}", next_step=f"{found.next_step}; {ask}")
 
 

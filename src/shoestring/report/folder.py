@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..config import RunConfig, load_run_file
-from ..decide.verdict import RUN
+from ..decide.verdict import CHECK_JUDGE, RUN
 from ..errors import BadInput
 from ..files import read_json
 from ..ladder import rungs_of
@@ -129,16 +129,18 @@ def next_step(verdict: Mapping[str, Any], folder: Path, exported: Mapping[str, A
 
     exported: the result of the export record.
     """
+    in_folder = str(verdict.get("next_step") or "").replace(RUN, shlex.quote(str(folder)))
     rung = f"rungs/{rung_name(str(verdict.get('model')))}"
     adapter_dir = str((exported or {}).get("adapter_dir"))
     what = adapter_dir.removeprefix(f"{rung}/")  # adapter, or the model that was trained whole
     if exported and verdict.get("kind") == "finetune" and what != adapter_dir:
         passed = (exported.get("merge_check") or {}).get("passed")
         merged = f"merged weights in {folder / exported['merged_dir']}"
-        return f"serve it: the {what} is in {folder / adapter_dir}, {merged}" + (
+        told = f"serve it: the {what} is in {folder / adapter_dir}, {merged}" + (
             "" if passed else f" (they differ from the {what}: serve the {what})"
         )
-    return str(verdict.get("next_step") or "").replace(RUN, shlex.quote(str(folder)))
+        return told + (f"; {CHECK_JUDGE}{in_folder.partition(CHECK_JUDGE)[2]}" if CHECK_JUDGE in in_folder else "")
+    return in_folder
 
 
 def _json(run: RunFiles, name: str) -> Any | None:
