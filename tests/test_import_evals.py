@@ -64,6 +64,14 @@ def test_a_row_passes_by_all_graders_or_by_the_weighted_share() -> None:
     assert set(GRADERS) >= {"equals", "contains", "icontains", "regex", "is-json"}
 
 
+def test_graders_decide_as_promptfoo_does() -> None:
+    """Its own verdicts on 77 outputs, recorded."""
+    said = read_json(Path(__file__).with_name("promptfoo_verdicts.json"))
+    assert len(said["cases"]) == 77 and {case["success"] for case in said["cases"]} == {True, False}
+    for case in said["cases"]:
+        assert (graded(case["graders"], case["output"], case["threshold"])["score"] == 1.0) is case["success"], case
+
+
 PROMPTFOO = """
 description: Capital cities
 prompts:
@@ -100,9 +108,7 @@ def promptfoo_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_promptfoo_becomes_rows_graders_and_criteria(
-    promptfoo_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_promptfoo_becomes_rows_graders_and_criteria(promptfoo_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = promptfoo_folder / "out"
     arguments = ["import", "promptfoo", str(promptfoo_folder), "--train", str(promptfoo_folder / "train.jsonl")]
     assert command([*arguments, "--out", str(out), "--json"]) == 0
@@ -243,10 +249,32 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("form", ["eval", "json"])
+def write_zstd_archive(path: Path, files: dict[str, dict]) -> None:
+    """As inspect writes archives since zip method 93; zipfile writes it from Python 3.14 on."""
+    import struct
+    import zlib
+
+    import pyarrow
+
+    packed, directory = b"", b""
+    for name, value in files.items():
+        whole, raw = json.dumps(value).encode(), name.encode()
+        data = pyarrow.compress(whole, codec="zstd", asbytes=True)
+        sizes = (zlib.crc32(whole), len(data), len(whole), len(raw), 0)
+        directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", 63, 63, 0, 93, 0, 33, *sizes, 0, 0, 0, 0, len(packed)) + raw
+        packed += struct.pack("<4s5H3I2H", b"PK\3\4", 63, 0, 93, 0, 33, *sizes) + raw + data
+    ends = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(files), len(files), len(directory), len(packed), 0)
+    path.write_bytes(packed + directory + ends)
+
+
+@pytest.mark.parametrize("form", ["eval", "zstd", "json"])
 def test_a_log_of_inspect(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"log.{form}"
-    if form == "json":
+    if form == "zstd":
+        write_zstd_archive(
+            path, {"header.json": INSPECT} | {f"samples/{s['id']}_{s['epoch']}.json": s for s in SAMPLES}
+        )
+    elif form == "json":
         path.write_text(json.dumps({**INSPECT, "samples": SAMPLES}))
     else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -300,3 +301,27 @@ def test_a_wrong_expected_answer_is_named_by_its_place() -> None:
         metric_value(task, [example("q", "plain", 7)], [said("{}")], None)
     with pytest.raises(DataError, match="no held-out rows"):
         metric_value(task, [], [], None)
+
+
+# Against others' implementations
+
+
+def test_chrf_and_rouge_l_are_those_of_sacrebleu_and_rouge_score() -> None:
+    """Their values, recorded; rouge-score knows ASCII words alone, so other texts have none."""
+    said = json.loads(Path(__file__).with_name("text_metric_oracle.json").read_text(encoding="utf-8"))
+    assert len(said["rows"]) == 40
+    for row in said["rows"]:
+        assert chrf(row["output"], row["expected"]) == pytest.approx(row["chrf"], abs=1e-8), row
+        if row["rouge_l"] is not None:
+            assert rouge_l(row["output"], row["expected"]) == pytest.approx(row["rouge_l"], abs=1e-8), row
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    rng = random.Random(0)
+    for _ in range(50):
+        expected = [rng.choice("abcd") for _ in range(30)]
+        outputs = [e if rng.random() < 0.6 else rng.choice("abcdxy") for e in expected]
+        theirs = f1_score(expected, outputs, labels=sorted(set(expected)), average="macro", zero_division=0)
+        assert macro_f1(*label_codes(expected, outputs)) == pytest.approx(theirs)

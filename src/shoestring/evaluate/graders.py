@@ -71,9 +71,12 @@ def _texts(grader: Mapping[str, Any]) -> list[str]:
 
 def _equals(output: str, grader: Mapping[str, Any]) -> bool:
     value = grader.get("value")
-    if isinstance(value, (dict, list)):
-        return bool(parse_json(output, type(value)) == value)
-    return output == str(value)
+    if not isinstance(value, (dict, list)):
+        return output == str(value)
+    try:
+        return bool(json.loads(output) == value)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _matches_any(output: str, grader: Mapping[str, Any]) -> bool:
@@ -118,18 +121,13 @@ def _regex(output: str, grader: Mapping[str, Any]) -> bool:
 
 
 def _json(is_whole: bool, output: str, grader: Mapping[str, Any]) -> bool:
-    record: Any
+    """The whole output, or an object somewhere in it, is JSON and keeps to the schema."""
     try:
-        record = json.loads(output)
+        record = json.loads(output) if is_whole else parse_json(output)
     except (ValueError, RecursionError):
-        record = None
-        if is_whole:
-            return False
+        return False
     if record is None and not is_whole:
-        found = [parse_json(output, kind) for kind in (dict, list)]
-        record = next((one for one in found if one is not None), None)
-        if record is None:
-            return False
+        return False
     schema = grader.get("value")
     return schema is None or _schema(json.dumps(schema, sort_keys=True)).is_valid(record)
 

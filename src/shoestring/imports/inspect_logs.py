@@ -6,14 +6,18 @@ Source: inspect_ai 0.3.285, log/_log.py, log/_recorders/eval.py: an archive has 
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, require
 from .suites import Case, Left, Suite, read_text
 
+ZSTANDARD = 93  # compression method of zip archives
+LOCAL_HEADER = "<4s5H3I2H"
 # Scorers by rule; match looks at the end unless told otherwise, includes does not mind case.
 SCORERS = {"match": "ends-with", "includes": "icontains-any", "exact": "matches-any"}
 BY_MODEL = {
@@ -57,9 +61,30 @@ def _archive(path: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
             if head is None:
                 raise BadInput(f"{path}: this archive has no header.json, so it is no log of inspect")
             samples = sorted(name for name in names if name.startswith("samples/") and name.endswith(".json"))
-            return json.loads(archive.read(head)), [json.loads(archive.read(name)) for name in samples]
+            return json.loads(_member(archive, head)), [json.loads(_member(archive, name)) for name in samples]
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}; write it anew with 'inspect log convert --to json'") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of the archive. Python reads Zstandard inside archives, which inspect writes, from 3.14 on."""
+    info = archive.getinfo(name)
+    if info.compress_type != ZSTANDARD or ZSTANDARD in getattr(zipfile, "compressor_names", {}):
+        return archive.read(name)
+    pyarrow = require("pyarrow", extra="data", purpose="reading an .eval archive")
+    file = archive.fp
+    assert file is not None
+    file.seek(info.header_offset)
+    _, *_, name_size, extra_size = struct.unpack(LOCAL_HEADER, file.read(struct.calcsize(LOCAL_HEADER)))
+    file.seek(name_size + extra_size, 1)
+    data = file.read(info.compress_size)
+    try:
+        whole: bytes = pyarrow.decompress(data, decompressed_size=info.file_size, codec="zstd", asbytes=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is damaged ({error})") from error
+    if zlib.crc32(whole) != info.CRC:
+        raise ValueError(f"{name} is damaged (its checksum differs)")
+    return whole
 
 
 def _case(sample: Mapping[str, Any], scorers: list[Mapping[str, Any]], suite: Suite) -> Iterator[Case]:
