@@ -161,6 +161,27 @@ def test_the_policy_takes_a_machine_on_demand_where_spot_would_be_late(tmp_path:
     assert jobs.billed_usd(sessions, made) == pytest.approx(spent["spot"] + 2 * spent["on_demand"])
 
 
+CHILD = "import os, pathlib, time; pathlib.Path('born').write_text(str(os.getpid())); time.sleep(60)"
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+
+
+@pytest.mark.parametrize("how", ["taken", "stopped"])
+def test_a_machine_takes_every_process_with_it(tmp_path: Path, how: str) -> None:
+    """Those of one GPU each are in sessions of their own."""
+    folder = tmp_path / "job"
+    command = (sys.executable, "-c", f"{PARENT}; time.sleep(60)", CHILD)
+    spans = ((0.0, 2.0), (60.0, 61.0)) if how == "taken" else None
+    jobs.start(folder, job_of(folder, 1.0, command=command, available_s=spans))
+    while not (folder / "born").is_file() or not (folder / "born").read_text():
+        time.sleep(0.02)
+    while how == "taken" and not any(session.how == "taken" for session in jobs.sessions_of(folder)):
+        time.sleep(0.02)
+    jobs.stop(folder)
+    child = (folder / "born").read_text()
+    left = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True, check=False).stdout
+    assert left.strip() == "" or left.startswith("Z")  # gone, or waiting for the container's first process
+
+
 # ---- the supervisor -------------------------------------------------------------------------
 
 

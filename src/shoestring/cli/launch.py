@@ -56,7 +56,9 @@ def command(
     if not is_json:
         _show_quote(place, order, quote)
     _hold_against_budget(order, quote)
-    launch = register.save(_launch(run.config.name, place, order, quote))
+    with register.alone(run.folder):
+        _refuse_second(run.folder)  # another client may have been quicker
+        launch = register.save(_launch(run.config.name, place, order, quote))
     launch = _start(chosen, launch)
     if mode == "detach":
         return _told(launch, Status("running"), is_json, f"launched: {launch.id}. To follow it: {_again(launch)}")

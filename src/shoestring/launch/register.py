@@ -9,11 +9,14 @@ import contextlib
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..errors import BadInput
-from ..files import read_json, write_json
+from filelock import FileLock
+
+from ..errors import BadInput, ShoestringError
+from ..files import cannot_write, read_json, write_json
 from ..records import to_json
 from .records import Launch, launch_from_json
 
@@ -35,6 +38,19 @@ def new_id(name: str) -> str:
 def now() -> str:
     """This moment, as records hold it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One client at a time decides whether a run is launched. Raises: RunFolderError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".launch.lock"):
+            yield
+    except OSError as error:
+        if isinstance(error, ShoestringError):
+            raise
+        raise cannot_write(folder, error) from error
 
 
 def save(launch: Launch) -> Launch:

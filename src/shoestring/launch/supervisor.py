@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,6 +48,21 @@ def _end_with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started."""
+    listed = subprocess.run(["ps", "-Ao", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    children: dict[int, list[int]] = {}
+    for line in listed.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, rest = [], [pid]
+    while rest:
+        below = children.get(rest.pop(), [])
+        found += below
+        rest += below
+    return found
+
+
 class Worker:
     """One `shoestring run`, in a process group of its own; its words go to the log without secrets."""
 
@@ -75,20 +91,29 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def kill(self) -> None:
+    def kill(self, below: Sequence[int] = ()) -> None:
+        """As a machine that is taken would end it: with every process it started, in whatever session.
+
+        below: those that were seen earlier, when what started them may have gone since.
+        """
+        below = [*below, *descendants(self.process.pid)]
         self.signal(signal.SIGKILL)
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.reader.join(TICK_S)
 
     def end(self, beat: Any) -> int:
         """SIGTERM, and SIGKILL where that is not heard; the exit code."""
+        below = descendants(self.process.pid)
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         until = time.monotonic() + GRACE_S
         while self.process.poll() is None and time.monotonic() < until:
             beat()
             time.sleep(TICK_S)
-        self.kill()
+        self.kill(below)
         return self.process.returncode
 
 
