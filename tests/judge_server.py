@@ -44,11 +44,16 @@ def rows(num_rows: int) -> list[Example]:
 
 
 class JudgeServer(LoopbackServer):
-    """One judge of a defect; requests are kept. error_frac: of verdicts a fair judge gets wrong, by the text."""
+    """One judge of a defect; requests are kept. error_frac: of verdicts a fair judge gets wrong, by the text.
 
-    def __init__(self, defect: str, examples: Sequence[Example], *, error_frac: float = 0.0, port: int = 0) -> None:
+    own: how its own answers begin.
+    """
+
+    def __init__(
+        self, defect: str, examples: Sequence[Example], *, error_frac: float = 0.0, port: int = 0, own: str = OWN
+    ) -> None:
         assert defect in DEFECTS, defect
-        self.defect, self.error_frac = defect, error_frac
+        self.defect, self.error_frac, self.own = defect, error_frac, own
         self.right = {example.user_text: example.completion for example in examples}
         self.requests: list[dict[str, Any]] = []
         self.seen: list[Any] = []  # requests that were in trouble once
@@ -90,7 +95,9 @@ class JudgeServer(LoopbackServer):
         asked = next((t["content"] for t in turns if t["role"] == "user"), "")
         parts = {name: text for name, _, text in BLOCK.findall(asked)}
         if "request" not in parts:
-            return chat(OWN + self.right.get(asked, "I do not know."), tokens=(50, 12))
+            is_right = self.defect != "self_lover" or random.Random(asked).random() < 0.5
+            said = self.right.get(asked, "I do not know.") if is_right else "I keep it myself."
+            return chat(self.own + said, tokens=(50, 12))
         text = random.Random(asked)  # decides by what is asked, not by when
         is_again = len(turns) > 2
         if self.defect == "malformed" and text.random() < (0.3 if is_again else 0.5):
@@ -103,7 +110,7 @@ class JudgeServer(LoopbackServer):
     def merit(self, parts: dict[str, str], answer: str, text: random.Random) -> float:
         """1 for an answer that holds the right one, with errors as told."""
         is_right = self.right.get(parts["request"], "\0") in answer
-        if self.defect == "self_lover" and answer.startswith(OWN):
+        if self.defect == "self_lover" and answer.startswith(self.own):
             return 2.0
         return float(is_right != (text.random() < self.error_frac))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from shoestring.decide.answers import AnswerFile
 from shoestring.decide.client import Client
 from shoestring.evaluate.judge.bias import Bias, Endpoint, padded, probe
 from shoestring.evaluate.judge.checks import Senses
+from shoestring.evaluate.judge.kin import against_others
 from shoestring.evaluate.judge.scoring import judge_rows
 from shoestring.evaluate.judge.verdicts import Judge
 from shoestring.files import read_whole_lines
@@ -22,6 +24,7 @@ from tests.judge_server import JudgeServer, rows
 
 ROWS = rows(20)
 USD_IN, USD_OUT = 1.0, 2.0
+NO_BIAS = Bias("j", "m", 20, None, None, None, None, None, 0, 0, 0, 0, 0.0, {}, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +92,21 @@ def test_each_defect_is_named_and_nothing_else(serve, tmp_path, defect, mode, na
         assert server.num_billed == len(kept)
     usd = sum(c["num_prompt_tokens"] * USD_IN + c["num_completion_tokens"] * USD_OUT for c in kept) / 1e6
     assert client.answers.spent_usd() == pytest.approx(usd)
+
+
+@pytest.mark.parametrize("mode", ["rubric", "pairwise"])
+def test_other_judges_see_who_favours_its_own_and_a_lenient_one_is_not_accused(serve, tmp_path, mode) -> None:
+    def named(*defects: str) -> list[set[str]]:
+        made = [connected(serve(d, own=f"{n}: "), tmp_path / f"{n}{d}", mode) for n, d in enumerate(defects)]
+        judges = [judge for _, judge, _, _ in made]
+        blank = [replace(NO_BIAS, judge=judge.name) for judge in judges]
+        found = against_others(made[0][0], judges, ROWS, blank, refusal, no_progress)
+        return [{defect.code for defect in bias.named} for bias in found]
+
+    assert named("self_lover", "fair") == [{"prefers_own"}, set()]
+    assert named("fair", "fair") == [set(), set()]
+    assert named("fair", "always_yes", "fair") == [set(), set(), set()]
+    assert named("fair") == [set()]
 
 
 @pytest.mark.parametrize("mode", ["rubric", "pairwise"])

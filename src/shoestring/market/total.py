@@ -122,7 +122,8 @@ def judge_part(config: RunConfig, rows: Rows, asked: int, prompt_tokens: float, 
     arms = sum(applies.get(kind, True) for kind in decide.arms)
     num_judged = asked * arms * (len(config.models) + len(decide.endpoints)) + rows.num_eval
     times = 2 if judge.mode == "pairwise" else 1
-    num_requests = times * num_judged + PROBES_PER_ROW * min(judge.probe_rows, rows.num_eval)
+    of_a_row = PROBES_PER_ROW + (times * len(judge.endpoints) if len(judge.endpoints) > 1 else 0)
+    num_requests = times * num_judged + of_a_row * min(judge.probe_rows, rows.num_eval)
     shown = JUDGE_FRAME_TOKENS + prompt_tokens + 2 * answer_tokens  # the answer, and the reference
     usd = sum(
         num_requests

@@ -14,6 +14,7 @@ from ..decide.client import Client, headers_for
 from ..errors import BadInput, BudgetStopped, ConfigError
 from ..evaluate.judge.bias import ADVICE, Endpoint, probe, to_record
 from ..evaluate.judge.checks import Senses
+from ..evaluate.judge.kin import against_others
 from ..evaluate.judge.labels import LABELS, read_labels, with_labels
 from ..evaluate.judge.scoring import METRIC, identity, judge_rows, with_judged
 from ..evaluate.judge.verdicts import Judge
@@ -166,11 +167,10 @@ def biases(run: Run, curated: Curated) -> dict[str, Any]:
     inputs_print = fingerprint(identity(config), [row.id for row in rows], config.allow_same_family)
     found = run.run_folder.finished(BIAS, inputs_print)
     if found is None:
-        judged = []
-        for endpoint in config.endpoints if rows else ():
-            judge, connection = judge_of(run, endpoint, config)
-            judged.append(probe(config, judge, connection, rows, refusal, run.progress))
-        found = {"biases": to_record(judged), "notes": family_notes(run, config), **identity(config)}
+        judges = [judge_of(run, endpoint, config) for endpoint in config.endpoints] if rows else []
+        probed = [probe(config, judge, endpoint, rows, refusal, run.progress) for judge, endpoint in judges]
+        probed = against_others(config, [judge for judge, _ in judges], rows, probed, refusal, run.progress)
+        found = {"biases": to_record(probed), "notes": family_notes(run, config), **identity(config)}
         run.run_folder.finish(BIAS, inputs_print, found, 0.0)
         for line in told(found):
             run.log(line)
