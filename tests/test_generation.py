@@ -20,7 +20,7 @@ from shoestring.evaluate.generation import (
     padded,
 )
 from shoestring.evaluate.generation.attention import NotOverAForest
-from shoestring.records import Device, Message
+from shoestring.records import Device, Example, Message
 from shoestring.train.base import encode_prompt, load_base, load_tokenizer, quiet_loading
 
 CPU = Device("cpu", "test", 8 << 30, 1, "float32", "exact comparison")
@@ -309,3 +309,26 @@ def test_the_bench_gets_the_tokens_of_a_plain_loop(scenario: str) -> None:
 
     found = eval_speed.measure(scenario, eval_speed.load("shoestring-1m"), 12, 1)
     assert found["rows_unlike_loop"] == {"ours": 0, "batched": 0} and found["ratio"] > 0
+
+
+@pytest.mark.parametrize("as_forest", [True, False])
+def test_label_probabilities_are_those_of_each_answer_read_alone(
+    folder: Path, as_forest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoestring.evaluate.generation import labels
+
+    generator = load_generator(str(folder), device=CPU, max_new_tokens=4)
+    rows = [Example((*prompt, Message("assistant", "x")), (2, 3)) for prompt in prompts_of(5)]
+    names = ["card", "cash", "card stolen"]
+    if not as_forest:
+        monkeypatch.setattr(labels, "LIMIT", {"float32": -1.0})
+    found = labels.label_log_probs(generator.model, generator.tokenizer, rows, names)
+    assert generator.model.config._attn_implementation == "sdpa"
+    for row, of_row in zip(rows, found, strict=True):
+        for name, log_prob in zip(names, of_row, strict=True):
+            prompt = encode_prompt(generator.tokenizer, row.prompt)
+            ids = [*prompt, *generator.tokenizer(name, add_special_tokens=False).input_ids]
+            ids.append(generator.tokenizer.eos_token_id)
+            logits = generator.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            alone = sum(float(logits[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
+            assert log_prob == pytest.approx(alone, abs=1e-3)

@@ -7,10 +7,12 @@ import random
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shoestring.config import METRICS_BY_KIND, TaskConfig
 from shoestring.errors import DataError
+from shoestring.evaluate.calibration import calibration
 from shoestring.evaluate.metrics import (
     aggregate,
     chrf,
@@ -325,3 +327,14 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
         outputs = [e if rng.random() < 0.6 else rng.choice("abcdxy") for e in expected]
         theirs = f1_score(expected, outputs, labels=sorted(set(expected)), average="macro", zero_division=0)
         assert macro_f1(*label_codes(expected, outputs)) == pytest.approx(theirs)
+
+
+def test_calibration_by_hand() -> None:
+    # Two rows at 0.8 of which one is right, two at 0.6 of which both are.
+    probs = np.log([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.6, 0.4]])
+    found = calibration(probs, np.array([0, 1, 0, 0]))
+    assert found["ece"] == pytest.approx(0.5 * 0.3 + 0.5 * 0.4)
+    assert found["brier"] == pytest.approx((2 * 0.04 + 2 * 0.64 + 4 * 0.16) / 4)
+    assert found["label_accuracy"] == 0.75 and [b["rows"] for b in found["bins"]] == [2, 2]
+    # Sure and right is calibrated; what does not sum to one is made to.
+    assert calibration(np.array([[-1.0, -900.0]]), np.array([0]))["brier"] == pytest.approx(0.0)

@@ -88,7 +88,7 @@ def test_a_run_leaves_every_record_and_a_report(finished):
     kept = sum(counts[f"rows_{part}"] for part in ("train", "dev", "eval"))
     assert counts["rows_in"] + counts["rows_expanded"] == kept + counts["dropped"]
     stages = [entry["stage"] for entry in run.ledger.entries()]
-    assert list(dict.fromkeys(stages)) == ["curate", "decide", "plan", "train", "eval", "regression", "export"]
+    assert list(dict.fromkeys(stages)) == ["curate", "decide", "plan", "train", "eval", "calibration", "regression", "export"]
     assert stages.count("decide") == 3  # a line each for two arms, and for what is left of the stage
     near = set(read_json(run.folder / "data/receipt.json")["near_eval_ids"])
     arms = [arm for name in ("decide.json", "rungs/shoestring-1m/eval.json") for arm in arms_of(run.folder / name)]
@@ -352,7 +352,7 @@ def test_an_adapter_lost_for_good_is_trained_again(copied, capfd):
     assert finished_at(folder)["decide.json"] == before["decide.json"]
     entries = Run.from_folder(folder).ledger.entries()
     stages = [e["stage"] for e in entries if e["item"].startswith("rungs/")]
-    assert stages == ["train", "eval", "regression"] * 2
+    assert stages == ["train", "eval", "calibration", "regression"] * 2
 
 
 def test_an_export_that_misses_a_file_is_made_again_and_an_edited_card_stays(copied):

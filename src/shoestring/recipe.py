@@ -122,7 +122,7 @@ class Run:
         depends_on, predicted = inputs.evaluate(self, rung), {"s": rung.eval_s}
         arm = once(self, name, work, rungs.from_json, after=after, depends_on=depends_on, predicted=predicted)
         self.log(f"Rung {rung.model}: {arm.metric} {arm.score.value:.3f} [{arm.score.low:.3f}, {arm.score.high:.3f}]")
-        forgetting.measure(self, rung, trained)
+        forgetting.measure(self, rung, trained, curated)
         return arm
 
     def export(self, chosen: ArmScore, curated: Curated) -> dict[str, Any]:

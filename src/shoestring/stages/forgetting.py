@@ -10,9 +10,10 @@ from ..evaluate import regression
 from ..evaluate.generation import LocalGenerator, load_generator, make_generate
 from ..evaluate.regression import Regression
 from ..files import sha256_file
-from ..records import Message, Prompt, RungPlan, TrainResult, no_progress, to_json
+from ..records import Curated, Message, Prompt, RungPlan, TrainResult, no_progress, to_json
 from ..train.adapter import folder_name
 from ..train.reading import text_losses
+from . import calibrating
 from .common import device, rung_file
 from .recorder import once
 
@@ -44,8 +45,9 @@ def let_go(run: Run) -> None:
         run.loaded = None
 
 
-def measure(run: Run, rung: RungPlan, trained: TrainResult) -> None:
-    """Score the pack, unless the run file says not to; a warning is logged each time the run comes by."""
+def measure(run: Run, rung: RungPlan, trained: TrainResult, curated: Curated) -> None:
+    """Calibration of a classifier; then the pack, unless the run file says not to. Told each time the run comes by."""
+    calibrating.measure(run, rung, trained, curated, lambda: tuned_generator(run, rung, trained))
     if run.config.evaluate.regression:
         after = rung_file(rung.model, "train.json")
         name, depends_on = rung_file(rung.model, "regression.json"), sha256_file(regression.PACK)
