@@ -90,6 +90,9 @@ def main(words):
     if words[:1] == ["status"]:
         print(json.dumps([{"name": "sky-jobs-controller-1a2b", "status": "UP", "launched_at": 1795000000}]))
         return 0
+    if words[:1] == ["cost-report"]:
+        print(json.dumps([{"name": "sky-jobs-controller-1a2b", "duration": 7200, "total_cost": 0.4}]))
+        return 0
     print(f"Error: No such command {words}", file=sys.stderr)
     return 2
 

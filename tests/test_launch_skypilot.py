@@ -24,7 +24,7 @@ from shoestring.cli.main import run as cli
 from shoestring.config import load_run_file
 from shoestring.errors import BadInput, LaunchError, MissingDependency
 from shoestring.files import write_json
-from shoestring.launch import aboard
+from shoestring.launch import aboard, register
 from shoestring.launch.backend import Order, backend
 from shoestring.launch.records import Launch
 from shoestring.launch.rented import laid_out, limit_of, order_of
@@ -253,6 +253,7 @@ def test_a_job_is_submitted_found_billed_and_cancelled(
     assert list(place.logs(started, follow=False)) == ["(setup) installed", "(run) step 1"]
     named = {billing.name: billing for billing in place.billing()}
     assert named["shoestring-cloud-1"].launch_id == "cloud-1"
+    assert named["sky-jobs-controller-1a2b"].usd_per_hour == pytest.approx(0.2)  # 0.40 USD in two hours
     assert named["sky-jobs-controller-1a2b"].stop == "sky down -y sky-jobs-controller-1a2b"
     assert place.stop(started).state == "stopped"
     assert place.stop(started).state == "stopped"
@@ -282,6 +283,22 @@ def test_what_the_program_says_of_a_fault_is_told_without_secrets(
     told = replace(launch, options={**launch.options, "skypilot_python": str(tmp_path / "python")})
     with pytest.raises(LaunchError, match=r"`sky jobs launch` failed with exit code 3:\nquota exceeded for \*\*\*"):
         SkyPilot("skypilot").start(told)
+
+
+def test_a_program_that_only_a_launch_names_is_asked_what_bills(
+    tmp_path: Path, sky: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the path, but where the run file said: found by the register; gone since, the check says so."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    program = tmp_path / "bin" / "sky"
+    monkeypatch.setenv("PATH", os.environ["PATH"].split(os.pathsep, 1)[1])
+    place = SkyPilot("skypilot")
+    assert not place.is_configured() and place.billing() == []
+    register.save(launch_of(tmp_path / "r.yaml", tmp_path, {"skypilot_python": str(tmp_path / "bin" / "python")}))
+    assert place.is_configured() and [b.name for b in place.billing()] == ["sky-jobs-controller-1a2b"]
+    program.unlink()
+    with pytest.raises(MissingDependency, match="there is no program `sky` beside"):
+        place.billing()
 
 
 # ---- aboard ---------------------------------------------------------------------------------

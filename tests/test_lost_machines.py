@@ -1,4 +1,4 @@
-"""A machine taken away in the middle of training: the next one ends with the adapter of a run left alone; made small."""
+"""A machine taken away in the middle of training: the next ends with the adapter of a run left alone; made small."""
 
 from __future__ import annotations
 

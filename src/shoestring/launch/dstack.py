@@ -105,7 +105,7 @@ class Dstack:
         self.name = name
 
     def is_configured(self) -> bool:
-        return DSTACK.found({}) is not None
+        return DSTACK.options_seen(self.name) is not None
 
     def quote(self, order: Order) -> Quote:
         """Raises: BadInput without a bucket, or where dstack rents out none of the plan's machines."""
@@ -171,7 +171,8 @@ class Dstack:
     def billing(self) -> list[Billing]:
         """Our runs that are not finished, known by their tag."""
         found = []
-        for run in _runs({}) if self.is_configured() else []:
+        options = DSTACK.options_seen(self.name)
+        for run in _runs(options) if options is not None else []:
             launch_id = (_configuration(run).get("tags") or {}).get(TAG)
             if launch_id and run["status"] not in ("terminated", "failed", "done"):
                 name = _configuration(run)["name"]

@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import LaunchError, MissingDependency
 from ..secrets import without_secrets
+from .records import ENDED
+from .register import registered
 
 LAST_LINES = 6
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of programs that colour all the same
@@ -34,6 +36,18 @@ class Program:
             beside = Path(python).expanduser().parent / self.name
             return str(beside) if beside.is_file() else None
         return shutil.which(self.name)
+
+    def options_seen(self, backend: str) -> Mapping[str, Any] | None:
+        """Options by which it is found where no run file says them: of a registered launch; None where none went there.
+
+        Nothing may bill unseen: where a launch went and the program is gone, the options are those of that launch,
+        and path() says so.
+        """
+        went = [launch for launch in reversed(registered()) if launch.backend == backend]
+        at_hand = [{}, *(launch.options for launch in went)]
+        found = next((options for options in at_hand if self.found(options)), None)
+        still = next((launch.options for launch in went if launch.state not in ENDED), None)
+        return found if found is not None else still
 
     def path(self, options: Mapping[str, Any]) -> str:
         """Raises: MissingDependency with the install line."""

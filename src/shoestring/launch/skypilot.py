@@ -19,6 +19,7 @@ from ..errors import BadInput, LaunchError
 from ..files import write_whole
 from ..records import Log, no_log
 from ..secrets import to_hand_on
+from ..units import SECONDS_PER_HOUR
 from . import aboard, needs
 from .backend import Order
 from .external import Program
@@ -97,7 +98,7 @@ class SkyPilot:
         self.name = name
 
     def is_configured(self) -> bool:
-        return SKY.found({}) is not None
+        return SKY.options_seen(self.name) is not None
 
     # ---- before the start -------------------------------------------------------------------
 
@@ -169,23 +170,24 @@ class SkyPilot:
 
     def billing(self) -> list[Billing]:
         """Our managed jobs that are not finished, our clusters, and the jobs controller while it runs."""
-        if SKY.found({}) is None:
+        options = SKY.options_seen(self.name)
+        if options is None:
             return []
         found = []
-        for job in _queue({}, "--skip-finished"):
+        for job in _queue(options, "--skip-finished"):
             name = str(job.get("job_name") or "")
             if name.startswith(PREFIX):
                 since = _when(job.get("submitted_at"))
                 stop = f"sky jobs cancel -y {job['job_id']}"
                 found.append(Billing(self.name, name, since, None, name.removeprefix(PREFIX), stop))
-        for cluster in SKY.json({}, ["status", "-o", "json"]) or []:
-            name = str(cluster.get("name") or "")
-            if cluster.get("status") == "STOPPED" or not name.startswith((PREFIX, CONTROLLER)):
-                continue
+        clusters = [c for c in SKY.json(options, ["status", "-o", "json"]) or [] if c.get("status") != "STOPPED"]
+        ours = [c for c in clusters if str(c.get("name") or "").startswith((PREFIX, CONTROLLER))]
+        costs = {c["name"]: c for c in SKY.json(options, ["cost-report", "-o", "json"]) or []} if ours else {}
+        for cluster in ours:
+            name, since = cluster["name"], _when(cluster.get("launched_at"))
             launch_id = name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
-            found.append(
-                Billing(self.name, name, _when(cluster.get("launched_at")), None, launch_id, f"sky down -y {name}")
-            )
+            rate = _usd_per_hour(costs.get(name, {}))
+            found.append(Billing(self.name, name, since, rate, launch_id, f"sky down -y {name}"))
         return found
 
     def _job(self, launch: Launch) -> dict[str, Any] | None:
@@ -275,6 +277,12 @@ def submission(path: str, task: Task) -> list[str]:
     """Arguments of `sky`; secrets go by their names alone, `sky` reads the values from its environment."""
     secrets = [word for name in task.secrets for word in ("--secret", name)]
     return ["jobs", "launch", "--yes", "--detach-run", *secrets, path]
+
+
+def _usd_per_hour(cost: Mapping[str, Any]) -> float | None:
+    """Of a cluster in `sky cost-report`: what it cost over the seconds it was up."""
+    seconds, usd = cost.get("duration"), cost.get("total_cost")
+    return usd / seconds * SECONDS_PER_HOUR if seconds and usd is not None else None
 
 
 def _when(seconds: float | None) -> str | None:

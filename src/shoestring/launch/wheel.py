@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaunchError
+from .package import ROOT as PACKAGE
+from .package import package_files
 
-PACKAGE = Path(__file__).resolve().parent.parent
 STAMP = (2020, 1, 1, 0, 0, 0)  # the same package gives the same bytes
 WEIGHTS = ".safetensors"
 ENTRY_POINTS = "[console_scripts]\nshoestring = shoestring.cli.main:main\n"
@@ -35,8 +36,8 @@ def build_wheel(folder: Path, *, has_weights: bool = True) -> Path:
     info = f"shoestring-{version}.dist-info"
     files: dict[str, bytes] = {
         f"shoestring/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
-        for path in sorted(PACKAGE.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and (has_weights or path.suffix != WEIGHTS)
+        for path in package_files()
+        if has_weights or path.suffix != WEIGHTS
     }
     texts = {"METADATA": metadata, "WHEEL": TAGS, "entry_points.txt": ENTRY_POINTS}
     files |= {f"{info}/{name}": text.encode() for name, text in texts.items()}
