@@ -171,6 +171,16 @@ def test_without_models_a_real_one_is_planned(files: Path, capfd: pytest.Capture
     assert imported(capfd, *GIVEN, "--out", "here", "--force")
 
 
+def test_the_tuned_model_can_be_asked_beside_the_new_one(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The commented lines, taken out of their comment, are a baseline of the run file."""
+    path = Path(imported(capfd, *GIVEN)["run_file"])
+    head, mark, rest = path.read_text().partition("# decide:\n")
+    uncommented = "".join(line.removeprefix("# ") for line in (mark + rest).splitlines(keepends=True))
+    path.write_text(head + uncommented)
+    (endpoint,) = load_run_file(path).decide.endpoints
+    assert endpoint.model == "ft:gpt-4o-mini-2024-07-18:acme:tickets:9xyz" and endpoint.name == "tuned-at-openai"
+
+
 def test_preference_pairs(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [
         {

@@ -218,9 +218,28 @@ def run_file_text(
     if seed is not None:
         lines.append(f"seed: {seed.ours}")
     lines.append("budget_usd: 10  # hard stop: no step is begun that would pass it")
+    lines += _endpoint_lines(job)
     text = "\n".join(lines) + "\n"
     parse_run_file(text, "the run file")
     return text
+
+
+def _endpoint_lines(job: Job) -> list[str]:
+    """The tuned model as a baseline, commented out: what it costs to ask is not in our tables."""
+    if not job.fine_tuned_model:
+        return []
+    return [
+        "",
+        "# While it still answers, the model tuned there can be scored on the same held-out rows. Put in what a",
+        "# million tokens of it cost you (your invoice says), export OPENAI_API_KEY, and take the marks off:",
+        "# decide:",
+        "#   endpoints:",
+        "#     - name: tuned-at-openai",
+        "#       base_url: https://api.openai.com/v1",
+        f"#       model: {json.dumps(job.fine_tuned_model)}",
+        "#       usd_per_million_input_tokens: 0.00",
+        "#       usd_per_million_output_tokens: 0.00",
+    ]
 
 
 def _model_lines(chosen: Counterpart, models: Sequence[str]) -> list[str]:
