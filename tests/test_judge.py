@@ -17,7 +17,15 @@ from shoestring.evaluate.judge.checks import Senses, check
 from shoestring.evaluate.judge.length import length_controlled
 from shoestring.evaluate.judge.panel import ask, majority
 from shoestring.evaluate.judge.prompts import read_pair, read_rubric, rubric_question
-from shoestring.evaluate.judge.scoring import in_both_orders, judge_rows, pair_votes, with_judged
+from shoestring.evaluate.judge.scoring import (
+    criteria_of,
+    identity,
+    in_both_orders,
+    judge_rows,
+    pair_votes,
+    rubric_score,
+    with_judged,
+)  # fmt: skip
 from shoestring.evaluate.judge.verdicts import Judge, Unreadable
 from shoestring.evaluate.score import score_arm
 from shoestring.records import Completion, Example, Message, no_progress
@@ -200,6 +208,15 @@ def test_a_rubric_arm_by_hand() -> None:
     assert told["asked"]["z"]["num_asked_again"] == 1 and told["asked"]["z"]["num_no_verdict"] == 1
     assert told["cost_usd"] == pytest.approx(0.007) and not told["is_calibrated"]
     assert arm.rows[0].failure == "empty: the answer is empty" and arm.rows[2].failure is None
+
+
+def test_all_criteria_or_their_share_and_the_default_question() -> None:
+    assert rubric_score(config(criteria=["a", "b"]), [True, None]) == 0.5
+    assert rubric_score(config(criteria=["a", "b"], score="all"), [True, None]) == 0.0
+    assert "what the reference says" in criteria_of(config())[0]
+    for without in (config(use_reference=False), config(mode="pairwise")):
+        assert "reference" not in criteria_of(without)[0]
+    assert identity(config()) != identity(config(temperature=0.5)) == identity(config(temperature=0.5, probe_rows=3))
 
 
 def test_a_row_without_a_verdict_fails_the_score_and_widens_the_interval_and_is_told() -> None:

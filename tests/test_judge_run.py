@@ -18,7 +18,7 @@ from shoestring.ladder import held_to_ladder
 from shoestring.messages import example_from_json
 from shoestring.recipe import Run
 from shoestring.records import arm_from_json
-from shoestring.stages.judging import refuse_useless
+from shoestring.stages.judging import family_notes, refuse_useless, require_judge
 from tests.judge_server import JudgeServer, rows
 
 RUN_FILE = """
@@ -185,6 +185,10 @@ def test_kin_and_a_missing_key_are_refused_before_anything_is_done(tmp_path, ser
     with pytest.raises(ConfigError, match=r"of the family shoestring, and so is shoestring-1m.*allow_same_family"):
         Run.from_file(path, runs_dir=tmp_path / "runs").execute()
     assert not (tmp_path / "runs/places/curate.json").exists()
+    allowed = write_run(tmp_path, server, model="shoestring-9b", more="  allow_same_family: true\n")
+    run = Run.from_file(allowed, runs_dir=tmp_path / "runs")
+    require_judge(run)
+    assert "may favour its own" in family_notes(run, run.config.judge)[0]
     keyed = write_run(tmp_path / "c", server)
     keyed.write_text(keyed.read_text().replace("api_key_env: ''", "api_key_env: NO_SUCH_KEY"))
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
