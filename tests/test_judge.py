@@ -285,6 +285,20 @@ def test_a_judge_that_errs_alike_is_corrected_by_hand() -> None:
     assert found.labels_worth > 3
 
 
+def test_it_is_what_ppi_python_computes_but_for_the_further_rows() -> None:
+    """Values of ppi-python 0.2.3, ppi_mean_pointestimate and ppi_mean_ci, computed apart from here."""
+    human = np.array([1.0] * 70 + [0.0] * 30)
+    judged = np.array([1.0] * 63 + [0.0] * 7 + [1.0] * 6 + [0.0] * 24)
+    found = calibrated(human, judged, np.array([1.0] * 250 + [0.0] * 150)).score
+    assert found.value == pytest.approx(0.66697, abs=5e-4)
+    assert (found.low, found.high) == pytest.approx((0.59604, 0.73790), abs=6e-3)
+    share = np.array([0.25, 0.5, 0.75, 1.0] * 15)
+    judged = np.clip(share + np.array([0.1, -0.2, 0.15, -0.05] * 15), 0, 1)
+    found = calibrated(share, judged, np.tile([0.3, 0.6, 0.9, 0.95, 1.0], 60)).score
+    assert found.value == pytest.approx(0.72804, abs=3e-3)
+    assert found.low < 0.68758 and found.high > 0.76850  # wider by what four rows of weight a half add
+
+
 def test_a_stricter_level_reaches_lower_as_the_ladder_asks() -> None:
     human = np.array([1.0] * 30 + [0.0] * 10)
     found = calibrated(human, human, np.array([1.0] * 200 + [0.0] * 60))
