@@ -102,6 +102,8 @@ def test_a_cloud_that_is_not_there_and_a_budget_too_small_are_refused(planned: O
         machines(replace(planned, budget_usd=1e-9))
     with pytest.raises(BadInput, match=r"launch\.bucket = empty.*s3://BUCKET"):
         SkyPilot("skypilot").quote(replace(planned, options={}))
+    with pytest.raises(BadInput, match=r"launch\.bucket = az://kept: .*of s3://, gs://\)"):
+        SkyPilot("skypilot").quote(replace(planned, options={"bucket": "az://kept"}))
 
 
 def test_the_quote_is_the_plans_and_shows_the_task(planned: Order, monkeypatch: pytest.MonkeyPatch) -> None:

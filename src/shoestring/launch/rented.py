@@ -27,6 +27,7 @@ from .backend import Order
 from .records import Expense, Launch, Status
 
 MOST_CANDIDATES = 3
+SCHEMES = ("s3://", "gs://", "az://")
 PRICE_ROOM = 1.25  # a machine dearer than the quoted price by more than this is not taken
 PYTHON = "venv/bin/python"
 STOPPED_CODES = (4, 5)  # of `shoestring run`: the budget, interrupted
@@ -240,12 +241,15 @@ def command_line(config: RunConfig, there: str, place: str, limit_s: int) -> str
 
 
 def bucket_of(options: Mapping[str, Any], name: str) -> str:
-    """The address under which run folders are kept. Raises: BadInput without one, or with credentials in it."""
+    """The address under which run folders are kept. Raises: BadInput without one, or where the launcher mounts none."""
     bucket = str(options.get("bucket") or "").rstrip("/")
-    if not bucket.startswith(("s3://", "gs://", "az://")):
+    taken = tuple(
+        scheme for scheme in SCHEMES if name != "skypilot" or scheme != "az://"
+    )  # it mounts s3 and gs by these
+    if not bucket.startswith(taken):
         what = f"launch.bucket = {bucket or 'empty'}"
         raise BadInput(
             f"{what}: {name} needs a bucket where the run folder is kept, since the machine is gone when the job ends; "
-            "add to the run file: launch: {bucket: s3://BUCKET/FOLDER} (or gs://, az://)"
+            f"add to the run file: launch: {{bucket: s3://BUCKET/FOLDER}} (of {', '.join(taken)})"
         )
     return bucket
