@@ -15,7 +15,7 @@ import yaml
 
 from shoestring.errors import BadInput
 from shoestring.files import write_json
-from shoestring.launch.aboard import Place, State
+from shoestring.launch.aboard import Copies, Place, State
 from shoestring.launch.backend import Order, backend
 from shoestring.launch.dstack import FILES_LIMIT_BYTES, machines, run_name, task_of
 from shoestring.launch.rented import order_of
@@ -159,3 +159,19 @@ def test_a_run_is_submitted_found_billed_and_stopped(planned: Order, state: Path
     assert list(place.logs(launch, follow=False)) == ["step 1"]
     assert place.stop(launch).state == "stopped" and place.stop(launch).state == "stopped"
     assert place.billing() == []
+
+
+def test_what_is_done_here_goes_ahead_of_the_machine(planned: Order, state: Path) -> None:
+    """Launched again after a stop: the machine finds the run folder in the bucket, without the files of launches."""
+    folder = state / "runs" / "cloud"
+    for name in ("data/receipt.json", "curate.json", "launch.json", "launches/x/state.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    write_json(folder / "choice.json", json.loads((planned.run_folder / "choice.json").read_text()))
+    said: list[str] = []
+    launch = launch_of(planned.run_file, folder, {"bucket": "s3://kept/runs"}, id="cloud-2", backend="dstack")
+    backend("dstack").start(launch, said.append)
+    assert set(Place("s3://kept/runs/cloud-2").state().files) == {"data/receipt.json", "curate.json", "choice.json"}
+    assert said[0].startswith("3 files of ")
+    machine = state / "machine"
+    assert Copies(Place("s3://kept/runs/cloud-2"), machine).bring() == 3 and (machine / "curate.json").is_file()

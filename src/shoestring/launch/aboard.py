@@ -32,6 +32,7 @@ STOP_S = 120.0  # before the limit, for a checkpoint and its way to the place; t
 TRIES = 3
 STATES = ("state-0.json", "state-1.json")
 OBJECTS = "objects"
+OF_LAUNCHES = ("launch", "launches", "launch.json", "launches.jsonl")  # kept where launches are made
 DONE_CODES = (0, 3)  # of `shoestring run`: met, not met
 DRIVERS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "az": ("adlfs", "az"), "abfs": ("adlfs", "az")}
 
@@ -101,10 +102,12 @@ class Place:
 
 
 def whole_files(folder: Path) -> dict[str, Path]:
-    """Files of a run folder that may be copied, by relative name: no locks, nothing half written, whole checkpoints."""
+    """Files of a run folder to copy, by name: no locks, no launches, nothing half written, whole checkpoints."""
     found = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
+        if parts[0] in OF_LAUNCHES:
+            continue
         if any(part.startswith(".") or part.endswith((".part", ".partial")) for part in parts) or not path.is_file():
             continue
         if "checkpoints" in parts[:-1]:

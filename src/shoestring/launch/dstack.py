@@ -35,6 +35,7 @@ from .rented import (
     notes_on,
     order_of,
     rented_hours,
+    send_ahead,
     setup_lines,
     trains_embedded,
     with_place,
@@ -122,9 +123,9 @@ class Dstack:
         DSTACK.path(launch.options)
         order = order_of(launch)
         place = f"{bucket_of(launch.options, self.name)}/{launch.id}"
-        aboard.Place(place)  # a driver that is missing here is told before anything is spent
         task = task_of(order, launch.id, place, machines(order), launch.limit_s)
         to_hand_on(task.env)
+        send_ahead(Path(launch.run_folder), place, log)
         path = Path(launch.run_folder) / "launch" / f"{task.name}.dstack.yml"
         build_wheel(path.parent, has_weights=trains_embedded(order.config))
         write_whole(path, task.to_yaml())

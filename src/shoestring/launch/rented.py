@@ -13,16 +13,16 @@ import yaml
 
 from ..config import RunConfig, load_run_file
 from ..embedded import family
-from ..errors import BadInput, LaunchError
+from ..errors import BadInput, LaunchError, ShoestringError
 from ..files import read_json
 from ..ladder import models_of
 from ..market.terms import value
-from ..records import Estimate
+from ..records import Estimate, Log
 from ..secrets import without_secrets
 from ..train.locate import with_folders
 from ..units import SECONDS_PER_HOUR
 from . import needs
-from .aboard import DONE_CODES, Place, State
+from .aboard import DONE_CODES, Copies, Place, State
 from .backend import Order
 from .records import Expense, Launch, Status
 
@@ -123,6 +123,26 @@ def bill(launch: Launch, spent_s: float | None) -> tuple[Expense, ...]:
     if spent_s is not None and launch.price_usd_per_hour is not None:
         usd = spent_s / SECONDS_PER_HOUR * launch.price_usd_per_hour
     return (Expense(predicted.item, predicted.predicted_usd, usd, predicted.predicted_s, spent_s),)
+
+
+def send_ahead(run_folder: Path, place: str, log: Log) -> None:
+    """What a run has here already goes to the place, and the machine goes on from it.
+
+    Raises: MissingDependency where the place's driver is missing, LaunchError where it cannot be written.
+    """
+    there = Place(place)
+    if not any(run_folder.glob("*/receipt.json")):  # nothing was done here
+        return
+    try:
+        num = Copies(there, run_folder).send()
+    except ShoestringError:
+        raise
+    except Exception as error:  # each driver has its own
+        told = without_secrets(f"{type(error).__name__}: {error}")
+        raise LaunchError(
+            f"{place} cannot be written: {told}; does the bucket exist, are its keys set here?"
+        ) from error
+    log(f"{num} files of {run_folder} to {place}: the machine goes on from what is done")
 
 
 def with_place(launch: Launch, place: str, status: Status, spent_s: float | None) -> Status:

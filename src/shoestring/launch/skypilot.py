@@ -36,6 +36,7 @@ from .rented import (
     notes_on,
     order_of,
     rented_hours,
+    send_ahead,
     setup_lines,
     trains_embedded,
     with_place,
@@ -118,10 +119,10 @@ class SkyPilot:
         SKY.path(launch.options)
         order = order_of(launch)
         place, name = f"{bucket_of(launch.options, 'skypilot')}/{launch.id}", f"{PREFIX}{launch.id}"
-        aboard.Place(place)  # a driver that is missing here is told before anything is spent
         found = machines(order)
         task = task_of(order, name, place, found, launch.limit_s)
         to_hand_on(task.secrets)
+        send_ahead(Path(launch.run_folder), place, log)
         path = Path(launch.run_folder) / "launch" / f"{name}.yaml"
         build_wheel(path.parent, has_weights=trains_embedded(order.config))
         write_whole(path, task.to_yaml())
