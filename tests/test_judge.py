@@ -23,6 +23,7 @@ from shoestring.evaluate.judge.scoring import (
     in_both_orders,
     judge_rows,
     pair_votes,
+    questions_of,
     rubric_score,
     with_judged,
 )  # fmt: skip
@@ -91,6 +92,14 @@ def test_what_the_reference_does_itself_is_not_held_against_an_answer() -> None:
     assert check(copy, said("She go to school every single day."), SENSES).passed
     refusing = row("Tell me how to pick my neighbour's lock", "I'm sorry, but I can't help with that.")
     assert check(refusing, said("I cannot help you with that, sorry."), SENSES) is None
+
+
+def test_a_row_without_a_reference_is_judged_without() -> None:
+    example = row("Where is it kept?", "-")
+    assert check(example, said("-"), SENSES) is None
+    (question,) = questions_of(config(), example, "On the shelf.")
+    shown = question.prompt[1].content
+    assert "<reference" not in shown and "does what was asked" in shown and "what the reference says" not in shown
 
 
 def test_json_is_asked_for_by_the_reference() -> None:

@@ -13,7 +13,7 @@ from ..decide.answers import AnswerFile
 from ..decide.client import Client, headers_for
 from ..errors import BadInput, BudgetStopped, ConfigError
 from ..evaluate.judge.bias import ADVICE, Endpoint, probe, to_record
-from ..evaluate.judge.checks import Senses
+from ..evaluate.judge.checks import Senses, is_reference
 from ..evaluate.judge.kin import against_others
 from ..evaluate.judge.labels import LABELS, read_labels, with_labels
 from ..evaluate.judge.scoring import METRIC, identity, judge_rows, with_judged
@@ -163,14 +163,18 @@ def check_budget(run: Run, endpoint: EndpointConfig, predicted: Estimate) -> Non
 def biases(run: Run, curated: Curated) -> dict[str, Any]:
     """The record of each judge's probes, made where it is missing or of other judges. Raises: BudgetStopped."""
     config = config_of(run)
-    rows = [row for row in sample_rows(curated.eval, config.probe_rows, run.config.seed) if row.completion.strip()]
+    rows = sample_rows(
+        [row for row in curated.eval if is_reference(row.completion)], config.probe_rows, run.config.seed
+    )
     inputs_print = fingerprint(identity(config), [row.id for row in rows], config.allow_same_family)
     found = run.run_folder.finished(BIAS, inputs_print)
     if found is None:
+        notes = family_notes(run, config)
+        notes += [] if rows else ["no held-out row probes the judges: none has a reference, or judge.probe_rows is 0"]
         judges = [judge_of(run, endpoint, config) for endpoint in config.endpoints] if rows else []
         probed = [probe(config, judge, endpoint, rows, refusal, run.progress) for judge, endpoint in judges]
         probed = against_others(config, [judge for judge, _ in judges], rows, probed, refusal, run.progress)
-        found = {"biases": to_record(probed), "notes": family_notes(run, config), **identity(config)}
+        found = {"biases": to_record(probed), "notes": notes, **identity(config)}
         run.run_folder.finish(BIAS, inputs_print, found, 0.0)
         for line in told(found):
             run.log(line)

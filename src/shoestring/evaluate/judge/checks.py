@@ -47,7 +47,7 @@ def check(
     text, expected = completion.text.strip(), example.completion.strip()
     if not text:
         return Checked(False, "empty", "the answer is empty")
-    if _normal(text) == _normal(expected):
+    if is_reference(expected) and _normal(text) == _normal(expected):
         return Checked(True, "same_as_reference", "the answer equals the reference")
     if (said := senses.refusal(text)) and not senses.refusal(expected):
         return Checked(False, "refusal", f"it says {said!r}")
@@ -65,6 +65,11 @@ def check(
     if max_words is not None and num_words > max_words:
         return Checked(False, "too_long", f"{num_words} words; judge.max_words is {max_words}")
     return None
+
+
+def is_reference(text: str) -> bool:
+    """Whether an expected answer says anything: a dash stands where an imported row has none."""
+    return any(c.isalnum() for c in text)
 
 
 def _normal(text: str) -> str:

@@ -15,6 +15,7 @@ from ...config import JudgeConfig
 from ...files import cannot_write
 from ...messages import split_tools
 from ...records import ArmScore, Example, to_json
+from .checks import is_reference
 from .labels import ORDERS, SKIPPED, Label, answers_print, criteria_print, current, read_labels
 from .scoring import criteria_of
 from .verdicts import FIRST, LOSS, SECOND, TIE, WIN
@@ -62,7 +63,8 @@ class Labelling:
             _, turns = split_tools(example.request)
             shown = (row.output, example.completion) if order != ORDERS[1] else (example.completion, row.output)
             is_pair = bool(order)
-            reference = example.completion if self.config.use_reference and not is_pair else None
+            is_shown = self.config.use_reference and not is_pair and is_reference(example.completion)
+            reference = example.completion if is_shown else None
             answers = shown if is_pair else shown[:1]
             said = tuple((turn.role, turn.text) for turn in turns)
             items.append(Item(len(items), arm.arm, of, row.id, order, said, reference, answers))

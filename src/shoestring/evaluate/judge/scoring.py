@@ -13,7 +13,7 @@ from ...config import JudgeConfig
 from ...records import ArmScore, Completion, Estimate, Example, Progress, RowScore, to_json
 from ..statistics import score_interval, wilson
 from .calibrate import between
-from .checks import Checked, Senses, check
+from .checks import Checked, Senses, check, is_reference
 from .length import length_controlled
 from .panel import ask, majority
 from .prompts import PROMPT_SHA256, RIGHT, RIGHT_WITHOUT_REFERENCE, pair_question, rubric_question
@@ -22,11 +22,12 @@ from .verdicts import FIRST, LOSS, POINTS, SECOND, TIE, WIN, Judge, JudgedRow, Q
 METRIC = "judge"
 
 
-def criteria_of(config: JudgeConfig) -> tuple[str, ...]:
+def criteria_of(config: JudgeConfig, has_reference: bool = True) -> tuple[str, ...]:
     """The run file's criteria, or the one that asks for a right answer."""
     if config.criteria:
         return tuple(config.criteria)
-    return RIGHT if config.use_reference and config.mode == "rubric" else RIGHT_WITHOUT_REFERENCE
+    by_reference = config.use_reference and has_reference and config.mode == "rubric"
+    return RIGHT if by_reference else RIGHT_WITHOUT_REFERENCE
 
 
 def identity(config: JudgeConfig) -> dict[str, Any]:
@@ -38,9 +39,10 @@ def identity(config: JudgeConfig) -> dict[str, Any]:
 
 def questions_of(config: JudgeConfig, example: Example, answer: str) -> list[Question]:
     """What a judge is asked of one answer: a rubric once, a pair with the reference in both orders."""
-    criteria = criteria_of(config)
+    has_reference = is_reference(example.completion)
+    criteria = criteria_of(config, has_reference)
     if config.mode == "rubric":
-        reference = example.completion if config.use_reference else None
+        reference = example.completion if config.use_reference and has_reference else None
         return [rubric_question(example.request, answer, reference, criteria)]
     return [
         pair_question(example.request, answer, example.completion, None, criteria),
