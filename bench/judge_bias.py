@@ -69,7 +69,7 @@ def settings(server: JudgeServer, mode: str) -> JudgeConfig:
     endpoint = EndpointConfig(
         name=server.defect, base_url=server.url, model="scripted", api_key_env="", num_parallel=8,
         usd_per_million_input_tokens=USD_IN, usd_per_million_output_tokens=USD_OUT,
-        timeout_s=0.25 if server.defect == "slow" else 10,
+        timeout_s=0.4 if server.defect == "slow" else 10,
     )  # fmt: skip
     return JudgeConfig(endpoints=[endpoint], mode=mode)
 

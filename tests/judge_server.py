@@ -23,7 +23,7 @@ from tests.scripted_server import Reply, chat
 
 OWN = "Certainly! "  # how the judge's own answers begin
 BLOCK = re.compile(r"<(request|reference|answer(?:-[AB])?)-([0-9a-f]{8})>\n(.*?)\n</\1-\2>", re.DOTALL)
-SLOW_S = 0.35
+SLOW_S = 0.6
 DEFECTS = (
     "fair", "always_first", "longest", "self_lover", "coin", "malformed", "refusing", "rate_limited", "slow",
     "dropping", "always_yes",

@@ -49,7 +49,7 @@ def connected(server: JudgeServer, folder: Path, mode: str) -> tuple[JudgeConfig
     endpoint = EndpointConfig(
         name=server.defect, base_url=server.url, model="scripted", api_key_env="", num_parallel=8,
         usd_per_million_input_tokens=USD_IN, usd_per_million_output_tokens=USD_OUT,
-        timeout_s=0.2 if server.defect == "slow" else 10,
+        timeout_s=0.4 if server.defect == "slow" else 10,
     )  # fmt: skip
     config = JudgeConfig(endpoints=[endpoint], mode=mode)
     client = Client(endpoint, AnswerFile(folder / "answers.jsonl"), config.max_new_tokens, backoff_s=0.005)
