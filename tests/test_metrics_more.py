@@ -121,6 +121,7 @@ def test_a_database_file_is_copied_and_several_must_all_agree(tmp_path: Path) ->
     assert databases.match("select price from item", "select 1", "")[0] is False, "right by chance in one of them"
     assert databases.match("select price from item", "select max(price) from item", "")[0] is True
     assert (tmp_path / "both/a.db").read_bytes() == before
+    assert Databases(task).fixed == databases.fixed, "not copied again for each part of the rows"
     assert [p.name for p in task.files()] == ["a.db", "b.db"]
     (tmp_path / "broken").write_bytes(b"\xff\xfe nothing")
     with pytest.raises(ConfigError, match="neither a SQLite file nor an SQL script"):

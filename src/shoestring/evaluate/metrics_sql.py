@@ -51,7 +51,7 @@ class Databases:
         self.from_prompt = task.database == FROM_PROMPT
         place = task.path(task.database)
         files = [] if self.from_prompt else sorted(place.iterdir()) if place.is_dir() else [place]
-        self.fixed = [_opened(file) for file in files if file.is_file()]
+        self.fixed = [_opened(file, file.stat().st_mtime_ns) for file in files if file.is_file()]
         if not self.fixed and not self.from_prompt:
             raise ConfigError(f"task.database: {place} holds no file; give a SQLite file or an SQL script")
 
@@ -77,8 +77,9 @@ class Databases:
         return is_same, None, is_telling
 
 
-def _opened(file: Path) -> sqlite3.Connection:
-    """A copy in memory of a SQLite file, or what an SQL script makes."""
+@functools.lru_cache(maxsize=16)
+def _opened(file: Path, changed_ns: int) -> sqlite3.Connection:
+    """A copy in memory of a SQLite file, or what an SQL script makes; the same one while the file is unchanged."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     try:
         with file.open("rb") as head:

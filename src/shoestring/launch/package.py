@@ -17,7 +17,7 @@ CORE = (
 )
 EXTRAS = (
     *("datasets", "pyarrow", "scikit-learn", "bitsandbytes", "tensorboard", "s3fs", "gcsfs", "adlfs", "pypdf"),
-    *("wandb", "mlflow", "trackio"),
+    *("wandb", "mlflow", "trackio", "bm25s", "sqlglot", "jsonschema", "math-verify", "antlr4-python3-runtime"),
 )
 
 
