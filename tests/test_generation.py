@@ -332,3 +332,27 @@ def test_label_probabilities_are_those_of_each_answer_read_alone(
             logits = generator.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             alone = sum(float(logits[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
             assert log_prob == pytest.approx(alone, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma", "Phi3", "Granite", "GPTNeoX"])
+def test_families_with_plain_attention_answer_over_the_forest(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms on heads, one scale or another, rotations of part of a head: all go through the same attention."""
+    import transformers
+
+    monkeypatch.setattr(forest, "MIN_SHARED_TOKENS", 60)
+    tokenizer = load_tokenizer(str(folder))
+    named = {key: getattr(tokenizer, key) for key in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    own = {"Granite": {"attention_multiplier": 0.2, "logits_scaling": 2.0}, "Qwen3": {"head_dim": 16}}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, **named, **own.get(name, {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    other = LocalGenerator(model, tokenizer, max_new_tokens=8)
+    prompts = prompts_of(6)
+    expected = [tokenizer.decode(reference(other, p), skip_special_tokens=True) for p in prompts]
+    assert [c.text for c in other.generate(prompts)] == expected
+    assert other.route == "prefix forest"
