@@ -138,6 +138,26 @@ def test_promptfoo_becomes_rows_graders_and_criteria(promptfoo_folder: Path, cap
     assert "2 of 6 rows have no answer to learn from, such as tests[0]" in capfd.readouterr().err
 
 
+def test_rubrics_alone_want_a_judge_with_a_price(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    default = {"assert": [{"type": "llm-rubric", "value": "It is: kind"}]}
+    config = {"prompts": ["Reply to {{m}}"], "defaultTest": default,
+              "tests": [{"vars": {"m": "lost card"}}, {"vars": {"m": "late parcel"}}]}  # fmt: skip
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    arguments = ["import", "promptfoo", str(tmp_path / "c.json"), "--train", str(tmp_path / "train.jsonl"),
+                 "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
+    assert command(arguments) == 2
+    assert "rubrics alone score 2 rows" in capfd.readouterr().err
+    assert command([*arguments, "--judge", "nobody"]) == 2
+    capfd.readouterr()
+    name = next(iter(suites._priced()))
+    assert command([*arguments, "--judge", name]) == 0
+    assert json.loads(capfd.readouterr().out)["metric"] == "judge"
+    config = load_run_file(tmp_path / "out/run.yaml")
+    assert config.judge and config.judge.criteria == ["It is: kind"] and not config.judge.use_reference
+    assert (config.judge.endpoints[0].model, config.task.metric) == (name, "judge")
+
+
 def test_a_suite_of_plain_answers_gets_the_kinds_own_metric_and_is_split(tmp_path: Path) -> None:
     tests = [{"vars": {"t": f"thing {i}"}, "assert": [{"type": "equals", "value": "ab"[i % 2]}]} for i in range(40)]
     (tmp_path / "c.json").write_text(json.dumps({"prompts": ["Sort: {{t}}"], "tests": tests}))

@@ -10,8 +10,8 @@ from .output import emit, say, warn
 
 
 def command(
-    tool: str, source: Path, train: Path | None, models: list[str], number: int, out: Path | None, force: bool,
-    is_json: bool,
+    tool: str, source: Path, train: Path | None, models: list[str], number: int, judge: str | None,
+    out: Path | None, force: bool, is_json: bool,
 ) -> int:  # fmt: skip
     """Read, write, and say what was not carried over."""
     from ..imports import inspect_logs, openai_evals, promptfoo, suites
@@ -24,6 +24,8 @@ def command(
         suite = promptfoo.read(source, number)
     else:
         suite = {"openai-evals": openai_evals.read, "inspect": inspect_logs.read}[tool](source)
+    if judge:
+        suites.with_judge(suite, judge)
     folder = out or Path("imported") / suites.run_name(suite.name)
     if (folder / suites.RUN_FILE).exists() and not force:
         raise BadInput(f"{folder / suites.RUN_FILE} is there already; --force replaces it, --out takes another folder")

@@ -60,6 +60,9 @@ Train = Annotated[
     typer.Option("--train", metavar="FILE", help="Rows to learn from; all of the suite is then held out."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write (default: imported/NAME).")]
+Judge = Annotated[
+    str | None, typer.Option("--judge", metavar="NAME", help="Judge for its rubrics, instead of the one used there.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run file that is there.")]
 
 
@@ -69,6 +72,7 @@ def promptfoo(
     train: Train = None,
     models: Models = None,
     prompt: Annotated[int, typer.Option("--prompt", metavar="N", help="Which of its prompts, from 1.")] = 1,
+    judge: Judge = None,
     out: Out = None,
     force: Force = False,
     is_json: Json = False,
@@ -82,7 +86,7 @@ def promptfoo(
     """
     from .import_evals import command
 
-    return command("promptfoo", source, train, models or [], prompt, out, force, is_json)
+    return command("promptfoo", source, train, models or [], prompt, judge, out, force, is_json)
 
 
 @imports.command("openai-evals")
@@ -90,6 +94,7 @@ def openai_evals(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A saved eval, or a folder of eval, runs and data.")],
     train: Train = None,
     models: Models = None,
+    judge: Judge = None,
     out: Out = None,
     force: Force = False,
     is_json: Json = False,
@@ -103,7 +108,7 @@ def openai_evals(
     """
     from .import_evals import command
 
-    return command("openai-evals", source, train, models or [], 1, out, force, is_json)
+    return command("openai-evals", source, train, models or [], 1, judge, out, force, is_json)
 
 
 @imports.command("inspect")
@@ -111,6 +116,7 @@ def inspect(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A log of inspect: .eval or .json.")],
     train: Train = None,
     models: Models = None,
+    judge: Judge = None,
     out: Out = None,
     force: Force = False,
     is_json: Json = False,
@@ -122,4 +128,4 @@ def inspect(
     """
     from .import_evals import command
 
-    return command("inspect", source, train, models or [], 1, out, force, is_json)
+    return command("inspect", source, train, models or [], 1, judge, out, force, is_json)

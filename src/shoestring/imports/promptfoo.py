@@ -91,7 +91,7 @@ def _prompts(given: Any, folder: Path, suite: Suite) -> Iterator[tuple[str, str]
 
 def _judges(config: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
     options = default.get("options") or {}
-    found = [options.get("provider"), *(_asserted.get("provider") for _asserted in default.get("assert") or [])]
+    found = [options.get("provider"), *(one.get("provider") for one in default.get("assert") or [])]
     return [one if isinstance(one, str) else str(one.get("id")) for one in found if one]
 
 

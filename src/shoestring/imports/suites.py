@@ -16,7 +16,7 @@ from ..data.detect import task_kind
 from ..errors import BadInput, ConfigError
 from ..evaluate.graders import row_key
 from ..files import write_jsonl, write_whole
-from ..market.serving import api_prices
+from ..market.serving import ApiPrice, api_prices
 from ..messages import Example, Message
 
 ROWS, GRADERS, METRIC, RUN_FILE = "rows.jsonl", "graders.jsonl", "graders.py", "run.yaml"
@@ -94,8 +94,18 @@ def write(suite: Suite, folder: Path, train: Path | None, models: Sequence[str])
         )
     rubrics = _common_rubrics(suite, cases)
     kind, metric = _kind_and_metric(cases)
+    judge = _judge_price(suite) if rubrics else None
+    if rubrics and not any(case.graders for case in cases):
+        if judge is not None:
+            metric = "judge"
+        elif without:
+            raise BadInput(
+                f"{suite.source}: rubrics alone score {len(without)} rows, and the judge that was used there "
+                f"({', '.join(suite.judges) or 'none is named'}) has no dated price here; name one: --judge NAME, of "
+                f"{', '.join(_priced())}"
+            )
     rows = [_row(case) for case in cases]
-    text = _run_file(suite, cases, folder, train, models, kind, metric, rubrics)
+    text = _run_file(suite, cases, folder, train, models, kind, metric, rubrics, judge)
     parse_run_file(text, "the run file")
     write_jsonl(folder / ROWS, rows)
     if metric.startswith(METRIC):
@@ -191,13 +201,9 @@ def _row(case: Case) -> dict[str, Any]:
 
 def _run_file(
     suite: Suite, cases: Sequence[Case], folder: Path, train: Path | None, models: Sequence[str], kind: str,
-    metric: str, rubrics: Sequence[str],
+    metric: str, rubrics: Sequence[str], judge: ApiPrice | None,
 ) -> str:  # fmt: skip
     without = sum(case.reference is None for case in cases)
-    judge = _judge(suite, rubrics, without > 0)
-    by_judge = judge and not any(case.graders for case in cases) and not judge[0].startswith("#")
-    if by_judge:
-        metric = "judge"
     lines = [
         f"# Written by 'shoestring import {suite.tool}' from {suite.source.name}: {len(cases)} rows.",
         *(f"# Not carried over: {one.place}: {one.what}: {one.why}" for one in suite.left[:MAX_TOLD]),
@@ -216,19 +222,40 @@ def _run_file(
     else:
         lines += [f"  train: {json.dumps(os.path.relpath(train, folder))}", f"  eval: {ROWS}"]
     if without:
-        lines.append(f"  # {without} rows have no reference ('{NO_REFERENCE}' stands there): graders alone score them")
-    lines += ["", f"models: [{', '.join(json.dumps(model) for model in models)}]", "budget_usd: 10", *judge]
+        who = "the judge" if metric == "judge" else "graders"
+        lines.append(f"  # {without} rows have no reference ('{NO_REFERENCE}' stands there): {who} alone score them")
+    lines += [
+        "",
+        f"models: [{', '.join(json.dumps(model) for model in models)}]",
+        "budget_usd: 10",
+        *_judge(suite, rubrics, judge, without > 0),
+    ]
     return "\n".join(line[:2000].replace("\r", " ") for line in lines) + "\n"
 
 
-def _judge(suite: Suite, rubrics: Sequence[str], lacks_references: bool) -> list[str]:
+def _priced() -> dict[str, ApiPrice]:
+    """OpenAI's models with a dated price: their address is known."""
+    return {price.model: price for price in api_prices() if price.provider == "openai"}
+
+
+def _judge_price(suite: Suite) -> ApiPrice | None:
+    """The first of the judges that has a dated price."""
+    priced = _priced()
+    return next((priced[name] for one in suite.judges if (name := re.split("[:/]", one)[-1]) in priced), None)
+
+
+def with_judge(suite: Suite, name: str) -> None:
+    """Take this judge instead of those used there. Raises: BadInput where it has no dated price."""
+    if name not in _priced():
+        raise BadInput(f"--judge {name}: no dated price is known; choose of {', '.join(_priced())}")
+    suite.judges.insert(0, name)
+
+
+def _judge(suite: Suite, rubrics: Sequence[str], price: ApiPrice | None, lacks_references: bool) -> list[str]:
     """Section judge with the rubrics; a comment where the judge that was used there has no dated price."""
     if not rubrics:
         return []
-    names = [name.split(":")[-1] for name in suite.judges]
-    priced = {price.model: price for price in api_prices()}
-    price = next((priced[name] for name in names if name in priced and priced[name].provider == "openai"), None)
-    name = price.model if price else names[0] if names else "MODEL"
+    name = price.model if price else suite.judges[0] if suite.judges else "MODEL"
     into, out = (
         (price.usd_per_million_input_tokens, price.usd_per_million_output_tokens) if price else ("PRICE", "PRICE")
     )
