@@ -125,7 +125,7 @@ def forecast(
 
     weight_C, widened = _weights(_log_likelihood(points, start_C, floor_C, knee_C, beta_C))
     score_C, noise_C = at(num_rows)
-    needed = _least_passing(num_held_out, bar, level)
+    needed = least_passing(num_held_out, bar, level)
     true_C = np.clip(score_C + np.sqrt(noise_C) * rng.standard_normal(NUM_CURVES), 0, 1)
     sampled_C = np.sqrt(true_C * (1 - true_C) / num_held_out) * rng.standard_normal(NUM_CURVES)
     measured_C = np.clip(true_C + sampled_C, 0, 1)
@@ -187,7 +187,7 @@ def _quantile(values_C: np.ndarray, weight_C: np.ndarray, at: Any) -> Any:
     return values_C[order][np.minimum(places, len(order) - 1)]
 
 
-def _least_passing(num_rows: int, bar: float, level: float) -> float:
+def least_passing(num_rows: int, bar: float, level: float) -> float:
     """The least score on so many rows whose lower (Wilson) end reaches the bar; above 1 where none does."""
     low, high = 0, num_rows + 1
     while low < high:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..config import RunConfig
-from ..records import Device, Plan, RungPlan, StartAdapter, TokenCounts, summed
+from ..records import Device, Estimate, Plan, RungPlan, StartAdapter, TokenCounts, summed
 from ..units import SECONDS_PER_HOUR, duration, usd
 from .dev_rows import held_to_share
 from .engines import OURS
@@ -45,8 +46,12 @@ def plan_ladder(
     num_dev_rows: int | None = None,
     settle: Callable[[RungPlan], RungPlan] = as_derived,
     starts: Mapping[str, StartAdapter] | None = None,
+    serve_usd: Mapping[str, Estimate] | None = None,
 ) -> Plan:
-    """Predict every rung and sort by expected cost; a rung past the deadline is left out and noted.
+    """Predict every rung and sort by expected total cost; a rung past the deadline is left out and noted.
+
+    serve_usd: of serving the run file's traffic over its months, by rung, where there is a way to; the total is that
+    and training and evaluation, and without it those two alone.
 
     shapes and counts: by rung, in the run file's order. A rung that does not fit stays, with its verdict.
     settle: what is known of this machine put in place of what was derived. starts: the adapters that rungs go on from.
@@ -55,7 +60,7 @@ def plan_ladder(
     for model, shape in shapes.items():
         start = (starts or {}).get(model)
         rung = plan_rung(config, model, shape, counts[model], device, price, num_dev_rows=num_dev_rows, start=start)
-        rung = settle(rung)
+        rung = replace(settle(rung), serve_usd=(serve_usd or {}).get(model))
         hours = (rung.train_s.value + rung.eval_s.value) / SECONDS_PER_HOUR
         if config.deadline_h is not None and hours > config.deadline_h:
             notes.append(
@@ -80,7 +85,12 @@ def plan_ladder(
     if device.kind == "cpu" and hasattr(os, "getloadavg"):
         busy = busy_note(os.getloadavg()[0], os.cpu_count() or 1)
         notes += [busy] if busy else []
-    rungs.sort(key=lambda r: (r.verdict == "does_not_fit", r.cost_usd.value, r.num_params))
+    rungs.sort(key=lambda r: (r.verdict == "does_not_fit", total_usd(r, rungs), r.num_params))
+    if config.traffic and rungs and all(r.serve_usd for r in rungs):
+        notes.append(
+            f"rungs are in order of total cost, with {config.traffic.months:g} months of serving: "
+            + ", ".join(f"{r.model} {usd(total_usd(r, rungs))}" for r in rungs)
+        )
     fitting = [r for r in rungs if r.verdict != "does_not_fit"]
     if fitting:
         total = sum(r.cost_usd.value for r in fitting)
@@ -94,6 +104,12 @@ def plan_ladder(
     elif notes:
         notes.append("no rung is left; raise deadline_h or name smaller models")
     return Plan(tuple(rungs), tuple(notes))
+
+
+def total_usd(rung: RungPlan, rungs: Sequence[RungPlan]) -> float:
+    """Training, evaluation and, where it is known of every rung, serving."""
+    serves = rung.serve_usd.value if rung.serve_usd and all(r.serve_usd for r in rungs) else 0.0
+    return rung.cost_usd.value + serves
 
 
 def busy_note(load: float, num_cpus: int) -> str | None:

@@ -42,6 +42,7 @@ class RungFiles:
     arm: ArmScore | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     searched: dict[str, Any] | None = None  # of the learning-rate search
+    curve: dict[str, Any] | None = None  # of trainings on parts of the rows
     regression: dict[str, Any] | None = None  # of general texts and questions, before and after
 
 
@@ -183,6 +184,7 @@ def _rungs(run: RunFiles) -> list[RungFiles]:
             rung.arm = _result(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
         rung.regression = _result(run, f"rungs/{name}/regression.json", dict)
         rung.searched = _result(run, f"rungs/{name}/search.json", dict)
+        rung.curve = _result(run, f"rungs/{name}/curve.json", dict)
         rung.history = list(train.history) if train else _steps(base / name / "steps.jsonl")
         rungs.append(rung)
     return rungs

@@ -19,6 +19,7 @@ from . import parts
 from .data import data
 from .folder import RunFiles, RungFiles, next_step, read_run
 from .judge import judges
+from .ladder import ladder
 from .launched import launched
 from .style import STYLE
 from .svg import Series, arm_chart, curve_chart
@@ -38,6 +39,7 @@ def render_report(run_folder: Path) -> str:
         _scores(run),
         judges(run),
         _curves(run),
+        ladder(run),
         parts.searches(run),
         data(run),
         run.costs or "",

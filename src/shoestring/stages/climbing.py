@@ -6,11 +6,11 @@ import math
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..decide.curve import FRACS, FRACS_ON, Curve, Forecast, Point, forecast
+from ..decide.curve import FRACS, FRACS_ON, Curve, Forecast, Point, forecast, least_passing
 from ..evaluate.statistics import wilson
 from ..ladder import Step, climb, model_of, rung_level
 from ..plan.throughput import predict_time
@@ -53,7 +53,7 @@ def foresee(run: Run, rung: RungPlan, num_rungs: int, curated: Curated) -> Forec
     fracs = FRACS_ON if run.config.ladder.curve == "on" else FRACS
     rows, settings = rows_for(run, curated, rung.model), curve_settings(rung.settings)
     takes = predicted(run, rung, curated, fracs)
-    why_not = not_worth(run, rung, num_rungs, takes, fracs)
+    why_not = not_worth(run, rung, num_rungs, takes, fracs, len(curated.eval))
     if why_not:
         if run.config.ladder.curve != "off":
             run.log(f"Rung {rung.model}: no learning curve: {why_not}")
@@ -65,7 +65,7 @@ def foresee(run: Run, rung: RungPlan, num_rungs: int, curated: Curated) -> Forec
 
     def work() -> tuple[Any, Curve]:
         run.log(f"Rung {rung.model}: learning curve, predicted {duration(takes.value)}")
-        curve = _measure(run, rung, rows, settings, fracs, judged)
+        curve = measure_curve(run, rung, rows, settings, fracs, judged, stops=run.config.ladder.curve == "auto")
         return {**to_json(curve), "forecast": to_json(judged(curve.points)), "line": judged(curve.points).line()}, curve
 
     price = rung.price_usd_per_hour / SECONDS_PER_HOUR
@@ -85,7 +85,9 @@ def foresee(run: Run, rung: RungPlan, num_rungs: int, curated: Curated) -> Forec
     return found
 
 
-def not_worth(run: Run, rung: RungPlan, num_rungs: int, takes: Estimate, fracs: Sequence[float]) -> str:
+def not_worth(
+    run: Run, rung: RungPlan, num_rungs: int, takes: Estimate, fracs: Sequence[float], num_held_out: int
+) -> str:
     """Why there is no curve of the rung, or nothing. Asked for (`on`), it only needs dev rows of the bar's metric."""
     task, asked = run.config.task, run.config.ladder.curve
     if asked == "off":
@@ -96,6 +98,8 @@ def not_worth(run: Run, rung: RungPlan, num_rungs: int, takes: Estimate, fracs: 
         return "the rung is trained already"
     if bringing.brought(run, rung) is not None:
         return "a service trained it"
+    if least_passing(num_held_out, task.bar, 2 * rung_level(num_rungs)) > 1:
+        return f"no score on {num_held_out} held-out rows has its interval above {task.bar:g}; hold out more"
     num_least = math.floor(rung.num_steps * fracs[0])
     if num_least < MIN_STEPS:
         return f"the smallest part would have {num_least} steps, {MIN_STEPS} are needed"
@@ -129,10 +133,17 @@ def predicted(run: Run, rung: RungPlan, curated: Curated, fracs: Sequence[float]
     return summed(*parts).scaled(settled)
 
 
-def _measure(
-    run: Run, rung: RungPlan, rows: Curated, settings: TrainSettings, fracs: Sequence[float], judged: Any
+def measure_curve(
+    run: Run,
+    rung: RungPlan,
+    rows: Curated,
+    settings: TrainSettings,
+    fracs: Sequence[float],
+    judged: Callable[[Sequence[Point]], Forecast],
+    *,
+    stops: bool,
 ) -> Curve:
-    """Train on each part, the smallest first; from the second on, stop where more would change nothing."""
+    """Train on each part, the smallest first; with stops, from the second on only until more would change nothing."""
     rungs.begin(run, rung)
     spending = rungs.Spending(run, rung)
     if run.config.ladder.curve == "on" and rung.settings.search_tokens:
@@ -160,7 +171,7 @@ def _measure(
         assert trained.dev_metric is not None, "there are dev rows wherever there are training rows"
         points.append(Point(num, trained.dev_metric, len(dev)))
         wall_s, peak = wall_s + trained.wall_s, max(peak, trained.peak_bytes)
-        if len(points) >= 2 and run.config.ladder.curve == "auto" and judged(points).is_settled:
+        if stops and len(points) >= 2 and judged(points).is_settled:
             break
     return Curve(tuple(points), wall_s, peak)
 

@@ -70,6 +70,7 @@ def plan(run: Run) -> Any:
         config.seed,
         _without_bar(config.task),
         asdict(device(run)),
+        *([config.traffic.model_dump()] if config.traffic else []),
         *(start.sha256 for start in starts(run).values()),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,12 @@ from ..data.store import FILES, RECEIPT, read_curated
 from ..errors import BadInput, DataError
 from ..files import read_json, sha256_file
 from ..ladder import models_of, rungs_of
+from ..market.offers import MACHINES_AT_HAND
+from ..market.serving import own_routes
+from ..market.table import load as load_table
 from ..plan.ladder_plan import plan_ladder
-from ..records import Curated, Plan, plan_from_json, to_json
+from ..plan.shapes import ModelShape
+from ..records import Curated, Estimate, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
 from ..train.base import load_tokenizer
 from ..train.objective import count_longest, require_learnable
@@ -110,6 +116,21 @@ def forget_deleted(run: Run) -> None:
         run.run_folder.retract("curate.json")
 
 
+def serving_usd(config: RunConfig, shapes: Mapping[str, ModelShape]) -> dict[str, Estimate]:
+    """Dollars of the run file's traffic over its months by the cheapest way to serve each rung that has one."""
+    if config.traffic is None:
+        return {}
+    traffic, offers = config.traffic, load_table(datetime.now(UTC).date()).offers
+    rented = [offer for offer in offers if offer.gpu not in MACHINES_AT_HAND]
+    found = {}
+    for rung, sizes in shapes.items():
+        routes = own_routes(sizes, sizes.num_params / 1e9, traffic, rented)
+        bills = [route.usd_per_month(traffic.requests_per_month).scaled(traffic.months) for route in routes]
+        if bills:
+            found[rung] = min(bills, key=lambda bill: bill.value)
+    return found
+
+
 def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
     """Count tokens under each rung's tokenizer and predict memory, time and dollars."""
     shapes, counts = {}, {}
@@ -125,6 +146,7 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         num_dev_rows=len(curated.dev),
         settle=lambda rung: probing.settled(run, rung),
         starts=starts(run),
+        serve_usd=serving_usd(run.config, shapes),
     )
     if run.config.traffic is not None:
         told.note(run)
