@@ -182,7 +182,13 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     path = folder / f"{name.replace(' ', '-').replace(',', '')}.yaml"
     path.write_text(
         RUN_FILE.format(
-            name=path.stem, kind=kind, data=data.format(folder=folder), model=model, rows=rows, epochs=epochs, seed=seed
+            name=path.stem,
+            kind=kind,
+            data=data.replace("{folder}", str(folder)),
+            model=model,
+            rows=rows,
+            epochs=epochs,
+            seed=seed,
         )
     )
     run = Run.from_file(path, runs_dir=folder / "runs")
