@@ -105,7 +105,7 @@ def test_axolotls_own_schema_takes_the_export(planned):
     python, path = os.environ.get("SHOESTRING_AXOLOTL_PYTHON", ""), ""
     if not python:
         if not (SCHEMA / "axolotl").is_dir():
-            pytest.skip("Axolotl's schema is not here: `make environments` installs it, or name SHOESTRING_AXOLOTL_PYTHON")
+            pytest.skip("Axolotl's schema is not here: run `make environments`, or name SHOESTRING_AXOLOTL_PYTHON")
         python, path = sys.executable, str(SCHEMA)
     written = hand_over(planned, "axolotl")
     wrong = Path(written["folder"]) / "wrong.yaml"
