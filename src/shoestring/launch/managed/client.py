@@ -42,8 +42,8 @@ NEXT_STEPS: dict[int | str, str] = {
     413: "the file is larger than the service takes; choose fewer rows (curate.max_train_rows)",
     422: "the message says what is refused; put it right in the run file and run the same command again",
     429: "wait, and run the same command again; nothing was started",
-    "connection": "check the network and the address ({address}); run the same command again, it goes on from here",
-    "timeout": "run the same command again, it goes on from here",
+    "connection": "check the network and the address ({address}); it goes on from here",
+    "timeout": "try again later, it goes on from here",
     "nonsense": "check the address ({address}): a web page or a proxy's login answered instead of the service, or the "
     "service changed its API since {package}",
     "sdk": "the SDK itself refuses this; put it right in the run file",
