@@ -75,7 +75,7 @@ def wanted_of(vendor: Vendor, config: RunConfig, run_folder: Path, options: Mapp
     model = choices(options).get("model") or base
     if model == base and ("embedded" in config.models or Path(base).is_absolute()):
         raise BadInput(
-            f"{vendor.name} does not have {base!r}; set launch: {{managed: {{model: NAME}}}} to what the base is called "
+            f"{vendor.name} does not have {base!r}; set launch: {{managed: {{model: NAME}}}} to the name of the base "
             "there, and models: to the same one as it is called here"
         )
     if vendor.sdk == "fireworks" and not model.startswith("accounts/"):
