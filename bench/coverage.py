@@ -44,8 +44,8 @@ def cell(test: str, where: str, num_rows: int, covered: float, too_low: float | 
         "interval": test,
         "truth": where,
         "rows": num_rows,
-        "coverage": round(covered, 4),
-        "claims_too_much": None if too_low is None else round(too_low, 4),
+        "coverage": round(float(covered), 4),
+        "claims_too_much": None if too_low is None else round(float(too_low), 4),
         "by": how,
     }
 
@@ -104,7 +104,7 @@ def plain(seeds: int) -> dict[str, float]:
             rng = np.random.default_rng(seed)
             sample = draw(rng, 100)
             got = bootstrap((sample,), np.mean, n_resamples=999, method=method, rng=rng, vectorized=True)
-            inside += got.confidence_interval.low <= truth <= got.confidence_interval.high
+            inside += int(got.confidence_interval.low <= truth <= got.confidence_interval.high)
         found[method] = inside / seeds
     return found
 
@@ -254,7 +254,7 @@ def family(seeds: int) -> dict[str, float]:
                 hard = rng.random(300)
                 own = rng.random((num_rungs, 300))
                 hits = (np.where(shared, hard, own) < bar - 1e-9).sum(axis=1)
-                wrong += passing[hits].any()
+                wrong += int(passing[hits].any())
             found[f"{num_rungs} rungs, bar {bar}"] = wrong / seeds
     return found
 
@@ -270,7 +270,7 @@ def measure(seeds: int) -> dict[str, Any]:
         "highest_but_few_failures": max(usual),
         "most_claims_too_much": max(c["claims_too_much"] for c in cells if c["claims_too_much"] is not None),
         "num_cells": len(cells),
-        "num_93_to_97": sum(0.93 <= c["coverage"] <= 0.97 for c in cells),
+        "num_93_to_97": sum(0.93 <= round(c["coverage"], 3) <= 0.97 for c in cells),
         "most_sequential_error": max(errors.values()),
         "most_family_error": max(ladder.values()),
         "cells": cells,

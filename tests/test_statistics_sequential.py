@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_the_bench_in_small() -> None:
     assert all(0.93 <= round(c["coverage"], 3) <= 0.97 for c in proportions((50, 100)))
     assert all(c["coverage"] >= 0.86 for c in means(50, (50,)))
     assert max(error_rates(60).values()) <= 0.15 and max(family(200).values()) <= 0.09
+    assert json.dumps([*means(2, (50,)), family(2)])  # what --json prints
     rng = np.random.default_rng(0)
     for draw, truth in SCORES.values():
         assert draw(rng, 200_000).mean() == pytest.approx(truth, abs=0.003)

@@ -31,6 +31,7 @@ MOST_TIMES_ROWS = 16.0  # no advice reaches further than so many times the rows 
 FLAT_GAIN = 0.01  # of the score, from twice the rows
 FRACS = (1 / 32, 1 / 16, 1 / 8)  # of the rows, that `curve: auto` trains on: together a fifth of one training
 FRACS_ON = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # that `curve: on` does: nearly another training
+BEGUN = 0.1  # score below which a curve has not begun: small models learn nothing for long, and then at once
 SKIP_CHANCE = 0.03  # a rung that passes with no more is skipped
 GO_CHANCE = 0.4  # one that passes with more is trained without further points
 
@@ -70,8 +71,8 @@ class Forecast:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether training on all rows is not worth its price."""
-        return self.pass_chance < SKIP_CHANCE
+        """Whether training on all rows is not worth its price; points that hardly rise above nothing do not tell."""
+        return self.pass_chance < SKIP_CHANCE and max(point.score for point in self.points) >= BEGUN
 
     @property
     def is_settled(self) -> bool:
