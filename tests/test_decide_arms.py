@@ -21,6 +21,7 @@ from shoestring.ladder import model_of, rungs_of
 from shoestring.recipe import Run
 from shoestring.records import Completion, Example, Message
 from shoestring.stages import arms, deciding, retrieving
+from tests.tiny import make_model
 
 CLASSIFY = TaskConfig(kind="classify", bar=0.8)
 
@@ -291,6 +292,33 @@ def test_the_chosen_instruction_is_that_of_the_arms_after_it(tmp_path: Path) -> 
     assert {c["origin"] for c in told["instructions"]} >= {"derived", "decide.instructions"}
     assert told["num_rows_chosen_on"] == 40 and all("score" in c for c in told["instructions"])
     assert few["details"]["instruction"] == told["instruction"] in [c["text"] for c in told["instructions"]]
+
+
+def test_an_instruction_chosen_that_was_measured_already_is_not_asked_again(tmp_path: Path, monkeypatch) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "run.yaml"
+    own = "task: {instruction: Say the bay., "
+    text = path.read_text().replace("[zero_shot, nearest, rag]", "[zero_shot, instruction]")
+    path.write_text(text.replace("task: {", own))
+    real, asked = arms.run_arm, []
+    monkeypatch.setattr(arms, "run_arm", lambda **given: asked.append(given["arm"]) or real(**given))
+    opened(tmp_path).execute(until="decide")
+    zero, best = read_json(tmp_path / "runs/bays/decide.json")["result"]["arms"]
+    # No answer of the untrained model is right, so the first candidate, the task's own, is the best.
+    assert asked == ["zero-shot shoestring-1m"] and best["details"]["instruction"] == "Say the bay."
+    assert (best["kind"], best["rows"], best["details"]["style"]) == ("instruction", zero["rows"], "instruction")
+
+
+def test_passages_are_also_found_by_a_sentence_model(tmp_path: Path) -> None:
+    make_model(tmp_path / "encoder")
+    write_run(tmp_path)
+    path = tmp_path / "run.yaml"
+    text = path.read_text().replace("[zero_shot, nearest, rag]", "[nearest, rag]")
+    path.write_text(text.replace("num_chunks: 2", "num_chunks: 2, embeddings: encoder"))
+    opened(tmp_path).execute(until="decide")
+    near, rag = read_json(tmp_path / "runs/bays/decide.json")["result"]["arms"]
+    assert rag["details"]["retrieval"]["by"] == "BM25 and embeddings, fused by rank"
+    assert rag["details"]["retrieval"]["mean_chunks"] == near["details"]["mean_shots"] == 2
 
 
 def test_documents_are_those_of_the_run_that_asks(decided: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,13 @@ class Arms:
         }
         return [kind, instruction, decide.max_rows, self.run.config.seed, own.get(kind)]
 
-    def measure(self, kind: str, answerer: Callable[[], Answerer], instruction: str) -> tuple[ArmScore | None, str]:
-        """The arm of one kind, or why it was not measured: its prompts do not fit."""
+    def measure(
+        self, kind: str, answerer: Callable[[], Answerer], instruction: str, zero_shot: ArmScore | None = None
+    ) -> tuple[ArmScore | None, str]:
+        """The arm of one kind, or why it was not measured: its prompts do not fit.
+
+        zero_shot: the model's zero-shot arm, whose answers stand where the instruction chosen is its own.
+        """
         asked = answerer()
         name = f"{NAMES[kind]} {asked.name}"
         make = getattr(self, f"_{kind}")
@@ -95,6 +100,10 @@ class Arms:
                 f"{name}: the longest prompt takes {longest} tokens and the answer up to {asked.max_new_tokens}; "
                 f"the context is {asked.context_tokens}"
             )
+        details = {"instruction": instruction, **details, "style": kind}
+        if kind == "instruction" and zero_shot is not None and details["instruction"] == self.instruction:
+            same = zero_shot.kind if zero_shot.kind == "endpoint" else kind
+            return replace(zero_shot, arm=name, kind=same, details={**zero_shot.details, **details}), ""
         arm = run_arm(
             arm=name,
             kind=kind if asked.usd_per_hour is not None else "endpoint",
@@ -107,7 +116,7 @@ class Arms:
             price_usd_per_hour=asked.usd_per_hour or 0.0,
             progress=named(self.run.progress, name),
             seed=self.run.config.seed,
-            details={"instruction": instruction, **details, "style": kind},
+            details=details,
         )
         return arm, ""
 

@@ -97,17 +97,19 @@ def measure(run: Run, arms: Arms, name: str, open_answerer: Callable[[], Answere
 
     measured: list[Measured] = []
     instruction = arms.instruction
+    zero_shot: ArmScore | None = None
     try:
         for kind in NAMES:
             if kind not in run.config.decide.arms or not arms.applies(kind):
                 continue
-            work = partial(arms.measure, kind, answerer, instruction)
+            work = partial(arms.measure, kind, answerer, instruction, zero_shot)
             try:
                 depends_on = [identity, arms.print_of(kind, instruction)]
                 arm, reason = piece(run, arms.curated, f"{NAMES[kind]} {name}", work, depends_on)
             except MissingDependency as error:
                 arm, reason = None, f"{NAMES[kind]} {name}: {error}"
             measured.append((arm, reason))
+            zero_shot = arm if kind == "zero_shot" else zero_shot
             if arm is not None and kind == "instruction":
                 instruction = arm.details["instruction"]
     finally:
