@@ -225,7 +225,7 @@ def test_as_many_passages_as_fit() -> None:
         return sum(num_words(m.content) for m in prompt)
 
     # Head 4 + border 1 + 4 a passage ("[1]" counts): 1 + 5 + 2 * 4 = 14.
-    got, nums = fitted(prompts, texts, count, 14)
+    got, nums = fitted(prompts, texts, count, [14, 14])
     assert nums == [2, 0] and count(got[0]) == 14 and got[1] == prompts[1]
 
 

@@ -36,11 +36,11 @@ def with_passages(prompt: Prompt, passages: Sequence[str]) -> Prompt:
 
 
 def fitted(
-    prompts: Sequence[Prompt], found: Sequence[Sequence[str]], count_tokens: CountTokens, room: int
+    prompts: Sequence[Prompt], found: Sequence[Sequence[str]], count_tokens: CountTokens, rooms: Sequence[int]
 ) -> tuple[list[Prompt], list[int]]:
-    """Each prompt with as many of its passages, best first, as room tokens hold; and how many those are."""
+    """Each prompt with as many of its passages, best first, as its room in tokens holds; and how many."""
     filled, nums = [], []
-    for prompt, passages in zip(prompts, found, strict=True):
+    for prompt, passages, room in zip(prompts, found, rooms, strict=True):
         num = len(passages)
         while num and count_tokens(with_passages(prompt, passages[:num])) > room:
             num -= 1

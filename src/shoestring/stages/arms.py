@@ -143,7 +143,9 @@ class Arms:
         held = library(self.run)
         found = held.find([example.user_text for example in self.rows], self.run.config.retrieval.num_chunks)
         bare = zero_shot_prompts(self.rows, instruction)
-        prompts, nums = fitted(bare, [held.texts(places) for places in found], asked.count_tokens, asked.room)
+        prompts, nums = fitted(
+            bare, [held.texts(places) for places in found], asked.count_tokens, [asked.room] * len(bare)
+        )
         return prompts, {"retrieval": found_facts(self.run, self.rows, found, nums)}
 
     def _instruction(self, asked: Answerer, instruction: str) -> tuple[list[Prompt], dict[str, Any]]:

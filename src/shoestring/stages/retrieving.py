@@ -17,7 +17,7 @@ from ..ladder import model_of, models_of
 from ..plan.settings import answer_limit
 from ..records import Curated, Example, Message, to_json
 from ..runfolder import fingerprint
-from ..train.base import encode_prompt, load_tokenizer
+from ..train.base import count_lengths, encode_prompt, load_tokenizer
 from ..train.locate import model_print
 from ..train.sentences import load_encoder
 from ..train.tokens import tokenizer_print
@@ -128,7 +128,7 @@ def rows_for(run: Run, curated: Curated, rung: str) -> Curated:
     """The rows as a rung learns and answers them: with passages in their prompts where it is one that does.
 
     The same passages are found for training, dev and held-out rows, from data.documents alone. As many are shown as
-    leave room for the longest answer. Raises: ModelError where not one fits any row.
+    leave room for the row's answer, and for any that may be generated. Raises: ModelError where not one fits any row.
     """
     return curated if model_of(rung) == rung else _filled(run, curated, rung).curated
 
@@ -154,13 +154,14 @@ def _fill(run: Run, curated: Curated, model: str) -> Filled:
     held, tokenizer, context_tokens = library(run), load_tokenizer(model), shape(model).context_tokens
     answers, retrieval = token_counts(run, curated, model).answer, run.config.retrieval
     limit, _ = answer_limit(run.config.task, answers, context_tokens, model)
-    room = min(run.config.train.seq_len or context_tokens, context_tokens) - max(limit, *answers)
+    most = min(run.config.train.seq_len or context_tokens, context_tokens)
 
     def fill(rows: Sequence[Example]) -> tuple[tuple[Example, ...], list[list[int]], list[int]]:
         found = held.find([e.user_text for e in rows], retrieval.num_chunks)
         texts = [held.texts(places) for places in found]
         count = partial(_num_tokens, tokenizer)
-        _, nums = fitted([e.request for e in rows], texts, count, room)
+        rooms = [most - max(limit, answer) for _, answer in count_lengths(tokenizer, rows)]
+        _, nums = fitted([e.request for e in rows], texts, count, rooms)
         filled = tuple(example_with(e, own[:num]) for e, own, num in zip(rows, texts, nums, strict=True))
         return filled, found, nums
 
