@@ -106,6 +106,8 @@ def test_rows_of_one_cluster_are_one_draw() -> None:
     assert bootstrap_mean(np.repeat(once, 4)).low > alone.low + 0.02
 
     rows = {f"r{i}": float(i % 3 > 0) for i in range(30)}
+    one_draw = bootstrap_mean(once, cluster_N=np.zeros(60, int))
+    assert (one_draw.low, one_draw.high) == (0.0, 1.0)  # a single conversation says nothing of others
     whole = score_arm_of(rows)
     assert with_clusters(whole, {"r1": "r0"}) is whole  # one repeat in thirty rows changes nothing to speak of
     clustered = with_clusters(whole, {f"r{i}": f"r{i - i % 3}" for i in range(30)})

@@ -58,7 +58,7 @@ def paired_means(
         level=level,
         cluster_N=cluster_N,
     )
-    difference = Estimate(mean, min(low, mean), max(high, mean))
+    difference = Estimate(mean, max(-1.0, min(low, mean)), min(1.0, max(high, mean)))
     if cluster_N is None and np.isin(a_N, (0, 1)).all() and np.isin(b_N, (0, 1)).all():
         p_value = mcnemar_mid_p(int((delta_N > 0).sum()), int((delta_N < 0).sum()))
         return PairedResult(difference, p_value, "paired bootstrap; mid-p McNemar")

@@ -51,7 +51,15 @@ def ends(
     values_S, unseen_S = np.concatenate(values), np.concatenate(unseen)
     unseen_S[::2] = 0.0
     if bounds is None:
-        bounds, low_S, high_S = (-np.inf, np.inf), values_S, values_S
+        from scipy.special import stdtrit
+
+        if num_draws < 2:
+            return -np.inf, np.inf
+        # Dirichlet weights spread too little, by the root of (G - 1)/(G + 1), and know of no t.
+        z = stdtrit(np.inf, 1 - level / 2)
+        wider = np.sqrt((num_draws + 1) / (num_draws - 1)) * stdtrit(num_draws - 1, 1 - level / 2) / z
+        low_S = high_S = values_S.mean() + wider * (values_S - values_S.mean())
+        bounds = (-np.inf, np.inf)
     else:
         low_S, high_S = (values_S * (1 - unseen_S) + bound * unseen_S for bound in bounds)
     low = float(np.quantile(low_S, level / 2))

@@ -55,7 +55,7 @@ def bootstrap_mean(
         lambda w: w @ values_N / len(values_N), len(values_N), bounds, seed, level=level, cluster_N=cluster_N
     )
     mean = float(np.mean(values_N))
-    return Estimate(mean, min(low, mean), max(high, mean))
+    return Estimate(mean, max(0.0, min(low, mean)), min(1.0, max(high, mean)))
 
 
 def bootstrap_macro_f1(
