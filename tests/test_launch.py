@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ import pytest
 
 import bench.launch
 from shoestring.cli.main import run as shoestring
-from shoestring.errors import BadInput
-from shoestring.files import read_jsonl
-from shoestring.launch import jobs, register, watch
+from shoestring.errors import BadInput, LaunchError
+from shoestring.files import read_jsonl, write_json
+from shoestring.launch import jobs, register, supervisor, watch
 from shoestring.launch.backend import BACKENDS, backend, parse_place
 from shoestring.launch.local import Local
 from shoestring.launch.preempt import spans_of
@@ -252,6 +252,55 @@ def test_a_machine_ends_itself_once_results_are_fetched(tmp_path: Path) -> None:
         time.sleep(0.02)
     assert (tmp_path / "over").exists()
     assert json.loads((folder / "at_end.json").read_text()) == {"command": code, "exit_code": 0, "said": "***"}
+
+
+def test_a_machine_ends_itself_although_its_supervisor_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    job = job_of(folder, 60, at_end=f"touch {tmp_path / 'over'}", linger_s=0.0)
+    write_json(folder / jobs.JOB, asdict(job))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(supervisor.Supervisor, "run", full)
+    with pytest.raises(OSError, match="No space left"):
+        supervisor.main(folder)
+    assert (tmp_path / "over").exists()
+
+
+@pytest.mark.parametrize("name", [jobs.END, jobs.HEARTBEAT, jobs.EVENTS])
+@pytest.mark.parametrize("text", ["{", "[]", "7"])
+def test_damaged_files_of_a_job_are_told(tmp_path: Path, name: str, text: str) -> None:
+    write_json(tmp_path / jobs.JOB, {})
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    if name == jobs.EVENTS and text == "{":  # a line that a kill cut short
+        assert jobs.status(tmp_path)["sessions"] == []
+        return
+    with pytest.raises(LaunchError, match="damaged"):
+        print(jobs.status(tmp_path))
+
+
+# ---- the register ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"launch"', '{"predicted": ["x"]}', "{}"])
+def test_a_damaged_file_of_the_register_is_told_and_hides_no_launch(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "runs" / "tour"
+    register.save(launch_of(folder, started_at="2026-11-27T10:00:00+00:00", state="done"))
+    going_on = register.save(launch_of(folder, state="running"))
+    file = register.state_dir() / f"{going_on.id}.json"
+    file.write_text(text, encoding="utf-8")
+    assert len(register.registered()) == 1 and register.damaged() == [file]
+    assert register.of_folder(folder) == going_on  # by the run folder's own file: it is not launched a second time
+    assert str(file) in watch.orphans().not_asked["register"]
+
+
+def test_a_status_that_was_asked_while_it_was_started_keeps_its_handle(tmp_path: Path) -> None:
+    early = register.save(launch_of(tmp_path / "runs" / "tour"))
+    register.save(replace(early, handle={"pid": 7}, state="running"))
+    seen, _ = watch.keep(early, Status("running"))
+    assert seen.handle == register.find(early.id).handle == {"pid": 7}
 
 
 # ---- the bill -------------------------------------------------------------------------------

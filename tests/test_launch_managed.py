@@ -573,6 +573,61 @@ def test_stopped_before_the_order_nothing_is_ordered_later(place: Place) -> None
     assert not place.server.requests
 
 
+@pytest.mark.parametrize("vendor", ["fireworks"])
+def test_a_launch_that_is_being_started_elsewhere_is_not_called_stopped(place: Place) -> None:
+    journal = Journal(place.run_folder, LAUNCH_ID)
+    with journal.locked(), pytest.raises(LaunchError, match="in use by another process"):
+        place.managed.stop(place.launch)
+    assert not Journal(place.run_folder, LAUNCH_ID).get("is_stopped")
+
+
+@pytest.mark.parametrize("vendor", ["fireworks"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tag": "other", "intents": []}'])
+def test_a_damaged_journal_orders_nothing(place: Place, text: str) -> None:
+    journal = Journal(place.run_folder, LAUNCH_ID)
+    journal.folder.mkdir(parents=True)
+    journal.path.write_text(text, encoding="utf-8")
+    for work in (place.start, lambda: place.managed.status(place.launch), lambda: place.managed.stop(place.launch)):
+        with pytest.raises(LaunchError, match="whether a job was ordered is not known"):
+            work()
+    assert not place.server.requests
+
+
+@pytest.mark.parametrize("vendor", ["fireworks"])
+def test_a_stop_that_is_not_heard_is_told_in_words(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal(place.run_folder, LAUNCH_ID).write(job_id="job-1", intents=["2026-11-28T10:00:00+00:00"])
+
+    def away(*_: Any, **__: Any) -> None:
+        raise client.CallFailed("connection", "no route to host")
+
+    monkeypatch.setattr(client.Client, "once", away)
+    with pytest.raises(LaunchError, match="no route to host"):
+        place.managed.stop(place.launch)
+
+
+@pytest.mark.parametrize("vendor", ["fireworks"])
+def test_after_an_error_of_the_sdk_itself_the_order_counts_as_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(place.run_folder, LAUNCH_ID)
+    journal.write(request={})
+    flow = Flow(
+        place.launch,
+        place.managed._config(place.launch),
+        place.managed.vendor,
+        place.managed._client(place.launch),
+        journal,
+    )
+
+    def broke(*_: Any, **__: Any) -> None:
+        raise client.CallFailed("sdk", "the answer does not fit the SDK's own types")
+
+    monkeypatch.setattr(client.Client, "once", broke)
+    with pytest.raises(LaunchError, match="own types"):
+        flow.create(None)  # type: ignore[arg-type]
+    assert len(Journal(place.run_folder, LAUNCH_ID)["intents"]) == 1
+
+
 @pytest.mark.parametrize("vendor", [needs_sdk("together"), needs_sdk("openai")])
 def test_pairs_are_trained_on_by_preference(vendor: str, tmp_path: Path, keys: dict[str, str]) -> None:
     pairs = tuple(dataclasses.replace(row, rejected=(Message("assistant", "sales"),)) for row in rows())

@@ -121,7 +121,17 @@ def is_alive(folder: Path) -> bool:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """state, since, note, exit_code, sessions, useful_s of a job, by its files."""
+    """state, since, note, exit_code, sessions, useful_s of a job, by its files. Raises: LaunchError where damaged."""
+    try:
+        return _status(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LaunchError(
+            f"{folder}: its files are damaged ({type(error).__name__}: {error}), so how it stands is not known; to end "
+            f"what may still run: touch {folder / STOP}"
+        ) from error
+
+
+def _status(folder: Path) -> dict[str, Any]:
     sessions = [asdict(session) for session in sessions_of(folder)]
     told: dict[str, Any] = {"sessions": sessions, "exit_code": None, "note": "", "since": None}
     alive = is_alive(folder)  # before end.json is looked for: it is written under the lock

@@ -65,22 +65,32 @@ def save(launch: Launch) -> Launch:
 
 
 def registered() -> list[Launch]:
-    """Every registered launch, oldest first; a damaged file is passed over."""
-    found = []
-    for path in state_dir().glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found.append(launch_from_json(read_json(path)))
-    return sorted(found, key=lambda launch: launch.started_at)
+    """Every registered launch, oldest first; a damaged file is passed over, and damaged() tells of it."""
+    return sorted(filter(None, map(_read, state_dir().glob("*.json"))), key=lambda launch: launch.started_at)
+
+
+def damaged() -> list[Path]:
+    """Files of the register that hold no launch: what these started may bill, and nothing else knows of it."""
+    return sorted(path for path in state_dir().glob("*.json") if path.exists() and _read(path) is None)
+
+
+def _read(path: Path) -> Launch | None:
+    """The launch of a file; None where it holds none."""
+    try:
+        launch = launch_from_json(read_json(path))
+        datetime.fromisoformat(launch.started_at)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return launch
 
 
 def of_folder(folder: Path) -> Launch | None:
-    """The newest launch of a run folder: by the register, else by the folder's own file."""
+    """The newest launch of a run folder: by the register, or by the folder's own file where that one is damaged."""
     own = [launch for launch in registered() if Path(launch.run_folder) == folder.resolve()]
-    if own:
-        return own[-1]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return launch_from_json(read_json(folder / LAUNCH_FILE))
-    return None
+    beside = _read(folder / LAUNCH_FILE)
+    if beside is None or any(launch.id == beside.id for launch in own):
+        return own[-1] if own else None
+    return max([*own, beside], key=lambda launch: launch.started_at)
 
 
 def find(target: str) -> Launch:

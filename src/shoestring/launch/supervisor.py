@@ -35,6 +35,7 @@ from .register import now
 TICK_S, BEAT_S = 0.2, 2.0
 GRACE_S = 90.0  # from SIGTERM until SIGKILL: a checkpoint is written in between
 MOST_KILLS = 3  # without getting further: then it is no lost machine but, most likely, memory
+LOCK_S = 5.0  # a client that looks whether we live holds the lock for a moment
 SAVE_S = 5.0  # one checkpoint; what the policy leaves room for
 FETCHED = "fetched"  # written by a client that has the results
 BAR_NOT_MET_CODE, BUDGET_CODE, INTERRUPTED_CODE = 3, 4, 5
@@ -367,7 +368,7 @@ def at_end(folder: Path, job: jobs.Job) -> None:
 
 def main(folder: Path) -> int:
     """Supervise the job of a folder; 1 where another supervisor does."""
-    lock = FileLock(folder / jobs.LOCK, timeout=0)
+    lock = FileLock(folder / jobs.LOCK, timeout=LOCK_S)
     try:
         lock.acquire()
     except Timeout:
@@ -375,10 +376,12 @@ def main(folder: Path) -> int:
     supervisor = Supervisor(folder)
     try:
         supervisor.run()
-    finally:
-        if supervisor.worker:  # an error of ours: nothing goes on unwatched
-            supervisor.worker.kill()
-    at_end(folder, supervisor.job)
+    finally:  # after an error of ours too: nothing goes on unwatched, and a machine that ends itself bills no more
+        try:
+            if supervisor.worker:
+                supervisor.worker.kill()
+        finally:
+            at_end(folder, supervisor.job)
     lock.release()
     return 0
 

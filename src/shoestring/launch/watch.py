@@ -38,6 +38,9 @@ def refresh(launch: Launch, asks_for_lost: bool = True) -> tuple[Launch, Status]
 
 def keep(launch: Launch, status: Status) -> tuple[Launch, Status]:
     """Write down how a launch was seen to stand. Raises: RunFolderError."""
+    if not launch.handle:  # whoever starts it may have written the handle since it was read
+        latest = next((other for other in register.registered() if other.id == launch.id), launch)
+        launch = replace(launch, handle=latest.handle)
     status = replace(status, note=without_secrets(status.note))
     bill = status.bill or launch.bill
     ended_at = (status.since or register.now()) if status.state in ENDED else None
@@ -137,6 +140,12 @@ def orphans() -> Orphans:
                 found += place.billing()
         except ShoestringError as error:
             not_asked[name] = without_secrets(str(error))
+    damaged = register.damaged()
+    if damaged:
+        not_asked["register"] = (
+            f"{', '.join(map(str, damaged))}: damaged, so what it started is not known; look at {register.LAUNCH_FILE} "
+            "in its run folder and at the seller's page, then remove it"
+        )
     return Orphans(tuple(found), not_asked)
 
 

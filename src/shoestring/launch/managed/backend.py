@@ -151,8 +151,10 @@ class Managed:
         """Cancel the job. Raises: LaunchError where that cannot be told."""
         journal = self._journal(launch)
         if not journal.get("job_id") and not journal["intents"]:
-            journal.write(is_stopped=True)
-            return self.status(launch)
+            with journal.locked():  # else whoever starts it now would order it all the same
+                if not journal.get("job_id") and not journal["intents"]:
+                    journal.write(is_stopped=True)
+                    return self.status(launch)
         client = self._client(launch)
         if not journal.get("job_id"):
             found = Flow(launch, self._config(launch), self.vendor, client, journal).find()
@@ -160,16 +162,10 @@ class Managed:
                 journal.write(is_stopped=True)
                 return Status("stopped", note=f"no job with tag {journal['tag']} is there", bill=self._bill(journal))
             journal.write(job_id=self._seen(journal, found).id)
-        job = self._look(client, journal)
-        if job.state not in records.ENDED:
-            try:
-                client.once("cancel", job_id=job.id)
-            except CallFailed as failure:
-                job = self._look(client, journal)
-                if job.state not in records.ENDED:  # it did not just end by itself
-                    raise client.told(failure, "cancel") from None
-            job = self._look(client, journal)
-        return self._status(journal, job)
+        try:
+            return self._status(journal, self._cancelled(client, journal))
+        except CallFailed as failure:
+            raise client.told(failure, "job") from None
 
     def fetch(self, launch: Launch, log: Log = no_log, progress: Progress = no_progress) -> None:
         """Bring the result of a job that is done. Raises: LaunchError."""
@@ -248,6 +244,19 @@ class Managed:
                     raise
                 client.wait(failure, attempt, "job")
         raise AssertionError("the last attempt returns or raises")
+
+    def _cancelled(self, client: Client, journal: Journal) -> Seen:
+        """The job, after it was asked to end. Raises: CallFailed, LaunchError."""
+        job = self._look(client, journal)
+        if job.state in records.ENDED:
+            return job
+        try:
+            client.once("cancel", job_id=job.id)
+        except CallFailed as failure:
+            job = self._look(client, journal)
+            if job.state not in records.ENDED:  # it did not just end by itself
+                raise client.told(failure, "cancel") from None
+        return self._look(client, journal)
 
     def _status(self, journal: Journal, job: Seen) -> Status:
         notes = [self._words(job)]

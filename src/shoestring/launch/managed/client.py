@@ -243,10 +243,13 @@ class Client:
             worker.opened, worker.version, worker.log_file = wanted, opened["version"], self.log_file
 
     def sdk_words(self) -> str:
-        """The SDK and its version. Raises: as once."""
+        """The SDK and its version. Raises: LaunchError, and as once."""
         worker = self._worker()
         with worker.lock:
-            self._open(worker)
+            try:
+                self._open(worker)
+            except CallFailed as failure:
+                raise self.told(failure, "open") from None
         return f"{self.vendor.sdk} {worker.version}"
 
     def environment_lines(self) -> str:

@@ -235,7 +235,8 @@ class Flow:
                     if attempt == MAX_ATTEMPTS - 1:
                         raise self.client.told(failure, "create", attempt + 1) from None
                     continue
-                journal.write(intents=journal["intents"][:-1])  # refused: nothing was made
+                if failure.kind == "status":  # refused: nothing was made; of an error of the SDK's own nobody knows
+                    journal.write(intents=journal["intents"][:-1])
                 if not failure.may_pass or attempt == MAX_ATTEMPTS - 1:
                     raise self.client.told(failure, "create", attempt + 1) from None
                 self.client.wait(failure, attempt, "create")

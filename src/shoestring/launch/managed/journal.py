@@ -30,8 +30,23 @@ class Journal:
         self.folder = Path(run_folder) / FOLDER / tag_of(launch_id)
         self.path = self.folder / "job.json"
         self.state: dict[str, Any] = {"launch_id": launch_id, "tag": tag_of(launch_id), "intents": []}
-        with contextlib.suppress(FileNotFoundError):
-            self.state = read_json(self.path)
+        self._read()
+
+    def _read(self) -> None:
+        """Take what is on disk, if anything is. Raises: LaunchError for a damaged file: a job may have been ordered."""
+        tag = self.state["tag"]
+        try:
+            state = read_json(self.path)
+            if state["tag"] != tag or not isinstance(state["intents"], list):
+                raise ValueError("it is of another launch, or of none")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LaunchError(
+                f"{self.path} cannot be read ({type(error).__name__}: {error}), so whether a job was ordered is not "
+                f"known; look for the tag {tag} on the service's own page, end what carries it, then remove the file"
+            ) from error
+        self.state = state
 
     def __getitem__(self, key: str) -> Any:
         return self.state[key]
@@ -55,8 +70,7 @@ class Journal:
         except Timeout:
             raise LaunchError(f"{self.folder} is in use by another process; wait for it, or stop it") from None
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self.state = read_json(self.path)
+            self._read()
             yield
         finally:
             lock.release()
