@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shoestring.cli.launch import _refuse_second, _start
 from shoestring.cli.main import run as cli
 from shoestring.config import load_run_file
 from shoestring.errors import BadInput, LaunchError, MissingDependency
@@ -285,6 +286,37 @@ def test_what_the_program_says_of_a_fault_is_told_without_secrets(
     told = replace(launch, options={**launch.options, "skypilot_python": str(tmp_path / "python")})
     with pytest.raises(LaunchError, match=r"`sky jobs launch` failed with exit code 3:\nquota exceeded for \*\*\*"):
         SkyPilot("skypilot").start(told)
+
+
+def test_an_order_whose_answer_was_lost_is_looked_for(
+    planned: Order, tmp_path: Path, sky: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The job was taken and the client failed all the same: it is not called failed, and no second one is started."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    program, words = tmp_path / "bin" / "sky", (tmp_path / "bin" / "sky").read_text()
+    taken = words.replace("exec ", "") + 'if [ "$2" = launch ]; then echo connection lost >&2; exit 1; fi\n'
+    options = {"bucket": "s3://kept/runs"}
+    for id_, script, state in (
+        ("cloud-1", "#!/bin/sh\necho quota exceeded >&2\n[ $2 != launch ] && echo [] || exit 1\n", "failed"),
+        ("cloud-2", "#!/bin/sh\necho no network >&2\nexit 1\n", "lost"),
+        ("cloud-3", taken, "pending"),
+    ):
+        launch = launch_of(
+            planned.run_file, planned.run_folder, options, id=id_, started_at=f"2026-11-28T12:00:0{id_[-1]}+00:00"
+        )
+        program.write_text(script)
+        with pytest.raises(LaunchError):
+            _start(backend("skypilot"), register.save(launch))
+        assert register.find(id_).state == state
+    assert "--stop" in capfd.readouterr().err and len(sky.jobs()) == 1
+    program.write_text(words)
+    with pytest.raises(BadInput, match="launched already"):
+        _refuse_second(planned.run_folder)
+    register.save(replace(register.find("cloud-3"), state="lost"))  # could not be asked then, can be now
+    with pytest.raises(BadInput, match="launched already"):
+        _refuse_second(planned.run_folder)
+    sky.keep([])
+    _refuse_second(planned.run_folder)
 
 
 def test_a_program_that_only_a_launch_names_is_asked_what_bills(

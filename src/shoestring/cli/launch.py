@@ -136,11 +136,17 @@ def _launch(name: str, place: str, order: Order, quote: Quote) -> Launch:
 def _refuse_second(folder: Path) -> None:
     """Raises: BadInput where a launch of this run goes on already: nothing is paid twice."""
     earlier = register.of_folder(folder)
-    if earlier is None or earlier.state in ENDED:
+    if earlier is None:
+        return
+    is_unknown = earlier.state == "lost" and not earlier.handle  # what became of its start was never told
+    if earlier.state in ENDED and not is_unknown:
         return
     try:
         earlier = refresh(earlier)[0]
     except LaunchError as error:
+        if is_unknown:
+            warn(f"note: whether {earlier.id} was started on {earlier.backend} still cannot be asked")
+            return
         raise LaunchError(
             f"whether {earlier.id} on {earlier.backend} still goes on cannot be asked ({without_secrets(str(error))}); "
             f"when its machine is gone: shoestring launch {earlier.id} --stop, then launch again"
@@ -183,9 +189,25 @@ def _start(place: Backend, launch: Launch) -> Launch:
             register.save(replace(launch, note=note))
             warn(f"to go on with it: {_again(launch)}; to give it up: shoestring launch {launch.id} --stop")
         else:
-            register.save(replace(launch, state="failed", ended_at=register.now(), note=note))
+            launch = register.save(replace(launch, state="failed", ended_at=register.now(), note=note))
+            if isinstance(error, LaunchError):
+                _look_whether_it_started(place, launch)
         raise
     return register.save(replace(launch, handle=handle, state="running"))
+
+
+def _look_whether_it_started(place: Backend, launch: Launch) -> None:
+    """An order whose answer was lost may have been taken all the same, and its machine bills."""
+    try:
+        status = place.status(launch)
+    except ShoestringError as error:
+        register.save(replace(launch, state="lost"))
+        said = without_secrets(str(error))
+        warn(f"whether it was started all the same cannot be asked ({said}); later: {_ask(launch)}")
+        return
+    if status.state not in ENDED:
+        keep_seen(launch, status)
+        warn(f"it is there all the same: {_again(launch)}; to end it: shoestring launch {launch.id} --stop")
 
 
 # ---- what is there --------------------------------------------------------------------------
@@ -271,6 +293,10 @@ def _names(launch: Launch) -> list[str]:
         return variables(load_run_file(launch.run_file), launch.options)[0]
     except ShoestringError:  # the run file is gone: those that are known by their name are masked all the same
         return []
+
+
+def _ask(launch: Launch) -> str:
+    return f"shoestring launch {launch.id} --status"
 
 
 def _again(launch: Launch) -> str:
