@@ -271,3 +271,22 @@ def test_what_cannot_be_labelled_is_said(decided, capfd, tmp_path) -> None:
     path.write_text(text[: text.index("judge:")])
     assert command(["judge", str(path), "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "has no section judge" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"row": ["a"]},
+        {"order": 1},
+        {"said": "maybe"},
+        {"said": {"a": True}},
+        {"said": ["yes"]},
+        {"said": []},
+        {"answers_print": None},
+    ],
+)
+def test_a_label_that_is_none_is_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
+    whole = {"answers_print": "p", "criteria_print": "c", "arm": "a", "row": "r", "order": "", "said": [True], "at": ""}
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in ([], "x", 7, {**whole, **damage}, whole)))
+    assert [label.said for label in read_labels(path)] == [[True]]

@@ -63,10 +63,22 @@ def read_labels(path: Path) -> list[Label]:
     labels = []
     for line in read_whole_lines(path) if path.is_file() else ():
         try:
-            labels.append(Label(**line))
+            label = Label(**line)
         except TypeError:
             continue
+        if _is_whole(label):
+            labels.append(label)
     return labels
+
+
+def _is_whole(label: Label) -> bool:
+    """Whether each field is of its kind: the file lies open to anyone's editor."""
+    texts = (label.answers_print, label.criteria_print, label.arm, label.row, label.order, label.at)
+    if isinstance(label.said, list):
+        is_said = bool(label.said) and all(isinstance(one, bool) for one in label.said)
+    else:
+        is_said = label.said is None or label.said == SKIPPED or label.said in (*POINTS,)
+    return is_said and all(isinstance(text, str) for text in texts)
 
 
 def current(labels: Sequence[Label]) -> dict[tuple[str, str, str], Label]:
