@@ -332,3 +332,10 @@ def test_an_imported_suite_is_curated_and_decided_as_any_run(tmp_path: Path) -> 
     for row in arm["rows"]:
         city = row["prompt"].split()[-1]
         assert row["score"] == (city.casefold() in row["output"].casefold()), row
+
+
+def test_broken_yaml_is_named_by_line(tmp_path: Path) -> None:
+    broken = tmp_path / "promptfooconfig.yaml"
+    broken.write_text("prompts: [a\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="line 2: not valid YAML"):
+        suites.read_yaml(broken)

@@ -298,7 +298,9 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ConfigError) as error:
-        raise BadInput(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise BadInput(f"{where}: not valid YAML: {problem or str(error).splitlines()[0]}") from error
 
 
 def rendered(template: str, values: dict[str, Any]) -> str:
