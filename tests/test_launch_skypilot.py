@@ -25,7 +25,7 @@ from shoestring.cli.main import run as cli
 from shoestring.config import load_run_file
 from shoestring.errors import BadInput, LaunchError, MissingDependency
 from shoestring.files import write_json
-from shoestring.launch import aboard, register
+from shoestring.launch import aboard, register, rented
 from shoestring.launch.backend import Order, backend
 from shoestring.launch.records import Launch
 from shoestring.launch.rented import laid_out, limit_of, order_of
@@ -477,6 +477,31 @@ def test_a_place_that_names_files_outside_or_lies_is_refused(tmp_path: Path) -> 
     place.put(tmp_path / "other", "0" * 64)
     with pytest.raises(LaunchError, match="a is not there as its state says, 3 times"):
         aboard.Copies(place, tmp_path / "run").bring()
+
+
+def test_what_was_brought_is_not_brought_again_over_later_work(tmp_path: Path) -> None:
+    """Attached to once more after the run went on here: the old state neither overwrites nor removes anything."""
+    place, home, lines = tmp_path / "place", tmp_path / "home", list[str]()
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "a.json").write_text("of the machine")
+    copies = aboard.Copies(aboard.Place(str(place)), there)
+    copies.send()
+    launch = launch_of(tmp_path / "run.yaml", home, {}, state="done")
+    rented.bring(launch, str(place), lines.append)
+    assert (home / "a.json").read_text() == "of the machine"
+    (home / "a.json").write_text("gone on here")
+    checkpoint = home / "rungs" / "m" / "checkpoints" / "step-9"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / aboard.MARKER).write_text("{}")
+    rented.bring(launch, str(place), lines.append)
+    assert (home / "a.json").read_text() == "gone on here" and checkpoint.is_dir() and "already" in lines[-1]
+    (there / "b.json").write_text("later")  # the machine was still at work
+    copies.send()
+    rented.bring(launch, str(place), lines.append)
+    assert (home / "b.json").read_text() == "later"
+    (home / "launch" / "cloud-1.brought.json").write_text("{")
+    rented.bring(launch, str(place), lines.append)
 
 
 def test_the_command_launches_follows_and_brings_the_result_home(

@@ -19,13 +19,14 @@ from ..errors import BadInput, LaunchError
 from ..files import write_whole
 from ..records import Log, no_log
 from ..secrets import OF_STORES, to_hand_on
-from . import aboard, needs
+from . import needs
 from .backend import Order
 from .external import Program
 from .records import Billing, Launch, Quote, Status
 from .rented import (
     Candidate,
     as_yaml,
+    bring,
     bucket_of,
     candidates,
     command_line,
@@ -165,9 +166,7 @@ class Dstack:
         return self.status(launch)
 
     def fetch(self, launch: Launch, log: Log = no_log) -> None:
-        place = aboard.Place(f"{bucket_of(launch.options, self.name)}/{launch.id}")
-        num = aboard.Copies(place, Path(launch.run_folder)).bring()
-        log(f"{num} files from {place.url}")
+        bring(launch, f"{bucket_of(launch.options, self.name)}/{launch.id}", log)
 
     def billing(self) -> list[Billing]:
         """Our runs that are not finished, known by their tag."""

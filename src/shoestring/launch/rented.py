@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +15,7 @@ import yaml
 from ..config import RunConfig, load_run_file
 from ..embedded import family
 from ..errors import BadInput, LaunchError, ShoestringError
-from ..files import read_json
+from ..files import read_json, write_json
 from ..ladder import models_of
 from ..market.terms import value
 from ..records import Estimate, Log
@@ -143,6 +144,26 @@ def send_ahead(run_folder: Path, place: str, log: Log) -> None:
             f"{place} cannot be written: {told}; does the bucket exist, are its keys set here?"
         ) from error
     log(f"{num} files of {run_folder} to {place}: the machine goes on from what is done")
+
+
+def bring(launch: Launch, place: str, log: Log) -> None:
+    """Bring what a launch's machine kept at its place, each state once: later work in the run folder stays.
+
+    Raises: LaunchError.
+    """
+    run_folder, there = Path(launch.run_folder), Place(place)
+    mark = run_folder / "launch" / f"{launch.id}.brought.json"
+    seen = None
+    with contextlib.suppress(OSError, ValueError):  # none, or damaged: it is brought again
+        seen = read_json(mark)
+    if seen is not None and seen == {"round": there.state().round}:
+        log(f"what {place} holds was brought already; to bring it again, over what is here, remove {mark}")
+        return
+    copies = Copies(there, run_folder)
+    num = copies.bring()
+    if copies.state.round:
+        write_json(mark, {"round": copies.state.round})
+    log(f"{num} files from {place}")
 
 
 def with_place(launch: Launch, place: str, status: Status, spent_s: float | None) -> Status:
