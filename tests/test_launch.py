@@ -372,6 +372,17 @@ def test_what_spot_machines_did_is_kept_for_later_plans(tmp_path: Path) -> None:
 # ---- a real run, from the command line ------------------------------------------------------
 
 
+def test_a_budget_below_what_is_expected_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, "dear", "budget_usd: 0.0000001\n")
+    assert shoestring(["launch", "dear.yaml"]) == 4
+    told = "".join(capfd.readouterr())
+    assert "expected, budget_usd is" in told and "nothing was started" in told and "not on this machine" not in told
+    assert not (tmp_path / "runs" / "dear" / "launches").exists()
+
+
 def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], run_alone: Path
 ) -> None:

@@ -84,7 +84,9 @@ def _order(run: Run, place: str, where: str, preempt: str | None) -> Order:
         keep(run, answer)  # the plan that this launch follows
         kind = "here" if place == "local" else "rented"
         if place != "ssh" or config.market.device:  # what the host is, nobody has said
-            work_s = _work_s([option for option in weighed.choice.options if option.kind == kind], config)
+            out = [one.option for one in weighed.choice.discarded if one.option is not None]  # too dear, but told
+            every = [*weighed.choice.options, *sorted(out, key=lambda option: option.usd.value)]
+            work_s = _work_s([option for option in every if option.kind == kind], config)
     except ModelError as error:
         warn(f"note: nothing is predicted: {error}")
     return Order(

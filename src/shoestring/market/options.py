@@ -96,6 +96,7 @@ class Discarded:
     seller: str
     is_spot: bool
     reason: str
+    option: Option | None = None  # where it can be done, but not within deadline or budget
 
 
 def _sum(*terms: Estimate) -> Estimate:
@@ -245,7 +246,7 @@ def _in_bounds(config: RunConfig, option: Option) -> Option | Discarded:
         code, reason = "over_budget", f"expected {usd(option.usd.value)}, the budget is {usd(config.budget_usd)}"
     if not code:
         return option
-    return Discarded(code, option.model, option.method, option.gpu, option.seller, option.is_spot, reason)
+    return Discarded(code, option.model, option.method, option.gpu, option.seller, option.is_spot, reason, option)
 
 
 def of_offers(

@@ -7,7 +7,7 @@ the source has no date, which the source then says).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +220,7 @@ def _discarded(choice: Choice, today: date) -> dict[str, Any]:
 
 
 def _out(one: Discarded) -> dict[str, Any]:
-    return {k: v for k, v in asdict(one).items() if v != "" or k == "reason"}
+    return {k: v for k, v in asdict(replace(one, option=None)).items() if v != "" and k != "option" or k == "reason"}
 
 
 # ---- the ladder on the present machine ------------------------------------------------------
