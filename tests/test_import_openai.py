@@ -331,6 +331,22 @@ def test_a_job_is_fetched_through_the_sdk(api: Api, files: Path, capfd: pytest.C
     assert not [path for path in api.asked[num_asked:] if path.startswith("/files/")]  # files there are kept
 
 
+def test_another_job_in_the_same_folder_has_its_own_rows(
+    api: Api, files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--out", str(files / "one"), "--force")
+    assert imported(capfd, "--job", "ftjob-abc123", *place)
+    other = (files / "train.jsonl").read_text().splitlines(keepends=True)[::-1]
+    (files / "other.jsonl").write_text("".join(other))
+    api.job = {**api.job, "id": "ftjob-xyz9", "training_file": "file-other"}
+    api.broken["/files/file-other/content"] = (404, "application/json", "{}")
+    assert refused(capfd, "--job", "ftjob-xyz9", *place)  # cut short: the old rows are there still
+    del api.broken["/files/file-other/content"]
+    assert imported(capfd, "--job", "ftjob-xyz9", *place)
+    assert (files / "one" / "train.jsonl").read_text() == "".join(other)
+    assert json.loads((files / "one" / "job.json").read_text())["id"] == "ftjob-xyz9"
+
+
 @pytest.mark.parametrize(
     ("path", "broken", "status", "message"),
     [

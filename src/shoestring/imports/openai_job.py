@@ -110,7 +110,7 @@ def read_job_file(path: Path) -> Any:
 
 
 def fetch(job_id: str, folder: Path, log: Log = no_log) -> tuple[Any, Path, Path | None]:
-    """The job's record, its training file and its validation file, brought to folder; files there are kept.
+    """The job's record, its training file and its validation file, brought to folder; its files there are kept.
 
     Raises: BadInput for a wrong id, no key, a job of others, a deleted file; EndpointError where none answers.
     """
@@ -125,19 +125,37 @@ def _fetched(client: Any, job_id: str, folder: Path, log: Log) -> tuple[Any, Pat
         _ask(lambda: client.fine_tuning.jobs.retrieve(job_id), f"job {job_id}", _no_such_job(job_id)), job_id
     )
     job = read_job(record, job_id)
-    write_json(folder / "job.json", record)
+    earlier = _earlier(folder / "job.json")
+    if earlier is None:
+        write_json(folder / "job.json", record)
     events = _ask(lambda: list(client.fine_tuning.jobs.list_events(job_id, limit=100)), f"events of {job_id}", "")
     write_json(folder / "events.json", [_json(event, job_id) for event in events])
     paths: list[Path | None] = []
-    for what, file_id in (("train", job.training_file), ("validation", job.validation_file)):
+    for what, key, file_id in (
+        ("train", "training_file", job.training_file),
+        ("validation", "validation_file", job.validation_file),
+    ):
         target = folder / f"{what}.jsonl"
-        if file_id and not target.is_file():
+        is_of_other = earlier is not None and earlier.get(key) != file_id
+        if file_id and (is_of_other or not target.is_file()):
             log(f"{file_id} to {target}")
             write_whole(target, _content(client, file_id, what))
         paths.append(target if file_id else None)
     if paths[0] is None:
         raise BadInput(f"{job_id}: its record names no training_file; {OTHER_WAY}")
+    write_json(folder / "job.json", record)  # after its files: until then those there are of the earlier job
     return record, paths[0], paths[1]
+
+
+def _earlier(path: Path) -> Mapping[str, Any] | None:
+    """The record of the job that was brought to this folder before; None where none was."""
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, Mapping) else {}
 
 
 def _client() -> Any:
