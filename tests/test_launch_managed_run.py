@@ -21,7 +21,7 @@ from shoestring.files import read_jsonl
 from shoestring.launch.managed import backend
 from shoestring.recipe import Run
 from shoestring.records import plan_from_json
-from shoestring.stages.bringing import as_trained
+from shoestring.stages.bringing import as_trained, record_of
 from shoestring.train.base import quiet_loading
 from shoestring.train.brought import require_of_base
 from tests.managed_server import DOLLARS_PER_MILLION, ManagedServer
@@ -162,3 +162,10 @@ def test_an_adapter_of_another_base_is_refused(case: Case) -> None:
     adapter_of(case.model, folder, learned=False)
     with pytest.raises(BadInput, match="changes nothing"):
         require_of_base(folder, str(case.model))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base": "b", "kind": "adapter"}'])
+def test_a_damaged_record_of_what_was_brought_is_told(vendor: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "managed.json").write_text(text)
+    with pytest.raises(BadInput, match="is damaged; delete"):
+        record_of(tmp_path)

@@ -16,15 +16,49 @@ from ..train.brought import take
 if TYPE_CHECKING:
     from ..recipe import Run
 
+NEEDED = frozenset(
+    (
+        "vendor",
+        "base",
+        "kind",
+        "data_print",
+        "files",
+        "usd",
+        "job_id",
+        "launch_id",
+        "tuned_model",
+        "wanted",
+        "sdk",
+        "num_tokens",
+    )
+)
+
 
 def brought(run: Run, rung: RungPlan) -> Path | None:
-    """The newest adapter that a service trained from this rung's model on the rows as they are."""
+    """The newest adapter that a service trained from this rung's model on the rows as they are.
+
+    Raises: BadInput for a damaged record.
+    """
     for folder in results(run.folder):
-        record = read_json(folder / RECORD)
+        record = record_of(folder)
         is_ours = record["base"] == rung.model and record["kind"] == "adapter"
         if is_ours and record["data_print"] == data_print(run.folder):
             return folder
     return None
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What is known of a result that was brought. Raises: BadInput for a damaged record."""
+    try:
+        record = read_json(folder / RECORD)
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict) or not NEEDED.issubset(record) or not isinstance(record["files"], dict):
+        raise BadInput(
+            f"{folder / RECORD} is damaged; delete {folder}, and bring it again with shoestring launch ID --attach "
+            f"(the id stands in {folder.parent / 'job.json'})"
+        )
+    return record
 
 
 def as_trained(run: Run, rung: RungPlan) -> RungPlan:
@@ -36,7 +70,7 @@ def as_trained(run: Run, rung: RungPlan) -> RungPlan:
 
 def take_brought(run: Run, rung: RungPlan, folder: Path, train_print: str) -> TrainResult:
     """Publish it as the rung's adapter. Raises: BadInput where it is damaged or fits another base."""
-    record = read_json(folder / RECORD)
+    record = record_of(folder)
     damaged = [name for name, sha256 in record["files"].items() if _sha256(folder / "adapter" / name) != sha256]
     if damaged:
         raise BadInput(
