@@ -220,7 +220,7 @@ def _discarded(choice: Choice, today: date) -> dict[str, Any]:
 
 
 def _out(one: Discarded) -> dict[str, Any]:
-    return {k: v for k, v in asdict(replace(one, option=None)).items() if v != "" and k != "option" or k == "reason"}
+    return {k: v for k, v in asdict(replace(one, option=None)).items() if (v != "" and k != "option") or k == "reason"}
 
 
 # ---- the ladder on the present machine ------------------------------------------------------
