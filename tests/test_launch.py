@@ -383,6 +383,11 @@ def test_a_budget_below_what_is_expected_starts_nothing(
     assert not (tmp_path / "runs" / "dear" / "launches").exists()
 
 
+def hears_ctrl_c() -> None:
+    """Where the tests run in a shell's background, SIGINT is ignored by all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], run_alone: Path
 ) -> None:
@@ -405,6 +410,7 @@ def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_
         stderr=subprocess.PIPE,
         env=environment(),
         cwd=tmp_path,
+        preexec_fn=hears_ctrl_c,
     )
     assert follower.stderr is not None
     first = follower.stderr.readline()  # so it follows by now

@@ -121,6 +121,11 @@ KINDS = {
 }
 
 
+def children():
+    """Processes of this one; other tests may have left some to go on until it ends."""
+    return set(psutil.Process().children())
+
+
 def test_two_processes_take_the_steps_of_one(tiny, alone, tmp_path):
     for_one, results = alone
     job = {"model": tiny, "folder": tmp_path, "kinds": KINDS}
@@ -141,11 +146,12 @@ def test_two_processes_take_the_steps_of_one(tiny, alone, tmp_path):
 def test_a_killed_process_is_named_and_the_rest_is_trained_by_one(tiny, alone, tmp_path):
     for_one, _ = alone
     seen = []
+    others = children()
 
     def kill_second(label: str, done: int, total: int | None) -> None:
         seen.append(done)
         if label.startswith("train") and done == 3:
-            members = sorted(psutil.Process().children(), key=lambda child: child.create_time())
+            members = sorted(children() - others, key=lambda child: child.create_time())
             members[1].kill()
 
     job = {
@@ -154,7 +160,7 @@ def test_a_killed_process_is_named_and_the_rest_is_trained_by_one(tiny, alone, t
     }  # fmt: skip
     with pytest.raises(TrainingError, match=r"process 1 of 2 was killed by SIGKILL.*run the same command"):
         train_rung(**job, settings=settings(num_processes=2, parallelism="ddp"), progress=kill_second)
-    assert not psutil.Process().children()
+    assert not children() - others
     assert len(seen) >= 3
     train_rung(**job, settings=settings())
     assert_same(for_one / "padded", tmp_path / "rung")
@@ -164,9 +170,10 @@ def test_a_killed_process_is_named_and_the_rest_is_trained_by_one(tiny, alone, t
 
 
 def test_an_unforeseen_failure_is_named_with_its_process(tmp_path):
+    others = children()
     with pytest.raises(TrainingError, match=r"process 1 of 2 failed: LookupError: no such thing.*rank-1\.txt"):
         call_together(group_work.fail, {}, num=2, device=EXACT, folder=tmp_path, hooks={"log": print})
-    assert not psutil.Process().children()
+    assert not children() - others
     assert "Traceback" in (tmp_path / "processes" / "rank-1.txt").read_text()
 
 
