@@ -339,3 +339,12 @@ def test_broken_yaml_is_named_by_line(tmp_path: Path) -> None:
     broken.write_text("prompts: [a\n", encoding="utf-8")
     with pytest.raises(BadInput, match="line 2: not valid YAML"):
         suites.read_yaml(broken)
+
+
+def test_an_ideal_that_is_no_json_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "sums.yaml").write_text("sums.v0:\n  class: a.b:JsonMatch\n  args: {samples_jsonl: s.jsonl}\n")
+    rows = [{"input": "one", "ideal": "{broken"}, {"input": "two", "ideal": '{"a": 1}'}]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = openai_evals.read(tmp_path / "sums.yaml")
+    assert [case.graders[0]["value"] for case in suite.cases] == [{"a": 1}]
+    assert [left.place for left in suite.left] == ["s.jsonl:1"] and "no JSON" in suite.left[0].why

@@ -270,8 +270,12 @@ def _sample_case(
         if kind == "Includes" and arguments.get("ignore_case"):
             grader = f"i{grader}"
         if kind == "JsonMatch":
-            parsed = [json.loads(value) if isinstance(value, str) else value for value in values]
-            graders.append({"type": grader, "value": parsed[0]})
+            try:
+                parsed = json.loads(values[0]) if isinstance(values[0], str) else values[0]
+            except ValueError:
+                suite.left.append(Left(place, "sample", "its ideal answer is no JSON, which JsonMatch compares"))
+                return
+            graders.append({"type": grader, "value": parsed})
         else:
             graders.append({"type": grader, "value": values})
         assert grader in GRADERS, grader
