@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 
 import bench.launch
+from shoestring.cli.launch import _hold_against_budget, _launch
 from shoestring.cli.main import run as shoestring
-from shoestring.errors import BadInput, LaunchError
+from shoestring.config import load_run_file
+from shoestring.errors import BadInput, BudgetStopped, LaunchError
 from shoestring.files import read_jsonl, write_json
 from shoestring.launch import jobs, register, supervisor, watch
-from shoestring.launch.backend import BACKENDS, backend, parse_place
+from shoestring.launch.backend import BACKENDS, Order, backend, parse_place
 from shoestring.launch.local import Local
 from shoestring.launch.preempt import spans_of
-from shoestring.launch.records import Expense, Launch, Status, launch_from_json
+from shoestring.launch.records import Expense, Launch, Quote, Status, launch_from_json
+from shoestring.ledger import Ledger
 from shoestring.plan.hazard import Seen
 from shoestring.plan.learned import track_record
 from shoestring.plan.spot_simulate import Job, Jobs, Recorded, on_spot
@@ -381,6 +384,31 @@ def test_a_budget_below_what_is_expected_starts_nothing(
     told = "".join(capfd.readouterr())
     assert "expected, budget_usd is" in told and "nothing was started" in told and "not on this machine" not in told
     assert not (tmp_path / "runs" / "dear" / "launches").exists()
+
+
+def test_the_budget_is_of_all_launches_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, "twice", "budget_usd: 2\nlaunch: {usd_per_hour: 1}\n")
+    ledger = Ledger(tmp_path / "runs" / "twice" / "launches.jsonl")
+    paid = {"stage": "launch", "predicted": None, "price_usd_per_hour": 1.0, "fingerprint": "an-earlier-one"}
+    ledger.record("machine", actual={"usd": 1.5}, **paid)
+    quote = Quote("hour", 1.0, (), "", ())
+    order = Order(
+        config=load_run_file("twice.yaml"), run_file=tmp_path / "twice.yaml", run_folder=tmp_path / "runs" / "twice",
+        target="", budget_usd=2.0, deadline_h=None, work_s=None,
+    )  # fmt: skip
+    assert _hold_against_budget(order, quote) == pytest.approx(0.5)
+    made = _launch("twice", "local", order, quote, 0.5)
+    assert (made.budget_usd, made.limit_s) == (0.5, pytest.approx(1800.0))
+    dear = Expense("job", predicted_usd=Estimate(1.0, 1.0, 1.0))
+    _hold_against_budget(order, replace(quote, expenses=(dear,)))  # a machine goes on where the earlier one ended
+    with pytest.raises(BudgetStopped, match=r"\$1.00 expected, budget_usd is \$2.00, and earlier launches .* \$1.50"):
+        _hold_against_budget(order, replace(quote, basis="job", expenses=(dear,)))
+    ledger.record("machine", actual={"usd": 0.5}, **paid)
+    assert shoestring(["launch", "twice.yaml"]) == 4
+    assert "nothing was started; raise the budget" in "".join(capfd.readouterr())
 
 
 def hears_ctrl_c() -> None:

@@ -12,8 +12,8 @@ from ..launch import register
 from ..launch.backend import Backend, Order, backend, parse_place
 from ..launch.needs import variables
 from ..launch.records import ENDED, Expense, Launch, Quote, Status
+from ..launch.watch import billed_usd, refresh
 from ..launch.watch import keep as keep_seen
-from ..launch.watch import refresh
 from ..records import Estimate, to_json
 from ..secrets import masked, without_secrets
 from ..units import SECONDS_PER_HOUR, duration, usd
@@ -58,7 +58,8 @@ def command(
     _hold_against_budget(order, quote)
     with register.alone(run.folder):
         _refuse_second(run.folder)  # another client may have been quicker
-        launch = register.save(_launch(run.config.name, place, order, quote))
+        left_usd = _hold_against_budget(order, quote)  # and have paid something
+        launch = register.save(_launch(run.config.name, place, order, quote, left_usd))
     launch = _start(chosen, launch)
     if mode == "detach":
         return _told(launch, Status("running"), is_json, f"launched: {launch.id}. To follow it: {_again(launch)}")
@@ -116,7 +117,7 @@ def _work_s(options: Sequence[Option], config: RunConfig) -> Estimate | None:
     return Estimate(hours[0].value, hours[0].low, sum(h.high for h in hours)).scaled(SECONDS_PER_HOUR)
 
 
-def _launch(name: str, place: str, order: Order, quote: Quote) -> Launch:
+def _launch(name: str, place: str, order: Order, quote: Quote, left_usd: float) -> Launch:
     price = quote.price_usd_per_hour
     return Launch(
         id=register.new_id(name),
@@ -127,9 +128,9 @@ def _launch(name: str, place: str, order: Order, quote: Quote) -> Launch:
         started_at=register.now(),
         basis=quote.basis,
         price_usd_per_hour=price,
-        budget_usd=order.budget_usd,
+        budget_usd=left_usd,
         deadline_h=order.deadline_h,
-        limit_s=order.budget_usd / price * SECONDS_PER_HOUR if price else None,
+        limit_s=left_usd / price * SECONDS_PER_HOUR if price else None,
         predicted=quote.expenses,
         options=dict(order.options),
     )
@@ -160,19 +161,32 @@ def _refuse_second(folder: Path) -> None:
         )
 
 
-def _hold_against_budget(order: Order, quote: Quote) -> None:
-    """Raises: BudgetStopped where more is expected than may be spent, BadInput where nobody knows what a job costs."""
+def _hold_against_budget(order: Order, quote: Quote) -> float:
+    """Dollars left for this launch: the budget is of all launches of the run together.
+
+    Machines go on where earlier ones ended, so what the whole work is expected to cost is held against the whole
+    budget; a service is paid anew. Raises: BudgetStopped where more is expected than may be spent or nothing is left,
+    BadInput where nobody knows what a job costs.
+    """
+    before_usd = billed_usd(order.run_folder)
+    left_usd = order.budget_usd - before_usd
+    of_budget = f"budget_usd is {usd(order.budget_usd)}"
+    if before_usd:
+        of_budget += f", and earlier launches of this run cost {usd(before_usd)}"
+    if before_usd and left_usd <= 0:
+        raise BudgetStopped(f"{of_budget}: nothing was started; raise the budget")
     parts = [expense.predicted_usd for expense in quote.expenses]
     if None in parts:
         if quote.basis == "job" and not quote.is_held_by_place:
             raise BadInput(f"what this costs is not known, so it cannot be held against the budget: {quote.notes}")
-        return
+        return left_usd
     expected = sum(part.value for part in parts if part)
-    if expected > order.budget_usd:
+    if expected > (left_usd if quote.basis == "job" else order.budget_usd):
         raise BudgetStopped(
-            f"{usd(expected)} expected, budget_usd is {usd(order.budget_usd)}: nothing was started; raise the budget, "
+            f"{usd(expected)} expected, {of_budget}: nothing was started; raise the budget, "
             f"or look for a cheaper place with shoestring plan {order.run_file}"
         )
+    return left_usd
 
 
 def _start(place: Backend, launch: Launch) -> Launch:

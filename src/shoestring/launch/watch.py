@@ -61,6 +61,11 @@ def keep(launch: Launch, status: Status) -> tuple[Launch, Status]:
     return seen, replace(status, bill=bill)
 
 
+def billed_usd(folder: Path) -> float:
+    """What the ended launches of a run came to."""
+    return sum(entry["actual"].get("usd", 0.0) for entry in Ledger(folder / LEDGER).entries())
+
+
 def enter(launch: Launch) -> None:
     """Write the ledger lines of an ended launch, each expense once; what was lost and is found again, the difference.
 
