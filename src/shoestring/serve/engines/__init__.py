@@ -1,0 +1,1 @@
+"""Engines behind the gateway, each with its capability record."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: the contract with clients, over whichever engine answers."""
