@@ -44,8 +44,9 @@ $(TEST_STAMP): $(STAMP) scripts/axolotl-schema-requirements.txt scripts/skypilot
 demo: $(STAMP)
 	@$(BIN)/shoestring demo
 
+#: A process a core, and a file of tests whole on one of them: its fixtures are made once.
 test: $(TEST_STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: $(STAMP)
 	@$(BIN)/ruff check

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: tests beside each other, a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SHOESTRING_CACHE"] = os.devnull  # prices fetched on this machine are none of the tests' business
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="shoestring-tests-")  # nor are launches; removed at the end
