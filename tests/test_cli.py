@@ -54,13 +54,13 @@ def rows(number: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def told(capfd: pytest.CaptureFixture[str], *words: str) -> str:
-    """Standard error of the last command: at most a screen, no traceback, and holding words."""
+def told(capfd: pytest.CaptureFixture[str], *words: str, head: str = "error: ") -> str:
+    """Standard error of the last command from head on: at most a screen, no traceback, and holding words."""
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert len(captured.err.splitlines()) <= SCREEN_LINES
-    errors = captured.err[captured.err.index("error: ") :]
+    errors = captured.err[captured.err.index(head) :]
     for word in words:
         assert word in errors, errors
     return errors
@@ -137,7 +137,7 @@ def test_ctrl_c_is_exit_5_with_the_way_on(
 
     monkeypatch.setattr(running, "open_run", pressed)
     assert run(["run", "run.yaml"]) == 5
-    told(capfd, "run the same command again to continue")
+    told(capfd, "run the same command again to continue", head="interrupted")
 
 
 def test_a_reader_that_leaves_is_no_error(here: Path) -> None:
@@ -427,7 +427,7 @@ def test_sigterm_ends_resumably(here: Path, capfd: pytest.CaptureFixture[str]) -
     finally:
         signal.signal(signal.SIGTERM, before)
     assert status == 5
-    told(capfd, "run the same command again to continue")
+    told(capfd, "run the same command again to continue", head="interrupted")
     first = finished.read_text()
     assert run(["curate", "run.yaml", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["stage"] == "curate"

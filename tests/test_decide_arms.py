@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shoestring.cli.main import run as command_line
 from shoestring.config import EndpointConfig, TaskConfig, parse_run_file
 from shoestring.decide.answers import AnswerFile
 from shoestring.decide.baselines import nearest_prompts
@@ -176,6 +177,13 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder)
     opened(folder).execute(until="decide")
     return folder
+
+
+def test_its_json_has_the_advice_and_its_evidence(decided: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told = ["decide", str(decided / "run.yaml"), "--runs-dir", str(decided / "runs"), "--json"]
+    assert command_line(told) == 0
+    verdict = json.loads(capfd.readouterr().out)["verdict"]
+    assert verdict["advice"] and verdict["bar"] == 0.5 and "lines" in verdict["evidence"]
 
 
 def test_rag_is_measured_with_its_recall(decided: Path) -> None:

@@ -78,7 +78,7 @@ def _fail(error: ShoestringError, is_json: bool, debug: bool) -> int:
     """Say what went wrong in words; the exception knows its exit code."""
     if debug:
         traceback.print_exception(error)
-    _say("error", str(error))
+    _say("" if isinstance(error, Interrupted) else "error: ", str(error))
     return _finish(type(error).__name__, str(error), error.exit_code, is_json)
 
 
@@ -87,7 +87,7 @@ def _usage(error: Any, is_json: bool) -> int:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "shoestring"
-    _say("error", f"{message}\nTry '{path} --help'.")
+    _say("error: ", f"{message}\nTry '{path} --help'.")
     return _finish("UsageError", message, 2, is_json)
 
 
@@ -106,7 +106,7 @@ def _crash(error: Exception, is_json: bool, debug: bool) -> int:
         message += f"\nThe traceback is in {file.name}; finished stages are kept, the same command continues them."
     except OSError as second:
         message += f"\nThe traceback could not be saved ({second.strerror}); SHOESTRING_DEBUG=1 shows it."
-    _say("error", message)
+    _say("error: ", message)
     return _finish(type(error).__name__, message, 1, is_json)
 
 
@@ -117,7 +117,7 @@ def _finish(kind: str, message: str, exit_code: int, is_json: bool) -> int:
 
 
 def _say(head: str, message: str) -> None:
-    """head: message on standard error, control characters of hostile file names made visible."""
+    """Head and message on standard error, control characters of hostile file names made visible."""
     shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    sys.stderr.write(f"{head}: {shown}\n")
+    sys.stderr.write(f"{head}{shown}\n")
     sys.stderr.flush()

@@ -48,7 +48,7 @@ def command(target: str, runs_dir: Path, is_json: bool, until: str | None) -> in
     run = open_run(target, runs_dir)
     verdict = execute(run, until)
     if is_json:
-        emit(stage_summary(run, until))
+        emit(stage_summary(run, until, verdict))
     else:
         show = {"curate": show_curated, "decide": show_arms, "plan": show_plan, "train": show_trained}
         show.get(until or "", show_arms)(run)
@@ -60,9 +60,11 @@ def command(target: str, runs_dir: Path, is_json: bool, until: str | None) -> in
     return BAR_NOT_MET_CODE if is_final and not verdict.met else 0
 
 
-def stage_summary(run: Run, until: str | None) -> dict[str, Any]:
+def stage_summary(run: Run, until: str | None, verdict: Verdict) -> dict[str, Any]:
     """The run's summary with the result of the stage that was asked for."""
     summary = summary_of(run)
+    if until == "decide":
+        summary["verdict"] = to_json(verdict)
     if until == "plan":
         summary["plan"] = result_of(run, "plan.json")
     elif until == "curate":

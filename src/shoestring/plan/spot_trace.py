@@ -79,8 +79,10 @@ def read_trace(path: Path) -> Trace:
         if path.stat().st_size > MAX_BYTES:
             raise BadInput(f"{path}: larger than {MAX_BYTES // 2**20} MiB; give a shorter trace")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as text: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}; {FORMATS}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is no UTF-8 text (byte {error.start}); {FORMATS}") from error
     whole = _as_json(text)
     if isinstance(whole, dict) and "data" in whole:
         return _of_ticks(path, whole)
