@@ -225,7 +225,7 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     expected = "init run curate decide plan check train eval export report runs models prices explain synth demo"
-    expected += " judge label launch"
+    expected += " judge label launch ui"
     assert list(commands) == [*expected.split(), "import"]
     of_groups = {f"import {name}": command for name, command in commands.pop("import").commands.items()}
     for name, command in {**commands, **of_groups}.items():

@@ -1,0 +1,53 @@
+"""The application: every page's routes behind one guard."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..errors import ShoestringError
+from . import runs_page
+from .guard import Guard
+from .site import Site, page, site_of
+
+FOREVER = "private, max-age=31536000, immutable"
+
+
+def make_app(site: Site) -> Starlette:
+    """The page as an ASGI application."""
+    app = Starlette(
+        routes=[Route("/static/{digest}/{name}", static), *runs_page.ROUTES],
+        middleware=[Middleware(Guard, site=site)],
+        exception_handlers={HTTPException: refused, ShoestringError: failed},
+    )
+    app.state.site = site
+    return app
+
+
+async def static(request: Request) -> Response:
+    """A file of the package."""
+    found = site_of(request).by_url.get(request.url.path)
+    if found is None:
+        raise HTTPException(404, "no such file")
+    return Response(found.content, media_type=found.media_type, headers={"Cache-Control": FOREVER})
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """A refusal as a page, or for a part of a page as text."""
+    assert isinstance(error, HTTPException)
+    return _told(request, error.status_code, error.detail)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """One of our errors, which names value, limit and next step."""
+    return _told(request, 422, str(error))
+
+
+def _told(request: Request, status_code: int, message: str) -> Response:
+    if request.headers.get("hx-request") == "true":
+        return PlainTextResponse(message, status_code)
+    return page(request, "error.html", status_code=status_code, status=status_code, message=message)

@@ -1,0 +1,101 @@
+"""What every page shares: where runs lie, who may ask, the templates and the static files."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup as Trusted
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from ..report.style import STYLE
+from ..report.text import Markup, esc
+from ..units import count, duration, gib, usd
+
+HOST = "127.0.0.1"
+MAX_BODY_BYTES = 1 << 20
+TYPES = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".svg": "image/svg+xml"}
+PACKAGE = "shoestring.web"
+
+
+@dataclass(frozen=True)
+class Static:
+    """One file of the page, held in memory under an address that changes with its bytes."""
+
+    url: str
+    content: bytes
+    media_type: str
+
+
+@dataclass
+class Site:
+    """One page as it is served. body_limits: bytes a request to an address (its beginning) may have, else 1 MiB."""
+
+    runs_dir: Path
+    port: int
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    body_limits: dict[str, int] = field(default_factory=dict)
+    statics: dict[str, Static] = field(default_factory=lambda: static_files())
+
+    def __post_init__(self) -> None:
+        self.hosts = (f"{HOST}:{self.port}", f"localhost:{self.port}")
+        self.cookie = f"shoestring-{self.port}"  # cookies do not tell ports apart
+        self.by_url = {static.url: static for static in self.statics.values()}
+        self.templates = jinja2.Environment(
+            loader=jinja2.PackageLoader(PACKAGE), autoescape=True, undefined=jinja2.StrictUndefined
+        )
+        self.templates.globals["static"] = lambda name: self.statics[name].url
+        self.templates.filters |= {"usd": usd, "duration": duration, "gib": gib, "count": count}
+        self.templates.filters |= {"clean": lambda value: Trusted(esc(value))}
+
+    @property
+    def url(self) -> str:
+        """The first address, with the token."""
+        return f"http://{HOST}:{self.port}/?token={self.token}"
+
+    def max_body_bytes(self, path: str) -> int:
+        """The longest body that this address takes."""
+        return max((n for start, n in self.body_limits.items() if path.startswith(start)), default=MAX_BODY_BYTES)
+
+    def render(self, template: str, context: Mapping[str, Any]) -> str:
+        """A template as text; what came from `report` parts is passed through trusted()."""
+        return self.templates.get_template(template).render(context)
+
+
+def static_files() -> dict[str, Static]:
+    """The package's static files by name, and the report's style as report.css."""
+    folder = resources.files(PACKAGE) / "static"
+    contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    contents["report.css"] = STYLE.encode()
+    return {
+        name: Static(
+            f"/static/{hashlib.sha256(content).hexdigest()[:16]}/{name}",
+            content,
+            TYPES.get(Path(name).suffix, "application/octet-stream"),
+        )
+        for name, content in contents.items()
+    }
+
+
+def trusted(part: Markup) -> Trusted:
+    """Markup of the report's parts, which are escaped where they are made, for a template."""
+    return Trusted(part)
+
+
+def site_of(request: Request) -> Site:
+    """The site that a request reached."""
+    site: Site = request.app.state.site
+    return site
+
+
+def page(request: Request, template: str, *, status_code: int = 200, **context: Any) -> HTMLResponse:
+    """A template as the answer; `path` is the address asked for."""
+    text = site_of(request).render(template, {"path": request.url.path, **context})
+    return HTMLResponse(text, status_code)
