@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.data.review import COLUMNS, Decision, Mark, ReviewRow, read_review, write_review
+from shoestring.data.review import COLUMNS, Decision, Mark, ReviewRow, decide, read_review, write_review
 from shoestring.errors import DataError
 
 
@@ -116,3 +116,20 @@ def test_errors_name_the_line(tmp_path: Path, text: str | bytes, said: str) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
         read_review(tmp_path / "none.csv")
+
+
+def test_a_decision_is_written_into_its_own_line_and_no_other_cell_changes(tmp_path: Path) -> None:
+    path = tmp_path / "review.csv"
+    text = "sep=;\nid;note;decision;source;line;corrected_answer\na;=mine;;x.jsonl;3;\nb;'-1;keep;x.jsonl;4;\n"
+    path.write_bytes(text.encode("utf-16"))
+    assert decide(path, Mark("a", "x.jsonl", 3), "fix", "=1+1")
+    lines = path.read_bytes().decode("utf-16").splitlines()
+    assert lines == [*text.splitlines()[:2], "a;=mine;fix;x.jsonl;3;'=1+1", "b;'-1;keep;x.jsonl;4;"]
+    assert read_review(path)[Mark("a", "x.jsonl", 3)].answer == "=1+1"
+    assert decide(path, Mark("a", "x.jsonl", 3), "")  # taken back
+    assert path.read_bytes().decode("utf-16") == text
+    assert not decide(path, Mark("c", "x.jsonl", 9), "drop")
+    with pytest.raises(DataError, match="fix takes one"):
+        decide(path, Mark("a", "x.jsonl", 3), "fix", " ")
+    with pytest.raises(DataError, match="keep and drop take none"):
+        decide(path, Mark("a", "x.jsonl", 3), "drop", "x")

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import METRICS_BY_KIND, FieldsConfig
 from ..records import Example, Progress, no_progress
 from .formats import Shape
-from .load import load
+from .load import Loaded, load
 from .normalise import FINAL_NUMBER
 
 MOSTLY = 0.8  # share of rows that must show a trait
@@ -43,7 +43,11 @@ def detect(path: Path, progress: Progress = no_progress, max_rows: int | None = 
 
     Raises: DataError when it cannot be used.
     """
-    loaded = load([str(path)], FieldsConfig(), "", Path(), progress, max_rows)
+    return detected_in(load([str(path)], FieldsConfig(), "", Path(), progress, max_rows))
+
+
+def detected_in(loaded: Loaded) -> Detected:
+    """What rows that are read already suggest."""
     shape = loaded.shapes[0]
     kind, evidence, labels = task_kind(loaded.examples, loaded.num_rows)
     return Detected(

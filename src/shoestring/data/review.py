@@ -98,6 +98,39 @@ def add_rows(path: Path, rows: Iterable[ReviewRow]) -> None:
     write_whole(path, f"{text}{between}{added.getvalue()}".encode(encoding, "replace"))
 
 
+def decide(path: Path, mark: Mark, action: str, answer: str = "") -> bool:
+    """Write a decision into the file's own line of a row, or empty its cells; every other cell stays as it is.
+
+    action: keep, drop, fix (which takes the answer), or empty. False where no line of the file is on the row.
+    Raises: DataError, RunFolderError.
+    """
+    if action not in (*DECISIONS, "") or (action == "fix") != bool(answer.strip()):
+        raise DataError(
+            f"decision {action!r} {'with' if answer.strip() else 'without'} an answer: "
+            "keep and drop take none, fix takes one"
+        )
+    text = _text(path)
+    lead = text[: text.index("\n") + 1] if text[:4].lower() == "sep=" and "\n" in text else ""
+    header, delimiter = _header(path, text[len(lead) :], 1 + bool(lead))
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, delimiter=delimiter, lineterminator="\n")
+    names = next(csv.reader([text[len(lead) :].partition("\n")[0].rstrip("\r")], delimiter=delimiter))
+    if "corrected_answer" not in header:
+        names, header = [*names, "corrected_answer"], [*header, "corrected_answer"]
+    writer.writerow(names)
+    is_there = False
+    for line, row in _rows(path):
+        found = _mark(_unescaped(row["id"].strip()), row, f"{path}:{line}")
+        if found in (mark, Mark(mark.id)):
+            row = {**row, "decision": action, "corrected_answer": _escaped(answer) if action == "fix" else ""}
+            is_there = True
+        writer.writerow([row.get(name, "") for name in header])
+    if is_there:
+        encoding = "utf-16" if path.read_bytes()[:2] in UTF16_MARKS else "utf-8-sig"
+        write_whole(path, f"{lead}{written.getvalue()}".encode(encoding, "replace"))
+    return is_there
+
+
 def _cells(row: ReviewRow) -> dict[str, str]:
     """The row as it is written, by column."""
     cells = {name: _escaped(str(getattr(row, name))) for name in COLUMNS}

@@ -34,7 +34,7 @@ from ..plan.shapes import ModelShape, shape_of, table_name
 from ..records import Device, Estimate, TokenCounts, plan_from_json
 from ..train.device import present_device
 from ..train.locate import folder_at_hand
-from ..train.quick_counts import quick_counts
+from ..train.quick_counts import Lengths, quick_counts
 from . import closing
 from .common import seen_by_seller
 from .common import shape as shape_by_hub
@@ -70,10 +70,31 @@ class _Search:
     notes: list[str] = field(default_factory=list)
 
 
-def weigh(run: Run, today: date | None = None) -> Weighed:
-    """Enumerate, discard, choose, and add up. Raises: DataError, and ModelError where no model can be planned."""
+@dataclass
+class Looked:
+    """A sample of the data, and its lengths under each model looked at; good for other budgets, rows and deadlines."""
+
+    sample: Sample
+    held_out: Sample | None
+    lengths: dict[str, Lengths] = field(default_factory=dict)  # by model
+
+    def counts(self, model: str, family: str) -> Lengths:
+        """Tokens of the sample's rows, counted once a model."""
+        if model not in self.lengths:
+            examples = self.sample.examples
+            evals = self.held_out.examples if self.held_out else examples
+            self.lengths[model] = quick_counts(examples, evals, folder_at_hand(model), family)
+        return self.lengths[model]
+
+
+def weigh(run: Run, today: date | None = None, looked_at: Looked | None = None) -> Weighed:
+    """Enumerate, discard, choose, and add up; looked_at: of the same data, else they are looked at now.
+
+    Raises: DataError, and ModelError where no model can be planned.
+    """
     config, today = run.config, today or datetime.now(UTC).date()
-    looked, held_out = _look(run)
+    seen = looked_at or look(run)
+    looked, held_out = seen.sample, seen.held_out
     num_train, num_dev, num_eval = sizes(config, looked, held_out)
     known = load(today)
     found = _Search(seen_by_seller(run.folder.parent), notes=list(known.notes))
@@ -85,7 +106,7 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
     for model in models_of(config):
         try:
             shapes[model] = _shape(model)
-            rows[model] = _rows(run, model, shapes[model], looked, held_out, (num_train, num_dev, num_eval))
+            rows[model] = _rows(run, model, shapes[model], seen, (num_train, num_dev, num_eval))
             _of_model(run, model, shapes[model], rows[model], offers, wanted, found, today)
         except ModelError as error:
             faults.append(error)
@@ -106,7 +127,8 @@ def weigh(run: Run, today: date | None = None) -> Weighed:
     )
 
 
-def _look(run: Run) -> tuple[Sample, Sample | None]:
+def look(run: Run) -> Looked:
+    """Read a sample of the run's data. Raises: DataError."""
     data = run.config.data
     objective = run.config.train.objective
     looked = sample(data.train, run.base_dir, data.fields, data.system, keeps_undesired=objective == "kto")
@@ -120,7 +142,7 @@ def _look(run: Run) -> tuple[Sample, Sample | None]:
         raise DataError(
             f"{', '.join(data.train)}: about {looked.num_examples} usable rows, at least {2 * MIN_ROWS} are needed"
         )
-    return looked, held_out
+    return Looked(looked, held_out)
 
 
 def sizes(config: RunConfig, looked: Sample, held_out: Sample | None) -> tuple[int, int, int]:
@@ -161,16 +183,12 @@ def _shape(model: str) -> ModelShape:
     return replace(shape_of(row), name=model) if row else shape_by_hub(model)
 
 
-def _rows(
-    run: Run, model: str, shape: ModelShape, looked: Sample, held_out: Sample | None, num: tuple[int, int, int]
-) -> Rows:
+def _rows(run: Run, model: str, shape: ModelShape, seen: Looked, num: tuple[int, int, int]) -> Rows:
     """Lengths under the model's tokenizer, if it is here; else estimated."""
     if model in run.counts:
         return _counted(run.counts[model], num[1])
     num_train, num_dev, num_eval = num
-    examples = looked.examples
-    evals = held_out.examples if held_out else examples
-    counts, error, how = quick_counts(examples, evals, folder_at_hand(model), shape.family)
+    counts, error, how = seen.counts(model, shape.family)
     given = run.config.train.seq_len
     limit = min(given or shape.context_tokens, shape.context_tokens)
     if run.config.train.objective not in PREFERENCES:
@@ -179,7 +197,7 @@ def _rows(
     counts = _within(counts, limit)
     num_train = max(1, round(num_train * len(counts.prompt) / num_read))
     prompt, answer = tiled(counts.prompt, min(num_train, MAX_ROWS)), tiled(counts.answer, min(num_train, MAX_ROWS))
-    if looked.num_examples > len(examples):  # the longest row is likely not in the sample
+    if seen.sample.num_examples > len(seen.sample.examples):  # the longest row is likely not in the sample
         answer = _with_longer(prompt, answer, limit)
     most = run.config.curate.max_train_tokens
     if most:
