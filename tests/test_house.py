@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"files", "sections", "yaml_lines"},
     {"task"},
     {"config"},
-    {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder"},
+    {"data", "evaluate", "decide", "ladder", "plan", "market", "ledger", "embedded", "demo", "runfolder", "live"},
     {"train", "serve", "launch", "imports", "evaluate.generation"},
     {"stages", "recipe", "report"},
     {"web"},

@@ -9,6 +9,8 @@ import pytest
 
 from shoestring.errors import RunFolderError
 from shoestring.files import cannot_write, write_whole
+from shoestring.live import Live, read_live
+from shoestring.records import no_log, no_progress
 from shoestring.runfolder import RunFolder, fingerprint, rung_name
 
 
@@ -114,3 +116,42 @@ def test_files_have_the_mode_the_umask_asks_for(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_works_on_a_folder_is_known_while_it_does(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.holder() is None
+    with folder.locked():
+        holder = folder.holder()
+        assert (holder.pid, holder.is_here) == (os.getpid(), True)
+    assert folder.holder() is None  # its process id is still one of ours
+    write_whole(tmp_path / ".holder.json", '{"pid": "x"}')
+    assert folder.holder() is None
+
+
+def test_live_tells_what_a_run_does_and_how_it_ended(tmp_path):
+    clock = [0.0]
+    live = Live(tmp_path, no_progress, no_log, lambda: clock[0])
+    assert read_live(tmp_path)["tasks"] == []
+    for done in range(4):  # a step a second, ten to go
+        clock[0] += 1.0
+        live.progress("train m | $0.01 so far", done, 10)
+    task = read_live(tmp_path)["tasks"][0]
+    assert (task["label"], task["done"], task["total"], task["note"]) == ("train m", 3, 10, "$0.01 so far")
+    assert task["left_s"] == 7.0
+    live.progress("train m", 10, 10)
+    live.log("a stage is done")
+    told = read_live(tmp_path)
+    assert (told["tasks"], told["lines"], told["ended"]) == ([], ["a stage is done"], None)
+    live.end(RunFolderError("the disk is full"))
+    ended = read_live(tmp_path)["ended"]
+    assert (ended["type"], ended["message"], ended["exit_code"]) == ("RunFolderError", "the disk is full", 1)
+    live.end(KeyboardInterrupt())
+    assert read_live(tmp_path)["ended"]["exit_code"] == 5
+
+
+def test_live_does_not_stop_a_run_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "blocked").write_text("a file where a folder is needed")
+    live = Live(tmp_path / "blocked", no_progress, no_log)
+    live.log("goes on")
+    live.end(None)

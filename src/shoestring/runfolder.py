@@ -14,6 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,30 @@ def rung_name(model: str) -> str:
     """Folder name of a rung: the model name with path separators replaced, unique by a short hash if changed."""
     safe = "".join(c if c.isalnum() or c in "._-+" else "-" for c in model).strip(".-") or "model"
     return safe if safe == model else f"{safe[-60:]}-{fingerprint(model)[:6]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that works on a run folder."""
+
+    pid: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == platform.node()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has the id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class RunFolder:
@@ -74,6 +99,25 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def holder(self) -> Holder | None:
+        """The process that works on the folder now; None where none does, or none that can be named."""
+        try:
+            told = read_json(self.path / ".holder.json")
+            found = Holder(int(told["pid"]), str(told["host"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if found.is_here and not is_running(found.pid):
+            return None
+        lock = FileLock(self.path / ".lock", timeout=0)  # the process id may be another program's by now
+        try:
+            lock.acquire()
+        except Timeout:
+            return found
+        except OSError:
+            return None
+        lock.release()
+        return None
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written; whoever holds the lock is the only writer."""

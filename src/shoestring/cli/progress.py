@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from ..live import Task
 from ..records import NOTE
 from ..units import duration
 
@@ -22,32 +22,12 @@ LINE_EVERY_FRAC = 0.05  # later after this share of the time a task has taken, s
 NUM_BARS = 2  # a stage and what it is doing inside
 
 
-@dataclass
-class Task:
-    """One label's course: when it began, how far it is."""
-
-    label: str
-    started_s: float
-    start_done: int
-    done: int
-    total: int | None
-    updated_s: float
-    note: str = ""
-    bar: Any = field(default=None)
-
-    def left_s(self, now_s: float) -> float | None:
-        """Seconds left at the mean speed so far, None while unknown."""
-        moved = self.done - self.start_done
-        if self.total is None or moved <= 0:
-            return None
-        return max(0.0, (now_s - self.started_s) / moved * (self.total - self.done))
-
-    def line(self, now_s: float) -> str:
-        """The task in one line of plain text."""
-        part = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        left = self.left_s(now_s)
-        tail = f", about {duration(left)} left" if left else f", {duration(now_s - self.started_s)} so far"
-        return f"{self.label}: {part}{tail}{f', {self.note}' if self.note else ''}"
+def line_of(task: Task, now_s: float) -> str:
+    """The task in one line of plain text."""
+    part = f"{task.done:,}" if task.total is None else f"{task.done:,}/{task.total:,}"
+    left = task.left_s(now_s)
+    tail = f", about {duration(left)} left" if left else f", {duration(now_s - task.started_s)} so far"
+    return f"{task.label}: {part}{tail}{f', {task.note}' if task.note else ''}"
 
 
 class Screen:
@@ -114,7 +94,7 @@ class Screen:
         age_s = now_s - task.started_s
         if age_s >= QUIET_S and now_s - self._last_line_s >= max(LINE_EVERY_S, LINE_EVERY_FRAC * age_s):
             self._last_line_s = now_s
-            self._write(task.line(now_s))
+            self._write(line_of(task, now_s))
 
     def log(self, line: str) -> None:
         """A line that stays. It also ends the bars: the recipe logs between stages."""

@@ -20,6 +20,7 @@ from ..errors import BadInput, ConfigError
 from ..evaluate.paired import MARGIN, not_much_worse, paired_difference
 from ..files import read_json, write_json, write_whole
 from ..ladder import Step, choose, rungs_of
+from ..live import Live
 from ..plan.learned import basis_of
 from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, plan_from_json, to_json
 from ..runfolder import fingerprint, rung_name
@@ -49,15 +50,19 @@ def opened(run: Run, until: str | None = "export") -> Iterator[None]:
     """
     require_tools(run, until)
     with run.run_folder.locked():
-        write_run_file(run, {"versions": package_versions(), "device": asdict(device(run))})
-        recalibrate(run)
+        live = Live(run.folder, run.progress, run.log)
+        run.progress, run.log = live.progress, live.log
         try:
+            write_run_file(run, {"versions": package_versions(), "device": asdict(device(run))})
+            recalibrate(run)
             yield
-        except BaseException:
+        except BaseException as error:
+            live.end(error)
             with contextlib.suppress(Exception):  # what stopped the run is what the user must hear of
                 run.write_report()
             raise
         run.write_report()
+        live.end(None)
 
 
 def write_run_file(run: Run, more: Mapping[str, Any] | None = None) -> None:
