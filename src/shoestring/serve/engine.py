@@ -85,6 +85,8 @@ class Capability:
     dora: bool = False
     modules_to_save: bool = False
     tied_embeddings: bool = False  # LoRA on embed_tokens or lm_head of a base whose head is tied
+    bias: bool = False  # adapters that carry biases of the base's layers
+    trainable_tokens: bool = False  # adapters that carry rows of the embedding
     quantised_base: bool = False  # the base in NF4, as under method: qlora
     schema: bool = True
     seed: bool = True

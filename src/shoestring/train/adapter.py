@@ -8,11 +8,13 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import ModelError
 from ..files import read_json, sha256_file, write_json, writing
 from ..ladder import model_of
 from ..records import Device, TrainResult, TrainSettings
 from . import full
 from .base import load_base, load_tokenizer, quiet_loading
+from .prints import base_print
 from .shards import in_shards, on_host, shard
 from .start import load_start
 from .watch import FULL_WEIGHTS, WEIGHTS, copy_trained, replace_folder
@@ -175,9 +177,15 @@ def is_whole(adapter: Path, sums: Mapping[str, str]) -> bool:
 
 
 def origin_of(model: str, settings: Mapping[str, Any], dtype: str) -> dict[str, str]:
-    """What ORIGIN holds; settings: of TrainSettings, as a mapping."""
+    """What ORIGIN holds; settings: of TrainSettings, as a mapping. Of an adapter also what its base is, by content."""
     words = method_words(settings["method"], settings.get("dora", False), settings.get("rslora", False))
-    return {"model": model_of(model), "method": settings["method"], "dtype": dtype, "words": words}
+    origin = {"model": model_of(model), "method": settings["method"], "dtype": dtype, "words": words}
+    if settings["method"] == "full":
+        return origin
+    try:
+        return origin | base_print(model_of(model)).to_json()
+    except ModelError as error:  # what was trained is worth keeping all the same; serving then compares shapes alone
+        return origin | {"base_not_hashed": str(error)}
 
 
 def restore(out_dir: Path, trained: TrainResult) -> bool:
