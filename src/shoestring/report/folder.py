@@ -28,6 +28,7 @@ from ..records import (
 from ..runfolder import rung_name
 from ..units import SECONDS_PER_HOUR
 from .costs import costs
+from .rows import ArmRows, skim
 from .text import Markup
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class RunFiles:
     costs: Markup | None = None  # the section of choice.json
     biases: dict[str, Any] | None = None  # of the judges
     judged: list[ArmScore] = field(default_factory=list)  # by judges, beside the run's own metric
+    rows: dict[str, ArmRows] = field(default_factory=dict)  # by arm, where they were not read into the arms
 
     @property
     def arms(self) -> list[ArmScore]:
@@ -90,8 +92,8 @@ class RunFiles:
         return sum(e["actual"].get("s", 0.0) for e in self.ledger) + sum(self.live_s.values())
 
 
-def read_run(folder: Path) -> RunFiles:
-    """Read every record of the folder."""
+def read_run(folder: Path, with_rows: bool = True) -> RunFiles:
+    """Read every record of the folder; without rows those of the arms stay unparsed, and prompts are not read."""
     run = RunFiles(folder)
     try:
         run.config = load_run_file(folder / "run.yaml")
@@ -99,9 +101,8 @@ def read_run(folder: Path) -> RunFiles:
         run.problems.append(str(error))
     run.meta = _json(run, "meta.json") or {}
     run.curated = _result(run, "curate.json", dict)
-    run.decided = _result(run, "decide.json", dict)
-    if run.decided:
-        run.baselines = _result(run, "decide.json", lambda r: [arm_from_json(a) for a in r["arms"]]) or []
+    run.decided = (_result if with_rows else _skimmed)(run, "decide.json", dict)
+    run.baselines = _baselines(run, with_rows)
     run.plan = _result(run, "plan.json", plan_from_json)
     run.biases = _result(run, "judge.json", dict)
     run.judged = _result(run, "judged.json", lambda r: [arm_from_json(a) for a in r["arms"]]) or []
@@ -120,9 +121,52 @@ def read_run(folder: Path) -> RunFiles:
         run.problems.append(f"rungs: what a training under way took cannot be read ({error}); not counted")
     for line in ledger.torn_lines():
         run.problems.append(f"ledger.jsonl, line {line}: cut by an interruption, not counted")
-    run.rungs = _rungs(run)
-    run.prompts = _prompts(folder / "data" / "eval.jsonl")
+    run.rungs = _rungs(run, with_rows)
+    if with_rows:
+        run.prompts = _prompts(folder / "data" / "eval.jsonl")
     return run
+
+
+def _baselines(run: RunFiles, with_rows: bool) -> list[ArmScore]:
+    """The arms of decide.json; while that stage works, those measured so far."""
+    read = _result if with_rows else _skimmed
+    if (run.folder / "decide.json").exists():
+        arms = (run.decided or {}).get("arms", ())
+        return _parsed(run, "decide.json", lambda: [arm_from_json(arm) for arm in arms]) or []
+    names = sorted((run.folder / "decide").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = [
+        read(run, f"decide/{path.name}", lambda r: arm_from_json(r["arm"]) if r["arm"] else None) for path in names
+    ]
+    return [arm for arm in found if arm is not None]
+
+
+def _skimmed(run: RunFiles, name: str, read: Callable[[Any], T]) -> T | None:
+    """As _result, of a record with arms: without their rows, which go to run.rows."""
+    try:
+        record, rows = skim(run.folder / name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        run.problems.append(f"{name}: cannot be read ({error}); left out")
+        return None
+
+    def taken() -> T:
+        arms = _arms_of(record["result"])
+        for arm, its_rows in zip(arms, rows if len(rows) == len(arms) else map(_taken, arms), strict=True):
+            run.rows[str(arm["arm"])] = its_rows
+        return read(record["result"])
+
+    return _parsed(run, name, taken)
+
+
+def _arms_of(result: Any) -> list[dict[str, Any]]:
+    return [arm for arm in result.get("arms", [result.get("arm")]) if arm]
+
+
+def _taken(arm: dict[str, Any]) -> ArmRows:
+    """The rows out of an arm that were read with it."""
+    rows, arm["rows"] = arm["rows"], []
+    return ArmRows.of(rows)
 
 
 def next_step(verdict: Mapping[str, Any], folder: Path, exported: Mapping[str, Any] | None) -> str:
@@ -161,16 +205,19 @@ def _json(run: RunFiles, name: str) -> Any | None:
 def _result(run: RunFiles, name: str, read: Callable[[Any], T]) -> T | None:
     """The result of a stage record, or None with the reason among the problems."""
     record = _json(run, name)
-    if record is None:
-        return None
+    return None if record is None else _parsed(run, name, lambda: read(record["result"]))
+
+
+def _parsed(run: RunFiles, name: str, read: Callable[[], T]) -> T | None:
+    """What read() gives, or None with the reason among the problems."""
     try:
-        return read(record["result"])
+        return read()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         run.problems.append(f"{name}: not as this version writes it ({type(error).__name__}: {error}); left out")
         return None
 
 
-def _rungs(run: RunFiles) -> list[RungFiles]:
+def _rungs(run: RunFiles, with_rows: bool) -> list[RungFiles]:
     """The run file's rungs, those of the plan in its order; any rung folder where the run file cannot be read."""
     base = run.folder / "rungs"
     folders = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
@@ -181,7 +228,8 @@ def _rungs(run: RunFiles) -> list[RungFiles]:
         train = _result(run, f"rungs/{name}/train.json", train_from_json)
         rung = RungFiles(train.model if train else models[name] or name, train)
         if (base / name / "eval.json").exists():
-            rung.arm = _result(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
+            read = _result if with_rows else _skimmed
+            rung.arm = read(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
         rung.regression = _result(run, f"rungs/{name}/regression.json", dict)
         rung.searched = _result(run, f"rungs/{name}/search.json", dict)
         rung.curve = _result(run, f"rungs/{name}/curve.json", dict)

@@ -69,6 +69,7 @@ svg .grid{stroke:var(--grid)}svg .grid.strong{stroke:var(--soft)}svg .track{stro
 svg .bar{stroke:var(--bar);stroke-width:1.5;stroke-dasharray:5 4}
 svg .bar.solid{stroke-width:2;stroke-dasharray:none}
 svg .mark{stroke:var(--soft);stroke-dasharray:2 3}
+svg .pareto{stroke:var(--soft);stroke-width:1.5}svg .foretold{stroke:var(--s3);stroke-width:7;opacity:.55}
 svg .interval{stroke-width:3;stroke-linecap:round}
 svg .interval.tuned{stroke:var(--tuned)}svg .interval.base{stroke:var(--base)}
 svg .dot{stroke-width:2.5;stroke:var(--base)}

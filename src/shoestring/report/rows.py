@@ -1,0 +1,101 @@
+"""The rows of an arm's record, without reading them all: a record of 100,000 rows opens as one of ten.
+
+files.write_json puts each row at a fixed indentation, and no text within a string can hold a bare line break, so the
+list is cut out by its first and last line, and rows are told apart without parsing them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..records import RowScore
+
+# ArmScore's fields in their order: what stands before its rows.
+_ROWS = re.compile(rb'("interval": "[^"\n]*",\n( +)"rows": )\[(\n|\])')
+_ID = re.compile(rb'^ *\{\n *"id": ("(?:[^"\\\n]|\\.)*")')
+_NUMBERS = {
+    key: re.compile(rb'\n *"%s": ([-+.0-9eE]+),?' % key.encode())
+    for key in ("score", "num_prompt_tokens", "num_completion_tokens")
+}
+_FAILURE = re.compile(rb'\n *"failure": (?!null)')
+
+
+@dataclass(frozen=True)
+class ArmRows:
+    """The rows of one arm as they stand in its record, each parsed when it is asked for."""
+
+    raw: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Any]) -> ArmRows:
+        """Rows that were parsed, as a record that another program wrote has them."""
+        return cls(tuple(json.dumps(row, indent=2).encode() for row in rows))
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def row(self, place: int) -> RowScore:
+        """The row at this place of the record."""
+        return RowScore(**json.loads(self.raw[place].decode("utf-8", "surrogatepass")))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where the row of an id is."""
+        found = [_ID.match(row) for row in self.raw]
+        return {str(json.loads(m[1])): place for place, m in enumerate(found) if m}
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """The score of each row."""
+        return self._numbers("score")
+
+    @cached_property
+    def has_failed(self) -> list[bool]:
+        """Whether an output could not be scored as intended, of each row."""
+        return [bool(_FAILURE.search(row)) for row in self.raw]
+
+    @cached_property
+    def mean_tokens(self) -> tuple[float, float]:
+        """Mean tokens of a prompt and of an answer."""
+        if not self.raw:
+            return 0.0, 0.0
+        sums = [sum(self._numbers(key)) for key in ("num_prompt_tokens", "num_completion_tokens")]
+        return sums[0] / len(self.raw), sums[1] / len(self.raw)
+
+    def _numbers(self, key: str) -> list[float]:
+        found = [_NUMBERS[key].search(row) for row in self.raw]
+        return [float(m[1]) if m else 0.0 for m in found]
+
+
+def skim(path: Path) -> tuple[Any, list[ArmRows]]:
+    """A record with the rows of its arms cut out, and those rows, arm by arm.
+
+    Raises: OSError, ValueError as read_json.
+    """
+    content, at = path.read_bytes(), 0
+    kept: list[bytes] = []
+    arms: list[ArmRows] = []
+    while found := _ROWS.search(content, at):
+        if found[3] == b"]":
+            kept, at = [*kept, content[at : found.end()]], found.end()
+            arms.append(ArmRows(()))
+            continue
+        end = content.find(b"\n" + found[2] + b"]", found.end() - 1)
+        if end < 0:
+            raise ValueError(f"{path.name}: the list of rows is cut short")
+        kept += [content[at : found.end(1)], b"[]"]
+        arms.append(ArmRows(_split(content[found.end() : end], found[2] + b"  ")))
+        at = end + len(found[2]) + 2
+    kept.append(content[at:])
+    return json.loads(b"".join(kept).decode("utf-8", "surrogatepass")), arms
+
+
+def _split(block: bytes, indent: bytes) -> tuple[bytes, ...]:
+    """The objects of a list that stand at this indentation."""
+    return tuple(row.removesuffix(b",") for row in re.split(rb"\n(?=" + indent + rb"\{\n)", block))
