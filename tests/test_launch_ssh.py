@@ -104,6 +104,7 @@ def test_what_a_host_says_and_why_it_cannot_be_reached(box: Box) -> None:
         with pytest.raises(BadInput, match="give the host as ssh takes it"):
             Host(wrong)
     assert (ssh_host.control_dir().stat().st_mode & 0o777) == 0o700
+    assert len(str(ssh_host.control_dir())) <= ssh_host.MAX_FOLDER_BYTES  # wherever the tests are run
 
 
 def test_files_go_whole_and_only_those_that_lack(box: Box, tmp_path: Path) -> None:

@@ -216,7 +216,8 @@ def test_a_second_run_is_predicted_from_the_first(place):
     entries = {entry["stage"]: entry for entry in first.ledger.entries()}
     took = entries["train"]["actual"]["s"] / entries["train"]["basis"]["predicted_s"]
     applied = rung.train_s.value / rung.derived_s["train"]
-    assert abs(math.log(applied / took)) < abs(math.log(took)) and "on this machine took" in rung.timed
+    # The first run is one of several in the folder; where the prediction was good, the others weigh more.
+    assert abs(math.log(applied / took)) < max(0.5, abs(math.log(took))) and "on this machine took" in rung.timed
     assert "evaluation" in rung.timed
     forget_outrun(second)  # nothing new
     assert (second.folder / "plan.json").is_file()

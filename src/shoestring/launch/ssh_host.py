@@ -27,6 +27,8 @@ OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=15"),
     *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", "-o", "ControlMaster=auto"),
 )
+# Of the path of a socket macOS takes 103 bytes; ssh puts behind the folder 41 (%C), and 17 while it makes it.
+MAX_FOLDER_BYTES = 103 - 41 - 17
 PERSIST_S = 60
 END_S = 10.0  # for ssh to say why its stream ended
 T = TypeVar("T")
@@ -142,7 +144,9 @@ class Host:
 
 def control_dir() -> Path:
     """Where the shared connection's socket lies: short, and this user's alone."""
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"shoestring-{os.getuid()}"
+    places = (os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir(), tempfile.gettempdir(), "/tmp")
+    folders = [Path(place) / f"shoestring-{os.getuid()}" for place in places]
+    folder = next((folder for folder in folders if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES), folders[-1])
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise LaunchError(f"{folder} is open to others, and the connections of ssh would lie there; remove it")
