@@ -226,8 +226,8 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     expected = "init run curate decide plan check train eval export report runs models prices explain synth demo"
     expected += " judge label launch ui"
-    assert list(commands) == [*expected.split(), "import"]
-    of_groups = {f"import {name}": command for name, command in commands.pop("import").commands.items()}
+    assert list(commands) == [*expected.split(), "import", "bench"]
+    of_groups = {f"{g} {name}": c for g in ("import", "bench") for name, c in commands.pop(g).commands.items()}
     for name, command in {**commands, **of_groups}.items():
         options = [p for p in command.params if p.param_type_name == "option"]
         assert len(options) <= MAX_OPTIONS, f"{name} has {len(options)} options"

@@ -380,6 +380,7 @@ def _stages(target: str, runs_dir: Path, is_json: bool, until: Any) -> int:
     return command(target, runs_dir, is_json, until)
 
 
-from . import judge_commands as judge_commands  # noqa: E402  # listed behind the others
+from . import bench_command as bench_command  # noqa: E402  # listed behind the others
+from . import judge_commands as judge_commands  # noqa: E402
 from . import launch_command as launch_command  # noqa: E402
 from . import ui_command as ui_command  # noqa: E402
