@@ -44,6 +44,7 @@ ALSO = {
     ("train", "embedded"),
     ("launch", "train"),  # where models lie
     ("serve", "train"),
+    ("serve", "imports"),  # a fine-tuning job of a client is read as a finished one is
     ("serve", "evaluate.generation"),
     ("evaluate.generation", "train"),
     ("stages", "recipe"),

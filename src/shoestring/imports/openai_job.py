@@ -76,7 +76,7 @@ def read_job(record: Any, name: str) -> Job:
     parts = tuned.split(":")  # ft:MODEL:ORGANISATION:SUFFIX:ID
     return Job(
         id=job_id,
-        model=re.sub(r"-\d{4}-\d{2}-\d{2}$|-\d{4}$", "", base),
+        model=dateless(base),
         snapshot=snapshot,
         continued_from=snapshot if base != snapshot else "",
         status=status,
@@ -92,6 +92,11 @@ def read_job(record: Any, name: str) -> Job:
         validation_file=str(record.get("validation_file") or ""),
         fine_tuned_model=tuned,
     )
+
+
+def dateless(name: str) -> str:
+    """A model's name without the date of its snapshot."""
+    return re.sub(r"-\d{4}-\d{2}-\d{2}$|-\d{4}$", "", name)
 
 
 def _number(value: Any) -> float | None:
