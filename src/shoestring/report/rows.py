@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..records import RowScore
+from ..records import Estimate, RowScore
 
 # ArmScore's fields in their order: what stands before its rows.
 _ROWS = re.compile(rb'("interval": "[^"\n]*",\n( +)"rows": )\[(\n|\])')
@@ -99,3 +99,23 @@ def skim(path: Path) -> tuple[Any, list[ArmRows]]:
 def _split(block: bytes, indent: bytes) -> tuple[bytes, ...]:
     """The objects of a list that stand at this indentation."""
     return tuple(row.removesuffix(b",") for row in re.split(rb"\n(?=" + indent + rb"\{\n)", block))
+
+
+_HEAD = re.compile(rb'"arm": ("(?:[^"\\\n]|\\.)*"),\n *"kind": ("[a-z_]*"),.*?"score": (\{[^{}]*\})', re.DOTALL)
+_HEAD_BYTES = 4096
+
+
+def head_of(path: Path) -> tuple[str, str, Estimate] | None:
+    """Name, kind and score of the arm in a record, from its first bytes; None where they do not say."""
+    try:
+        with path.open("rb") as file:
+            found = _HEAD.search(file.read(_HEAD_BYTES))
+    except OSError:
+        return None
+    if found is None:
+        return None
+    try:
+        name, kind, score = (json.loads(part) for part in found.groups())
+        return str(name), str(kind), Estimate(score["value"], score["low"], score["high"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -72,6 +72,19 @@ def arm_chart(arms: Sequence[ArmScore], bar: float, chosen: str | None) -> Marku
     return framed(height, f"Score of {len(arms)} arms against the bar of {bar:g}", *parts)
 
 
+def score_bar(score: Estimate, bar: float) -> Markup:
+    """A score's interval and dot from 0 to 1 on one line, the bar as an upright stroke; filled where it is met."""
+    state = "met" if score.low >= bar else "unmet"
+    parts = [
+        '<line x1="0" x2="100%" y1="9" y2="9" class="track"/>',
+        f'<line x1="{bar:.2%}" x2="{bar:.2%}" y1="1" y2="17" class="bar solid"/>',
+        f'<line x1="{score.low:.2%}" x2="{score.high:.2%}" y1="9" y2="9" class="interval tuned"/>',
+        f'<circle cx="{score.value:.2%}" cy="9" r="5" class="dot tuned {state}"/>',
+    ]
+    label = f"{score.value:.3f}, interval {score.low:.3f} to {score.high:.3f}, bar {bar:g}"
+    return Markup(f'<span class="ratio">{framed(18, label, *parts)}</span>')
+
+
 def _short(name: str, limit: int = 34) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 

@@ -141,6 +141,7 @@ class Watch:
             "num_tokens": tokens,
             "tokens_per_s": round(tokens / max(now - self.step_s, 1e-9), 1),
             "wall_s": round(self.wall_s(), 3),
+            "peak_bytes": self.peak_bytes(),
         }
         self.last_steps_s.append(now - self.step_s)
         self.state.step_s = max(self.last_steps_s)

@@ -1,19 +1,104 @@
-"""The list of runs."""
+"""The list of runs: what each came to, what it cost, what it does now; starting and stopping."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from markupsafe import Markup as Trusted
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from .places import run_folders
-from .site import page, site_of
+from ..errors import BadInput
+from ..report.svg import score_bar
+from . import events
+from .places import folder_of
+from .site import Seen, Site, page, site_of, trusted
 
 
 def runs(request: Request) -> Response:
     """The list."""
     site = site_of(request)
-    return page(request, "runs.html", title="Runs", runs=sorted(folder.name for folder in run_folders(site.runs_dir)))
+    rows = [(_id(seen), row(site, seen)) for seen in _all(site)]
+    return page(request, "runs.html", title="Runs", rows=rows, runs_dir=str(site.runs_dir))
 
 
-ROUTES = [Route("/", runs)]
+def row(site: Site, seen: Seen) -> Trusted:
+    """The cells of a run's line."""
+    facts = seen.run.facts
+    chart = trusted(score_bar(facts.score, facts.bar)) if facts.score and facts.bar is not None else None
+    return Trusted(site.render("runs_row.html", {"seen": seen, "facts": facts, "chart": chart, "when": when}))
+
+
+def when(stamp: str) -> str:
+    """A stored time in this machine's zone."""
+    try:
+        return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return stamp
+
+
+def _all(site: Site) -> list[Seen]:
+    return [site.seen(run) for run in site.reader.all()]
+
+
+def _id(seen: Seen) -> str:
+    return f"run-{seen.run.name}"
+
+
+def follow(request: Request) -> Response:
+    """Events of the list: lines that changed; where runs came or went, the list anew."""
+    site = site_of(request)
+    changes, before = events.Changes(), {_id(seen): seen for seen in _all(site)}
+    for element_id, seen in before.items():
+        changes.known(element_id, row(site, seen))
+
+    def look() -> list[events.Event]:
+        nonlocal before
+        now = {_id(seen): seen for seen in _all(site)}
+        if now.keys() != before.keys():
+            before = now
+            return [events.fresh("runs")]
+        differing = [(element_id, row(site, seen)) for element_id, seen in now.items() if seen != before[element_id]]
+        said = [
+            events.say(f"{seen.run.name}: {seen.words}")
+            for element_id, seen in now.items()
+            if seen.state != before[element_id].state
+        ]
+        before = now
+        return [*changes.parts(differing), *said]
+
+    return events.stream(look)
+
+
+def start(request: Request) -> Response:
+    """Start a run, or let it go on: what `shoestring run FOLDER` does."""
+    site, name = site_of(request), request.path_params["name"]
+    folder = folder_of(site.runs_dir, name)
+    if not (folder / "run.yaml").is_file():
+        raise BadInput(f"{name} holds no run file yet; start it with: shoestring run RUN_FILE")
+    site.processes.start(name, folder)
+    return _acted(request)
+
+
+def stop(request: Request) -> Response:
+    """Stop a run as Ctrl-C does."""
+    site = site_of(request)
+    folder = folder_of(site.runs_dir, request.path_params["name"])
+    site.processes.stop(site.reader.one(folder))
+    return _acted(request)
+
+
+def _acted(request: Request) -> Response:
+    """htmx is told nothing, for the events show the change; a form without it sees the run again."""
+    if request.headers.get("hx-request") == "true":
+        return Response(status_code=204)
+    return RedirectResponse(f"/runs/{request.path_params['name']}", 303)
+
+
+ROUTES = [
+    Route("/", runs),
+    Route("/events", follow),
+    Route("/runs/{name}/start", start, methods=["POST"]),
+    Route("/runs/{name}/stop", stop, methods=["POST"]),
+]

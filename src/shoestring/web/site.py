@@ -18,6 +18,8 @@ from starlette.responses import HTMLResponse
 from ..report.style import STYLE
 from ..report.text import Markup, esc
 from ..units import count, duration, gib, usd
+from .overview import STATES, WORKING, Overview, Reader
+from .processes import Processes
 
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 20
@@ -32,6 +34,46 @@ class Static:
     url: str
     content: bytes
     media_type: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run as the page shows it."""
+
+    run: Overview
+    state: str
+    why: str
+
+    @property
+    def sign(self) -> str:
+        """The state's sign, which tells by shape what the colour says."""
+        return STATES[self.state][0]
+
+    @property
+    def words(self) -> str:
+        """The state in words."""
+        return STATES[self.state][1]
+
+    @property
+    def is_working(self) -> bool:
+        """Whether something works on it now."""
+        return self.state in WORKING
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether it can be stopped from here."""
+        holder = self.run.holder
+        return self.state == "away" or (self.state == "running" and holder is not None and holder.is_here)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether it can go on from here."""
+        return not self.is_working and self.state not in ("met", "unmet", "broken", "new")
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """What it is doing, the innermost first."""
+        return list((self.run.facts.live or {}).get("tasks", ())) if self.run.holder is not None else []
 
 
 @dataclass
@@ -53,6 +95,7 @@ class Site:
         )
         self.templates.globals["static"] = lambda name: self.statics[name].url
         self.templates.filters |= {"usd": usd, "duration": duration, "gib": gib, "count": count}
+        self.reader, self.processes = Reader(self.runs_dir), Processes(self.runs_dir)
         self.templates.filters |= {"clean": lambda value: Trusted(esc(value))}
 
     @property
@@ -63,6 +106,10 @@ class Site:
     def max_body_bytes(self, path: str) -> int:
         """The longest body that this address takes."""
         return max((n for start, n in self.body_limits.items() if path.startswith(start)), default=MAX_BODY_BYTES)
+
+    def seen(self, run: Overview) -> Seen:
+        """An overview with what this page started and asked of it."""
+        return Seen(run, *self.processes.seen(run))
 
     def render(self, template: str, context: Mapping[str, Any]) -> str:
         """A template as text; what came from `report` parts is passed through trusted()."""
