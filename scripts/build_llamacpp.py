@@ -1,6 +1,6 @@
 """llama.cpp from the registry's sources: llama-server, llama-quantize and the convert scripts, in one folder.
 
-`python scripts/build_llamacpp.py --install DIR [--jobs N]` downloads the source distribution of llama-cpp-python (77 MB,
+`python scripts/build_llamacpp.py --install DIR [--jobs N]` downloads llama-cpp-python's source distribution (77 MB,
 with all of llama.cpp in it), builds the two programs with cmake (about 11 minutes on two cores), and copies the scripts
 with the gguf package of the same version: the registry's gguf is older under the same number. Then
 SHOESTRING_LLAMACPP=DIR, or install to .venv/llamacpp, where it is found without. Needs a C++ compiler and cmake.
