@@ -19,7 +19,7 @@ from ...train.base import load_base, load_tokenizer, quiet_loading, stop_token_i
 from ...train.device import free_bytes
 from ...units import gib
 from ..engine import BASE, Ask, Busy, Capability, EngineDown, Piece
-from .embedded_cache import PrefixTree, Store
+from .embedded_cache import PrefixTree, Store, keyed_dtype
 from .embedded_loop import Forward, Loop, Row
 from .embedded_lora import Adapter, Slots, read_adapter
 from .embedded_pass import Pass, Run, hidden_above
@@ -77,8 +77,7 @@ class EmbeddedEngine:
         self.capability = Capability(
             "embedded", mixes_adapters=True, quantised_base=bool(is_quantised), notes=(self.route,)
         )
-        shape, dtype = _keyed_shape(model), model.dtype
-        store = Store(shape, dtype=dtype, device=model.device, budget_tokens=0)
+        store = Store(_keyed_shape(model), dtype=keyed_dtype(model), device=model.device, budget_tokens=0)
         free = free_bytes(device)
         store.budget_tokens = int(free * ROWS_FRAC) // store.token_bytes
         if store.budget_tokens < 256:
@@ -263,7 +262,7 @@ def probe(forward: Forward, model: Any, ids: list[int], adapter: Adapter | None)
     """Logits (N, V) after each token, the first half read as a run, the others one by one as answers are."""
     import torch
 
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, keyed_dtype(model)
     with torch.inference_mode():
         store = Store(_keyed_shape(model), dtype=dtype, device=device, budget_tokens=len(ids))
         store.require(1, len(ids))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from .embedded_lora import Linears
+from .embedded_cache import keyed_dtype
 from .embedded_pass import Pass
 
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
@@ -53,6 +54,7 @@ class Lean:
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.num_layers = config.num_hidden_layers
         self.eps = config.rms_norm_eps
+        self.kind = keyed_dtype(model)
         self.groups: list[Linears] = []
         self.layers = [self._joined(i, layer) for i, layer in enumerate(model.model.layers)]
         self.rope: tuple[Any, Any] | None = None
@@ -76,7 +78,7 @@ class Lean:
         norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
         of_heads = None
         if hasattr(attention, "q_norm"):
-            of_heads = (attention.q_norm.weight, attention.k_norm.weight)
+            of_heads = tuple(norm.weight.to(self.kind) for norm in (attention.q_norm, attention.k_norm))
         return (*norms, of_heads, *weights)
 
     def forward(self, now: Pass) -> Any:
@@ -94,14 +96,14 @@ class Lean:
             normed = F.rms_norm(x_NI, shape, norm1, self.eps)
             y = F.linear(normed, w_qkv, b_qkv)
             now.add_adapters(qkv, normed, y)
-            y_NHD = y.view(-1, heads + 2 * num_kv, size)
+            y_NHD = y.view(-1, heads + 2 * num_kv, size).to(now.store.held.dtype)
             if of_heads is not None:
-                y_NHD[:, :heads] = F.rms_norm(y_NHD[:, :heads], (size,), of_heads[0], self.eps)
-                y_NHD[:, heads:num_rotated] = F.rms_norm(y_NHD[:, heads:num_rotated], (size,), of_heads[1], self.eps)
+                for first, last, weight in ((0, heads, of_heads[0]), (heads, num_rotated, of_heads[1])):
+                    y_NHD[:, first:last] = F.rms_norm(y_NHD[:, first:last], (size,), weight, self.eps)
             turned = y_NHD[:, :num_rotated]
             crossed = turned.roll(size // 2, -1)  # its sign is in the sines
             turned.mul_(cos_N1D).addcmul_(crossed, sin_N1D)
-            seen = now.attend(i, y_NHD[:, :heads], y_NHD[:, heads:], scale)
+            seen = now.attend(i, y_NHD[:, :heads], y_NHD[:, heads:], scale).to(y.dtype)
             y = F.linear(seen, w_o, b_o)
             now.add_adapters(o, seen, y)
             x_NI = x_NI.add_(y)
@@ -128,7 +130,8 @@ class Lean:
             cos, sin = self.model.model.rotary_emb(self.model.model.embed_tokens.weight, positions)
             sign = torch.ones(self.head_size, dtype=sin.dtype, device=sin.device)
             sign[: self.head_size // 2] = -1
-            self.rope = (cos[0][:, None], (sin[0] * sign)[:, None])
+            kind = now.store.held.dtype
+            self.rope = (cos[0][:, None].to(kind), (sin[0] * sign)[:, None].to(kind))
         return self.rope[0].index_select(0, now.positions), self.rope[1].index_select(0, now.positions)
 
 

@@ -25,7 +25,7 @@ class Run:
     start: int
     stop: int
     first: int
-    hidden: Any  # (n, stop) 0 or -inf, in the model's type
+    hidden: Any  # (n, stop) 0 or -inf, in the type of the store
 
     @property
     def last(self) -> int:
@@ -43,7 +43,7 @@ class Pass:
     written: Any  # where keys and values go, as Store.write_places
     num_single: int
     num_tokens_seen: int  # T of the rows with one token
-    hidden: Any  # (B, 1, 1, T) 0 or -inf, in the model's type
+    hidden: Any  # (B, 1, 1, T) 0 or -inf, in the type of the store
     runs: Sequence[Run]
     slots: Slots | None
     share: Share | None
