@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .embedded_lora import Linears
 from .embedded_cache import keyed_dtype
+from .embedded_lora import Linears
 from .embedded_pass import Pass
 
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
