@@ -27,7 +27,7 @@ from shoestring.serve.tuning.names import Served, map_lines, trained_for
 from shoestring.serve.tuning.service import Tuning
 from shoestring.serve.tuning.settings import TuningSettings, load_settings
 from shoestring.serve.tuning.store import Files, LineCheck, is_id, new_id
-from tests.tuning_server import make_app, nothing_served
+from tests.tuning_server import KEYS, app_of, nothing_served
 
 LABELS = {"refund": "billing", "invoice": "billing", "order": "sales", "crash": "tech", "login": "tech"}
 WORDS = "amber birch cedar delta ember frost grove heron iris jade kelp lotus maple".split()  # noqa: SIM905
@@ -54,7 +54,7 @@ def tickets(num: int, seed: int = 0) -> bytes:
 def served(runs_dir: Path, settings: TuningSettings | None = None) -> Iterator[str]:
     """The API alone, on a port of its own, in a thread of this process; its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(Tuning(runs_dir, settings or TuningSettings(), None, nothing_served))
+    app = app_of(Tuning(runs_dir, settings or TuningSettings(), None, nothing_served))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
@@ -69,7 +69,7 @@ def served(runs_dir: Path, settings: TuningSettings | None = None) -> Iterator[s
 
 
 def client(url: str, key: str = "ann") -> OpenAI:
-    return OpenAI(base_url=url, api_key=key, max_retries=0)
+    return OpenAI(base_url=url, api_key=KEYS[key], max_retries=0)
 
 
 # ---- files ----------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ ESCAPES = (
 def status_of(url: str, path: str) -> int:
     """Of a GET whose path goes out as it stands."""
     with contextlib.closing(http.client.HTTPConnection(url.split("/")[2])) as connection:
-        connection.request("GET", path, headers={"Authorization": "Bearer ann"})
+        connection.request("GET", path, headers={"Authorization": f"Bearer {KEYS['ann']}"})
         return connection.getresponse().status
 
 
@@ -195,7 +195,7 @@ def test_an_upload_cut_short_leaves_nothing(tmp_path: Path) -> None:
     with served(tmp_path) as url:
         host, port = url.split("/")[2].split(":")
         body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.jsonl"\r\n\r\n' + tickets(2)
-        head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer ann\r\n"
+        head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEYS['ann']}\r\n"
         head += f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, int(port))) as one:
             one.sendall(head.encode() + body)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunFolderError
-from ...files import cannot_write, read_json, read_whole_lines, write_json
+from ...files import read_json, read_whole_lines, write_json
 from ..gateway.errors import ApiError
+from ..gateway.keys import private_folder
 from .store import new_id
 
 STATE, EVENTS, RUN_FILE, CHECKED, OUTPUT, LOG = (
@@ -103,11 +104,7 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        private_folder(folder)
         self.known = {job.id: job for job in sorted(self._read(), key=lambda job: job.number)}
 
     def _read(self) -> list[TuningJob]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...units import usd
 from ..gateway.errors import ApiError
+from ..gateway.keys import private_folder
 from .asked import read_request, refused
 from .jobs import (
     BUDGET_CODE,
@@ -27,9 +29,10 @@ from .jobs import (
     TuningJob,
 )
 from .names import TUNED, Served, Trained, trained_for
+from .progress import JobRun
 from .runner import OnFinished, Runner
 from .settings import TuningSettings
-from .store import TRAIN, Files, new_id
+from .store import MEGABYTE, TRAIN, Files, new_id
 from .upload import receive
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 1_000_000  # of a request for a job
 PAGE, MOST_JOBS, MOST_FILES = 20, 100, 10_000
 STATE_FOLDER = ".serving"
+FILES, JOBS = "/v1/files", "/v1/fine_tuning/jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,7 @@ class Tuning:
         self, runs_dir: Path, settings: TuningSettings, served: Served | None, on_finished: OnFinished
     ) -> None:
         self.settings, self.served = settings, served
-        home = runs_dir / STATE_FOLDER
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        home.chmod(0o700)
+        home = private_folder(runs_dir / STATE_FOLDER)
         self.files = Files(home / "files", max_file_mb=settings.max_file_mb, max_stored_mb=settings.max_stored_mb)
         self.jobs = Jobs(home / "jobs")
         self.on_finished = on_finished
@@ -88,6 +90,19 @@ class Tuning:
         if self.runner is not None:
             await self.runner.close()
 
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """From start to close, for the gateway."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.close()
+
+    def body_limits(self) -> dict[str, int]:
+        """Bytes of a request, by the beginning of its address; the upload itself holds files to their own limit."""
+        return {FILES: self.files.max_file_bytes + MEGABYTE}
+
     def why_not_served(self, name: str) -> str:
         """Of a tuned model that is finished and does not answer here; empty for others."""
         job = self.jobs.tuned(name)
@@ -97,16 +112,15 @@ class Tuning:
         """What the gateway mounts."""
         from starlette.routing import Route
 
-        at, jobs = "/v1/files", "/v1/fine_tuning/jobs"
-        one_file, one_job = f"{at}/{{file_id}}", f"{jobs}/{{job_id}}"
+        one_file, one_job = f"{FILES}/{{file_id}}", f"{JOBS}/{{job_id}}"
         return [
-            Route(at, self.upload, methods=["POST"]),
-            Route(at, self.list_files, methods=["GET"]),
+            Route(FILES, self.upload, methods=["POST"]),
+            Route(FILES, self.list_files, methods=["GET"]),
             Route(one_file, self.file, methods=["GET"]),
             Route(one_file, self.delete_file, methods=["DELETE"]),
             Route(f"{one_file}/content", self.file_content, methods=["GET"]),
-            Route(jobs, self.create, methods=["POST"]),
-            Route(jobs, self.list_jobs, methods=["GET"]),
+            Route(JOBS, self.create, methods=["POST"]),
+            Route(JOBS, self.list_jobs, methods=["GET"]),
             Route(one_job, self.job, methods=["GET"]),
             Route(f"{one_job}/cancel", self.cancel, methods=["POST"]),
             Route(f"{one_job}/pause", self.pause, methods=["POST"]),
@@ -245,11 +259,10 @@ class Tuning:
         return self.jobs.get(request.path_params["job_id"], _sees(request))
 
     def _body(self, job: TuningJob) -> dict[str, Any]:
-        from .progress import JobRun
-
         is_running = job.status == RUNNING
         estimated = JobRun(self._runner.run_folder(job)).estimated_finish() if is_running else None
-        return job.body(estimated)
+        ours = {"run": job.run_name, "asked_model": job.asked_model, "spent_usd": job.spent_usd}
+        return {**job.body(estimated), "shoestring": {**ours, "not_served": job.not_served or None}}
 
     def _told(self, job: TuningJob) -> Response:
         return _answer(self._body(job))
@@ -293,8 +306,6 @@ class Tuning:
         return _answer(_page(request, found[::-1], PAGE, MOST_JOBS).body())
 
     async def checkpoints(self, request: Request) -> Response:
-        from .progress import JobRun
-
         job = self._job(request)
         found = []
         for kept in JobRun(self._runner.run_folder(job)).checkpoints():

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import RunFolderError
-from ...files import cannot_write, read_json, sync_folder, write_json
+from ...files import read_json, sync_folder, write_json
 from ..gateway.errors import ApiError
+from ..gateway.keys import private_folder
 
 ALPHABET = string.ascii_letters + string.digits
 ID_CHARACTERS = 24
@@ -174,11 +175,7 @@ class Files:
     def __init__(self, folder: Path, *, max_file_mb: int, max_stored_mb: int) -> None:
         self.folder = folder
         self.max_file_bytes, self.max_stored_bytes = max_file_mb * MEGABYTE, max_stored_mb * MEGABYTE
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        private_folder(folder)
         for left in folder.glob(".*.partial"):
             shutil.rmtree(left, ignore_errors=True)
         self.known = {record.id: record for record in sorted(self._read(), key=lambda r: (r.created_at, r.id))}
