@@ -15,11 +15,11 @@ MOST_NUMBERS = 20  # of a curve, in its table
 NUMBERS = ("loss", "learning_rate", "dev_loss", "dev_metric", "dev_preference")
 
 
-def curves(run: RunFiles) -> Markup:
-    """Loss and dev score of each rung that was trained, or is being trained."""
+def curves(run: RunFiles, but: str | None = None) -> Markup:
+    """Loss and dev score of each rung that was trained, or is being trained; but: a model that is left out."""
     charts = []
     for rung in run.rungs:
-        if not rung.history:
+        if not rung.history or rung.model == but:
             continue
         loss = [(row["step"], row["loss"]) for row in rung.history if "loss" in row]
         dev_loss = [(row["step"], row["dev_loss"]) for row in rung.history if "dev_loss" in row]

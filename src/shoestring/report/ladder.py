@@ -10,7 +10,7 @@ from ..records import ArmScore
 from ..units import usd
 from .folder import RunFiles
 from .svg import INSET, framed, text_at
-from .text import Markup, esc, section, table
+from .text import Markup, details, esc, join, section, table
 
 TOP_PX, PLOT_PX = 20, 210
 
@@ -78,7 +78,10 @@ def price_chart(run: RunFiles) -> Markup:
         "What each arm cost to train and to score, and what it scored; up and to the left is better. The line joins "
         "the arms that no cheaper one equals."
     )
-    return section("Score against dollars", _scatter(order, line, bar), table(head, rows, numeric=(2,)), lead=lead)
+    names = join(*(f"<span>{number} {esc(arm.arm)}</span>" for number, arm in enumerate(order, 1)))
+    key = join('<div class="key">', names, "</div>")
+    numbers = details(esc("In numbers"), table(head, rows, numeric=(2,)))
+    return section("Score against dollars", _scatter(order, line, bar), key, numbers, lead=lead)
 
 
 def pareto(arms: Sequence[ArmScore]) -> list[ArmScore]:

@@ -30,12 +30,13 @@ _FAILURE = re.compile(rb'\n *"failure": (?!null)')
 class ArmRows:
     """The rows of one arm as they stand in its record, each parsed when it is asked for."""
 
-    raw: tuple[bytes, ...]
+    block: bytes
+    indent: bytes  # of a row
 
     @classmethod
     def of(cls, rows: Sequence[Any]) -> ArmRows:
         """Rows that were parsed, as a record that another program wrote has them."""
-        return cls(tuple(json.dumps(row, indent=2).encode() for row in rows))
+        return cls(b",\n".join(json.dumps(row, indent=2).encode() for row in rows), b"")
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -43,6 +44,13 @@ class ArmRows:
     def row(self, place: int) -> RowScore:
         """The row at this place of the record."""
         return RowScore(**json.loads(self.raw[place].decode("utf-8", "surrogatepass")))
+
+    @cached_property
+    def raw(self) -> tuple[bytes, ...]:
+        """Each row unparsed."""
+        if not self.block:
+            return ()
+        return tuple(row.removesuffix(b",") for row in re.split(rb"\n(?=" + self.indent + rb"\{\n)", self.block))
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -63,10 +71,9 @@ class ArmRows:
     @cached_property
     def mean_tokens(self) -> tuple[float, float]:
         """Mean tokens of a prompt and of an answer."""
-        if not self.raw:
-            return 0.0, 0.0
-        sums = [sum(self._numbers(key)) for key in ("num_prompt_tokens", "num_completion_tokens")]
-        return sums[0] / len(self.raw), sums[1] / len(self.raw)
+        counts = [_NUMBERS[key].findall(self.block) for key in ("num_prompt_tokens", "num_completion_tokens")]
+        prompt, answer = (sum(map(float, found)) / max(1, len(found)) for found in counts)
+        return prompt, answer
 
     def _numbers(self, key: str) -> list[float]:
         found = [_NUMBERS[key].search(row) for row in self.raw]
@@ -84,21 +91,16 @@ def skim(path: Path) -> tuple[Any, list[ArmRows]]:
     while found := _ROWS.search(content, at):
         if found[3] == b"]":
             kept, at = [*kept, content[at : found.end()]], found.end()
-            arms.append(ArmRows(()))
+            arms.append(ArmRows(b"", b""))
             continue
         end = content.find(b"\n" + found[2] + b"]", found.end() - 1)
         if end < 0:
             raise ValueError(f"{path.name}: the list of rows is cut short")
         kept += [content[at : found.end(1)], b"[]"]
-        arms.append(ArmRows(_split(content[found.end() : end], found[2] + b"  ")))
+        arms.append(ArmRows(content[found.end() : end], found[2] + b"  "))
         at = end + len(found[2]) + 2
     kept.append(content[at:])
     return json.loads(b"".join(kept).decode("utf-8", "surrogatepass")), arms
-
-
-def _split(block: bytes, indent: bytes) -> tuple[bytes, ...]:
-    """The objects of a list that stand at this indentation."""
-    return tuple(row.removesuffix(b",") for row in re.split(rb"\n(?=" + indent + rb"\{\n)", block))
 
 
 _HEAD = re.compile(rb'"arm": ("(?:[^"\\\n]|\\.)*"),\n *"kind": ("[a-z_]*"),.*?"score": (\{[^{}]*\})', re.DOTALL)

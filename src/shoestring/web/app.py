@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import runs_page
+from . import run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
@@ -20,7 +20,7 @@ FOREVER = "private, max-age=31536000, immutable"
 def make_app(site: Site) -> Starlette:
     """The page as an ASGI application."""
     app = Starlette(
-        routes=[Route("/static/{digest}/{name}", static), *runs_page.ROUTES],
+        routes=[Route("/static/{digest}/{name}", static), *runs_page.ROUTES, *run_page.ROUTES],
         middleware=[Middleware(Guard, site=site)],
         exception_handlers={HTTPException: refused, ShoestringError: failed},
     )

@@ -25,6 +25,8 @@ HOST = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 20
 TYPES = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".svg": "image/svg+xml"}
 PACKAGE = "shoestring.web"
+# The pages of a run: what follows /runs/NAME/, and its name.
+RUN_TABS = (("", "Result"),)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Site:
         )
         self.templates.globals["static"] = lambda name: self.statics[name].url
         self.templates.filters |= {"usd": usd, "duration": duration, "gib": gib, "count": count}
+        self.templates.globals["run_tabs"] = RUN_TABS
         self.reader, self.processes = Reader(self.runs_dir), Processes(self.runs_dir)
         self.templates.filters |= {"clean": lambda value: Trusted(esc(value))}
 

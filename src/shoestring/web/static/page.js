@@ -66,3 +66,64 @@ function begin(root) {
 document.addEventListener("DOMContentLoaded", () => begin(document));
 document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
 document.addEventListener("htmx:beforeCleanupElement", (event) => event.detail.elt.closeEvents?.());
+
+// ---- curves of a training under way ---------------------------------------------------------
+
+const curves = { model: null, rows: [], plots: [] };
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function plot(into, title, columns, range) {
+  const axis = { stroke: colour("--soft"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false },
+    font: "11px system-ui, sans-serif" };
+  const box = document.createElement("div");
+  into.append(box);
+  const one = new uPlot({
+    title, width: Math.max(240, box.clientWidth), height: 190, cursor: { y: false },
+    scales: { x: { time: false }, y: { range: range || ((u, low, high) => [Math.min(0, low), high * 1.05 || 1]) } },
+    axes: [{ ...axis, size: 26 }, { ...axis, size: 44 }],
+    series: [{ label: "step" }, ...columns.map(([label, variable, dots]) => ({
+      label, stroke: colour(variable), width: 1.8, spanGaps: true,
+      points: { show: dots, size: 7, fill: colour(variable) },
+      value: (u, value) => (value == null ? "–" : value.toFixed(3)),
+    }))],
+  }, columns.map(() => []).concat([[]]), box);
+  new ResizeObserver(() => one.setSize({ width: Math.max(240, box.clientWidth), height: 190 })).observe(box);
+  return one;
+}
+
+function draw() {
+  const into = document.getElementById("live-curves");
+  if (!into) return;
+  into.hidden = curves.model === null || !curves.rows.length;
+  if (into.hidden) return;
+  if (!curves.plots.length) {
+    into.replaceChildren();
+    curves.plots = [
+      plot(into, curves.model + ": loss a token", [["training", "--c1", false], ["dev", "--c2", true]]),
+      plot(into, "dev score", [["dev", "--c1", true]], [0, 1]),
+    ];
+  }
+  const [step, loss, devLoss, devScore] = [0, 1, 2, 3].map((i) => curves.rows.map((row) => row[i]));
+  curves.plots[0].setData([step, loss, devLoss]);
+  curves.plots[1].setData([step, devScore]);
+  const last = curves.rows[curves.rows.length - 1];
+  into.setAttribute("aria-label", `${curves.model}: loss ${last[1]?.toFixed(3)} a token at step ${last[0]}`);
+}
+
+DOES.steps = (data) => {
+  if (data.all || data.model !== curves.model) {
+    curves.plots.forEach((one) => one.destroy());
+    Object.assign(curves, { model: data.model, rows: [], plots: [] });
+  }
+  curves.rows.push(...(data.rows || []));
+  draw();
+};
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  curves.plots.forEach((one) => one.destroy());
+  curves.plots = [];
+  draw();
+});
