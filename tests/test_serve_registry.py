@@ -207,9 +207,9 @@ def test_an_adapter_trained_on_nf4_is_another_model_on_a_16_bit_base(runs: Path,
     found = verdict(adapter, base, ALL)
     assert found.decision == MERGE and "another model" in found.reason
     nf4 = Capability("nf4", mixes_adapters=True, quantised_base=True)
-    assert verdict(adapter, base, nf4, on_nf4=True).decision == SERVE
+    assert verdict(adapter, base, nf4).decision == SERVE
     plain = read_run(runs / "tickets").adapter
-    assert plain is not None and verdict(plain, base, nf4, on_nf4=True).decision == REFUSE
+    assert plain is not None and verdict(plain, base, nf4).decision == REFUSE
 
 
 def test_hashes_do_not_depend_on_shards_but_on_every_weight(twins: tuple[Path, Path], tmp_path: Path) -> None:

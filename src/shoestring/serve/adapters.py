@@ -212,25 +212,21 @@ def _apart(adapter: Adapter, shapes: Shapes) -> list[str]:
     return wrong
 
 
-def verdict(adapter: Adapter, base: Base, engine: Capability, *, on_nf4: bool = False) -> Verdict:
-    """on_nf4: whether the engine holds the base in NF4.
-
-    Raises: ModelError where the base's architecture is not known.
-    """
+def verdict(adapter: Adapter, base: Base, engine: Capability) -> Verdict:
+    """What to do with this adapter. Raises: ModelError where the base's architecture is not known."""
     if why := _not_of_base(adapter, base):
         return Verdict(REFUSE, why)
     if adapter.unknown:
         return Verdict(MERGE, f"it uses {', '.join(adapter.unknown)}, which no engine here computes unmerged")
     notes = _notes(adapter, base)
-    if adapter.method == "qlora" and not (engine.quantised_base and on_nf4):
-        held = "in 16 bits here" if engine.quantised_base else f"in 16 bits under {engine.name}"
+    if adapter.method == "qlora" and not engine.quantised_base:
         return Verdict(
             MERGE,
-            f"it was trained and scored on the base in NF4, and the base is {held}: another model, with other answers; "
-            "merged onto the dequantised weights it answers as scored",
+            f"it was trained and scored on the base in NF4, and {engine.name} holds the base in 16 bits here: another "
+            "model, with other answers; merged onto the dequantised weights it answers as scored",
             notes,
         )
-    if adapter.method != "qlora" and on_nf4:
+    if adapter.method != "qlora" and engine.quantised_base:
         return Verdict(REFUSE, "it was trained on the base in 16 bits, and this server holds it in NF4", notes)
     features = set(adapter.features) | ({"tied_embeddings"} if _is_tied(adapter, base) else set())
     beyond = [FEATURES[name] for name in FEATURES if name in features and not getattr(engine, name)]

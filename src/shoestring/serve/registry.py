@@ -258,14 +258,13 @@ class Line:
 
 def check(runs: Sequence[Served], base: Base, engine: Capability) -> list[Line]:
     """What this engine does with each run on this base; nothing is loaded."""
-    on_nf4 = any(run.method == "qlora" for run in runs) and engine.quantised_base
-    return [Line(run, _verdict(run, base, engine, on_nf4)) for run in runs]
+    return [Line(run, _verdict(run, base, engine)) for run in runs]
 
 
-def _verdict(run: Served, base: Base, engine: Capability, on_nf4: bool) -> Verdict:
+def _verdict(run: Served, base: Base, engine: Capability) -> Verdict:
     if run.adapter is None:
         return Verdict(SERVE, "", ("the whole model is its own: it is served as the base",))
-    return verdict(run.adapter, base, engine, on_nf4=on_nf4)
+    return verdict(run.adapter, base, engine)
 
 
 def refusal(line: Line) -> str:
@@ -278,9 +277,9 @@ def refusal(line: Line) -> str:
 class Registry:
     """The models of a running server: the base by its own name, and adapters that come and go by theirs."""
 
-    def __init__(self, engine: Engine, base: Base, runs_dir: Path, *, on_nf4: bool = False, name: str = "") -> None:
-        """on_nf4: whether the engine holds the base in NF4. name: of the base, where it has one of its own."""
-        self.engine, self.base, self.runs_dir, self.on_nf4 = engine, base, Path(runs_dir), on_nf4
+    def __init__(self, engine: Engine, base: Base, runs_dir: Path, *, name: str = "") -> None:
+        """name: of the base, where it is served by another than its own."""
+        self.engine, self.base, self.runs_dir = engine, base, Path(runs_dir)
         self.base_name = name or base_named(base.model)
         self.models: dict[str, Served] = {}
         self._lock = asyncio.Lock()
@@ -292,7 +291,7 @@ class Registry:
         """
         if run.name == self.base_name:
             raise BadInput(f"{run.name!r} is the base's own name; give the run another")
-        found = await asyncio.to_thread(_verdict, run, self.base, self.engine.capability, self.on_nf4)
+        found = await asyncio.to_thread(_verdict, run, self.base, self.engine.capability)
         if run.adapter is None:
             found = Verdict("refuse", "every weight is its own (method: full), so it shares no base; serve it alone")
         if found.decision != SERVE:
