@@ -86,11 +86,11 @@ def _section(files: DataFiles, prefix: str, costs: Markup, command: str) -> Mark
         share_bar([*kept, *dropped]),
         _legend([(f"{name} {n:,}", cls) for name, n, cls in keys if n]),
         *(f'<p class="note">{esc(note)}</p>' for note in _notes(files)),
-        _groups("Dropped", by_code, files.dropped, f"whole in {prefix}dropped.jsonl", num_kept + num_dropped),
+        groups("Dropped", by_code, files.dropped, f"whole in {prefix}dropped.jsonl", num_kept + num_dropped),
         _restoring(by_code, prefix, command),
-        _groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question"),
-        _groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv"),
-        _groups("Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at"),
+        groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question"),
+        groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv"),
+        groups("Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at"),
         _suspects(files, prefix),
         _choice(files.receipt.get("choice")),
         costs,
@@ -142,7 +142,9 @@ def _decided(files: DataFiles) -> dict[str, int]:
     return {code: files.num_faults[code] for code in DECIDED if files.num_faults[code]}
 
 
-def _groups(title: str, by_code: dict[str, int], cases: dict[str, list[Case]], shown: str, total: int = 0) -> Markup:
+def groups(
+    title: str, by_code: dict[str, int], cases: dict[str, list[Case]], shown: str, total: int = 0, is_open: bool = False
+) -> Markup:
     """One fold a code: how many (of total, if given), what it means, and a few of its rows."""
     if not by_code:
         return Markup("")
@@ -155,7 +157,11 @@ def _groups(title: str, by_code: dict[str, int], cases: dict[str, list[Case]], s
         some = cases.get(code, [])
         rest = f'<p class="note">{len(some)} of {n:,} shown.</p>' if len(some) < n else ""
         folds.append(
-            details(join(f"{esc(words(code))} <small>{esc(share)}</small>"), meaning, *map(_case_card, some), rest)
+            details(
+                join(f"{esc(words(code))} <small>{esc(share)}</small>"),
+                *(meaning, *map(_case_card, some), rest),
+                is_open=is_open,
+            )
         )
     lead = f"{sum(by_code.values()):,} in all, {shown}."
     return join(f'<h3>{esc(title)}</h3><p class="note">{esc(lead)}</p>', *folds)
@@ -184,6 +190,11 @@ def _case_card(case: Case) -> Markup:
         beside = f"line {line}" if source == case.source else f"{Path(source).name}:{line}"
         sides = (_side(title, *left), _side(beside, *right))
     return Markup(f'<div class="row">{why}<div class="two">{"".join(sides)}</div></div>')
+
+
+def labelled(title: str, text: Text) -> Markup:
+    """A row under a title, secrets and personal data masked."""
+    return _side(title, *_plain(text))
 
 
 def _why(case: Case) -> str:

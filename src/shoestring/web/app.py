@@ -10,21 +10,26 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import run_page, runs_page
+from . import new_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
+PAGES = (runs_page, run_page, new_page)
 FOREVER = "private, max-age=31536000, immutable"
 
 
 def make_app(site: Site) -> Starlette:
     """The page as an ASGI application."""
     app = Starlette(
-        routes=[Route("/static/{digest}/{name}", static), *runs_page.ROUTES, *run_page.ROUTES],
+        routes=[
+            Route("/static/{digest}/{name}", static),
+            *(route for part in PAGES for route in part.ROUTES),
+        ],
         middleware=[Middleware(Guard, site=site)],
         exception_handlers={HTTPException: refused, ShoestringError: failed},
     )
     app.state.site = site
+    site.body_limits |= new_page.BODY_LIMITS
     return app
 
 

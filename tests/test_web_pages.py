@@ -1,0 +1,178 @@
+"""The page's parts for newcomers: a dropped file, its faults, the run file; data and decisions; the plan; a chat."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from shoestring.config import load_run_file
+from shoestring.web import drop
+from shoestring.web.app import make_app
+from shoestring.web.site import Site
+
+PORT = 8124
+BASE = f"http://127.0.0.1:{PORT}"
+SCRIPT = "<script>document.title='planted'</script><img src=x onerror=alert(1)>"
+
+
+def client_of(runs_dir: Path) -> TestClient:
+    """A browser that has opened the first address."""
+    site = Site(runs_dir, PORT)
+    client = TestClient(make_app(site), base_url=BASE, headers={"origin": BASE})
+    assert client.get(f"/?token={site.token}").status_code == 200
+    return client
+
+
+def tickets(num: int = 60) -> bytes:
+    """A CSV of labelled texts with two faulty lines: one with three cells, one with markup in it."""
+    lines = ["text,label", "one,two,three", f'"{SCRIPT}",billing']
+    lines += [f"my {what} number {i} is late,{label}" for i in range(num // 2) for what, label in KINDS]
+    return "\n".join(lines).encode()
+
+
+KINDS = (("parcel", "delivery"), ("invoice", "billing"))
+
+
+def dropped(client: TestClient, content: bytes, name: str = "tickets.csv") -> str:
+    """Drop a file; the address of its page."""
+    answer = client.post("/new", files={"data": (name, content)}, follow_redirects=False)
+    assert answer.status_code == 303, answer.text
+    return answer.headers["location"]
+
+
+def form(**changed: str) -> dict[str, str]:
+    """The choices of a new run."""
+    return {
+        "name": "tickets",
+        "kind": "classify",
+        "metric": "accuracy",
+        "bar": "0.9",
+        "models": "shoestring-1m",
+        "budget_usd": "1",
+        "max_train_rows": "",
+        "max_eval_rows": "",
+        "then": "plan",
+        **changed,
+    }
+
+
+# ---- a dropped file -------------------------------------------------------------------------
+
+
+def test_a_dropped_file_is_read_and_its_faults_are_shown_with_their_lines(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    page = client.get(dropped(client, tickets())).text
+    assert "csv, pair (text, label)" in page and "62" in page
+    assert "ragged row" in page and "tickets.csv:2" in page
+    assert "only 2 different ones" in page and '<option value="classify" selected>' in page
+
+
+def test_markup_in_rows_is_text(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    page = client.get(dropped(client, tickets())).text
+    assert SCRIPT not in page and "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_the_run_file_says_what_was_chosen(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    address = dropped(client, tickets())
+    answer = client.post(address, data=form(max_train_rows="40", trains_anyway="on"), follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{address}/plan")
+    config = load_run_file(tmp_path / ".uploads" / address.rpartition("/")[2] / "run.yaml")
+    assert (config.name, config.task.kind, config.task.metric, config.task.bar) == (
+        "tickets", "classify", "accuracy", 0.9,
+    )  # fmt: skip
+    assert config.models == ["shoestring-1m"] and config.budget_usd == 1
+    assert config.curate.max_train_rows == 40 and config.decide.train_anyway
+    assert config.data.train == ["tickets.csv"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "../up"}, "is no name of a run"),
+        ({"name": "taken"}, "there is a run named taken already"),
+        ({"bar": "1.5"}, "bar = 1.5, the most is 1"),
+        ({"bar": ""}, "bar is empty"),
+        ({"budget_usd": "much"}, "is no number"),
+        ({"models": "/etc"}, "neither an embedded one"),
+        ({"models": "../../x"}, "neither an embedded one"),
+        ({"models": ""}, "no model is named"),
+        ({"kind": "dance"}, "task.kind"),
+        ({"metric": "chrf"}, "chrf"),
+        ({"max_train_rows": "3"}, "max_train_rows = 3, the least is 20"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_said_and_nothing_is_lost(
+    tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    client = client_of(tmp_path)
+    (tmp_path / "taken").mkdir()
+    answer = client.post(dropped(client, tickets()), data=form(**changed), follow_redirects=False)
+    assert answer.status_code == 422
+    assert said in answer.text.replace("&#x27;", "'")
+    assert 'value="tickets"' in answer.text or "name" in changed
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.csv", "..\\..\\evil.csv", "/etc/evil.csv", "a/../../evil.csv", "\x00evil.csv", ".hidden.csv"]
+)
+def test_a_file_name_leads_nowhere(tmp_path: Path, name: str) -> None:
+    runs_dir = tmp_path / "in" / "runs"
+    client = client_of(runs_dir)
+    address = dropped(client, tickets(), name)
+    (kept,) = (runs_dir / ".uploads" / address.rpartition("/")[2]).iterdir()
+    assert kept.parent.parent.parent == runs_dir and kept.suffix == ".csv" and not kept.name.startswith(".")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {kept}
+
+
+def test_fuzzed_names_and_numbers_lead_nowhere(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    pieces = ["..", "/", "\\", "%2e%2e", "%2f", "a", ".csv", "\x00", "~", "é", " ", ":", "C:", "\n", "con", ".uploads"]
+    for _ in range(300):
+        given = "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 9))) + "x.csv"
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", drop.safe_name(given))
+    client = client_of(tmp_path)
+    for _ in range(100):
+        given = "".join(draw.choice([p for p in pieces if p.isprintable()]) for _ in range(draw.randrange(1, 6)))
+        answer = client.get(f"/new/{given}")
+        assert answer.status_code in (400, 404) or answer.url.path in ("/", "/new")
+
+
+def test_what_is_no_data_is_refused_and_not_kept(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    for name, content, said in (
+        ("x.exe", b"MZ", "is no data file by its ending"),
+        ("x.csv", b"\x89PNG\r\n\x1a\n", "PNG"),
+        ("x.csv", b"", "empty"),
+        ("x.jsonl", b'{"a": 1}\n', "x.jsonl"),
+    ):
+        answer = client.post("/new", files={"data": (name, content)})
+        assert answer.status_code == 422 and said in answer.text
+    assert list((tmp_path / ".uploads").iterdir()) == []
+
+
+def test_an_upload_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(tmp_path)
+    client.app.state.site.body_limits["/new"] = 1000  # type: ignore[attr-defined]
+    assert client.post("/new", files={"data": ("x.csv", tickets())}).status_code == 413
+    client.app.state.site.body_limits["/new"] = 1 << 20  # type: ignore[attr-defined]
+    monkeypatch.setattr(drop, "MAX_UPLOADS_BYTES", 100)
+    dropped(client, tickets())
+    answer = client.post("/new", files={"data": ("x.csv", tickets())})
+    assert answer.status_code == 422 and "delete old folders in it" in answer.text
+
+
+def test_held_out_rows_may_come_in_a_second_file(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    rows = "\n".join(json.dumps({"text": f"late parcel {i}", "label": "delivery"}) for i in range(30)).encode()
+    answer = client.post("/new", files={"data": ("a.csv", tickets()), "held_out": ("a.jsonl", rows)})
+    assert "held-out-a.jsonl" in answer.text
+    client.post(answer.url.path, data=form())
+    config = load_run_file(next(tmp_path.glob(".uploads/*/run.yaml")))
+    assert config.data.train == ["a.csv"] and config.data.eval == ["held-out-a.jsonl"]
