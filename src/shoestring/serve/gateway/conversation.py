@@ -1,0 +1,168 @@
+"""A chat request as a prompt and a form of the answer: messages and tools as training and evaluation had them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...messages import Message, Prompt, ToolCall, tools_text, with_tools
+from ...train.tools import PROBE_CALL, PROBE_TOOLS, TemplateRefused, render
+from .errors import ApiError
+from .fields import (
+    MAX_SCHEMA_CHARACTERS,
+    AssistantMessage,
+    ChatRequest,
+    JsonFormat,
+    NamedTool,
+    SchemaFormat,
+    Text,
+    ToolMessage,
+)
+
+ANY_OBJECT = "{}"
+LONGEST_OPENING = 40
+
+
+def text_of(content: Text | None) -> str:
+    """Parts joined as rows of training are."""
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def prompt_of(asked: ChatRequest, raw: Mapping[str, Any]) -> Prompt:
+    """The messages with the declarations in front; turns of one role that follow each other are one, as in training.
+
+    raw: the request's JSON, whose declarations are shown as they came. Raises: ApiError 400.
+    """
+    messages: list[Message] = []
+    names: dict[str, str] = {}  # of calls, by id
+    for number, turn in enumerate(asked.messages):
+        where = f"messages[{number}]"
+        if isinstance(turn, ToolMessage):
+            if turn.tool_call_id not in names:
+                raise ApiError(
+                    400,
+                    f"{where}: a tool's result must follow an assistant's message with the call it answers; no call "
+                    f"has the id {turn.tool_call_id[:80]!r}.",
+                    param=f"{where}.tool_call_id",
+                )
+            if turn.name not in (None, names[turn.tool_call_id]):
+                raise ApiError(
+                    400,
+                    f"{where}: name is {turn.name!r}, and the call was of {names[turn.tool_call_id]!r}.",
+                    param=f"{where}.name",
+                )
+            messages.append(Message("tool", text_of(turn.content), tool_call_id=turn.tool_call_id))
+            continue
+        calls = (turn.tool_calls or ()) if isinstance(turn, AssistantMessage) else ()
+        own = tuple(ToolCall(call.function.name, call.function.arguments, call.id) for call in calls)
+        names |= {call.id: call.name for call in own}
+        role = "system" if turn.role == "developer" else turn.role
+        content = text_of(turn.content)
+        if messages and messages[-1].role == role:
+            before = messages.pop()
+            content = "\n".join(part for part in (before.content, content) if part)
+            own = before.tool_calls + own
+        messages.append(Message(role, content, own))
+    return with_tools(messages, declared(asked, raw))
+
+
+def declared(asked: ChatRequest, raw: Mapping[str, Any]) -> str:
+    """Declarations as of an Example; none where no call is wanted."""
+    if not asked.tools or asked.tool_choice == "none":
+        return ""
+    return tools_text(raw["tools"])
+
+
+def check_tools(asked: ChatRequest) -> None:
+    """Raises: ApiError 400 for what declarations ask and cannot be kept."""
+    for number, tool in enumerate(asked.tools or ()):
+        if tool.function.strict and not asked.is_forced and asked.tool_choice != "none":
+            raise ApiError(
+                400,
+                "Arguments are held to the schema where a call is certain: send tool_choice: required or the name of "
+                "a function, or leave strict out.",
+                param=f"tools[{number}].function.strict",
+                code="unsupported_value",
+            )
+
+
+def schema_of(asked: ChatRequest) -> str | None:
+    """JSON schema that the answer keeps to, as text: of response_format, or of a call that must be made.
+
+    Raises: ApiError 400.
+    """
+    wanted = asked.response_format
+    is_json = isinstance(wanted, (JsonFormat, SchemaFormat))
+    if is_json and asked.tools and asked.tool_choice != "none":
+        raise ApiError(
+            400,
+            "An answer is either JSON or may call tools; send response_format or tools, or tool_choice: none.",
+            param="response_format",
+            code="unsupported_value",
+        )
+    if asked.is_forced:
+        return _bounded(json.dumps(call_schema(asked)), "tools")
+    if isinstance(wanted, SchemaFormat):
+        return _bounded(json.dumps(wanted.json_schema.schema_), "response_format.json_schema.schema")
+    return ANY_OBJECT if isinstance(wanted, JsonFormat) else None
+
+
+def _bounded(schema: str, param: str) -> str:
+    if len(schema) > MAX_SCHEMA_CHARACTERS:
+        raise ApiError(
+            400, f"The schema has {len(schema):,} characters; {MAX_SCHEMA_CHARACTERS:,} are taken.", param=param
+        )
+    return schema
+
+
+def call_schema(asked: ChatRequest) -> dict[str, Any]:
+    """JSON schema of one call of a tool that may be called."""
+    only = asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None
+    kinds = []
+    for tool in asked.tools or ():
+        own = tool.function
+        if only in (None, own.name):
+            arguments = dict(own.parameters or {"type": "object", "properties": {}})
+            # What a schema refers to stands at its own root.
+            shared = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
+            kinds.append((own.name, arguments, shared))
+    defs: dict[str, Any] = {}
+    for _, _, shared in kinds:
+        for key, entries in shared.items():
+            for name, entry in entries.items():
+                if defs.setdefault(key, {}).setdefault(name, entry) != entry:
+                    raise ApiError(400, f"Two tools define {key}/{name} differently; name them apart.", param="tools")
+    schemas = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": arguments},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, arguments, _ in kinds
+    ]
+    return {**(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}), **defs}
+
+
+def call_opening(tokenizer: Any) -> str:
+    """What the chat template writes before the JSON of a call, such as <tool_call>; empty where it writes none."""
+    asked, called = Message("user", "a"), Message("assistant", "", (PROBE_CALL,))
+    try:
+        prompt = render(tokenizer, [asked], PROBE_TOOLS, generation_prompt=True)
+        full = render(tokenizer, [asked, called], PROBE_TOOLS, generation_prompt=False)
+    except TemplateRefused:
+        return ""
+    head, found, _ = full.removeprefix(prompt).partition('{"name": "' + PROBE_CALL.name)
+    is_short = full.startswith(prompt) and found and len(head) <= LONGEST_OPENING
+    return head if is_short else ""
+
+
+def calls_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Calls as an answer has them; their ids are told by the caller."""
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
