@@ -281,6 +281,7 @@ def probe(forward: Forward, model: Any, ids: list[int], adapter: Adapter | None)
                 store=store,
                 written=store.write_places(own, positions),
                 num_single=0 if is_run else 1,
+                order=None,
                 num_tokens_seen=0 if is_run else stop,
                 hidden=None if is_run else torch.zeros(1, 1, 1, stop, dtype=dtype, device=device),
                 runs=[Run(0, start, stop, 0, hidden_above(start, stop, dtype=dtype, device=device))] if is_run else [],

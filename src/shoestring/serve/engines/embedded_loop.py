@@ -7,6 +7,7 @@ rows from standing still. Rows lie in the store without gaps: first those that a
 from __future__ import annotations
 
 import collections
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from ...errors import BadInput, ModelError, ShoestringError
 from ..engine import Ask, EngineDown, Piece, Token
 from .embedded_cache import NoRoom, PrefixTree, Store, common_tokens
-from .embedded_lora import Adapter, Linears, Share, Slots
+from .embedded_lora import Adapter, Linears, Share, Slots, slot_order
 from .embedded_pass import Pass, Run, hidden_above
 from .embedded_sampling import Choice, greedy
 
@@ -53,6 +54,7 @@ class Row:
     slot: int | None = None
     fresh: list[Token] = field(default_factory=list)  # not told yet
     is_cancelled: bool = False
+    is_failed: bool = False
 
     @property
     def num_prompt(self) -> int:
@@ -94,6 +96,7 @@ class Loop(threading.Thread):
         self.is_over = False
         self.fault: BaseException | None = None
         self.shared: tuple[Any, Share | None] = (None, None)
+        self.ordered: tuple[list[int], Any] = ([], None)
         self.counts = dict.fromkeys(
             ("num_prompt_tokens", "num_cached_tokens", "num_new_tokens", "num_steps", "num_preempted"), 0
         )
@@ -288,7 +291,7 @@ class Loop(threading.Thread):
             self.rows[run.row].num_read = run.stop
         for row in self.rows[: self.num_single]:
             row.num_read += 1
-        for row in asked[self.num_single :]:
+        for row in asked[now.num_single :]:
             self.num_single += 1
             self.tree.add(row.adapter, row.ids, self.store, self.num_single - 1)
         if asked:
@@ -300,10 +303,11 @@ class Loop(threading.Thread):
 
         device, dtype = self.store.held.device, self.store.held.dtype
         num = self.num_single
-        asked = self.rows[:num]
+        order = sorted(range(num), key=lambda i: slot_order(self.rows[i].slot))
+        asked = [self.rows[i] for i in order]
         ids = [row.ids[-1] for row in asked]
         positions = [row.num_read for row in asked]
-        indices = list(range(num))
+        indices = order[:]
         slots = [row.slot for row in asked]
         places = list(range(num))
         runs: list[Run] = []
@@ -322,14 +326,15 @@ class Loop(threading.Thread):
             if stop < len(row.ids):
                 break
             places.append(len(ids) - 1)
-            asked = [*asked, row]
+            asked.append(row)
         positions_N = torch.tensor(positions, device=device)
         rows_N = torch.tensor(indices, device=device)
         seen = max(positions[:num], default=-1) + 1
         hidden = None
         if num:
-            later = torch.arange(seen, device=device)[None] > positions_N[:num, None]
-            hidden = torch.zeros(num, seen, dtype=dtype, device=device).masked_fill_(later, float("-inf"))
+            by_row = torch.tensor([row.num_read for row in self.rows[:num]], device=device)
+            later = torch.arange(seen, device=device)[None] > by_row[:, None]
+            hidden = torch.where(later, -math.inf, 0.0).to(dtype)
         now = Pass(
             ids=torch.tensor(ids, device=device),
             positions=positions_N,
@@ -337,6 +342,7 @@ class Loop(threading.Thread):
             store=self.store,
             written=self.store.write_places(rows_N, positions_N),
             num_single=num,
+            order=None if order == list(range(num)) else self._order(order),
             num_tokens_seen=seen,
             hidden=None if hidden is None else hidden[:, None, None],
             runs=runs,
@@ -344,6 +350,16 @@ class Loop(threading.Thread):
             share=self._share(slots, num),
         )
         return now, asked
+
+    def _order(self, order: list[int]) -> tuple[Any, Any]:
+        """Of tokens with one a row: the row of each, and the token of each row; kept while they stay the same."""
+        import torch
+
+        if self.ordered[0] != order:
+            back = sorted(range(len(order)), key=order.__getitem__)
+            device = self.store.held.device
+            self.ordered = (order, (torch.tensor(order, device=device), torch.tensor(back, device=device)))
+        return self.ordered[1]
 
     def _share(self, slots: list[int | None], num_single: int) -> Share | None:
         """As Slots.share, kept while the rows stay the same."""
@@ -355,22 +371,24 @@ class Loop(threading.Thread):
     def _extend(self, asked: list[Row], logits_BV: Any) -> None:
         """Give each row its next token; rows that end leave."""
         tokens, finite = greedy(logits_BV)
-        for index in range(len(asked) - 1, -1, -1):
-            row = asked[index]
-            if not finite[index]:
-                where = f"the adapter {row.adapter.name!r}" if row.adapter else "its weights"
-                self._fail(index, ModelError(f"{self.model_name} gives logits that are not finite: {where} damaged"))
-                continue
-            token = Token(tokens[index])
-            if row.choice is not None:
-                try:
-                    token = row.choice.choose(logits_BV[index])
-                except BadInput as error:
-                    self._fail(index, error)
-                    continue
-            self._take(index, row, token)
+        ended = []
+        for at, row in enumerate(asked):
+            try:
+                if not finite[at]:
+                    where = f"the adapter {row.adapter.name!r} is" if row.adapter else "its weights are"
+                    raise ModelError(f"{self.model_name} gives logits that are not finite: {where} damaged")
+                token = Token(tokens[at]) if row.choice is None else row.choice.choose(logits_BV[at])
+                is_over = self._take(row, token)
+            except (ModelError, BadInput) as error:
+                self.told.append((row.sink, error))
+                row.is_failed = is_over = True
+            if is_over:
+                ended.append(row)
+        if ended:
+            self._leave(ended)
 
-    def _take(self, index: int, row: Row, token: Token) -> None:
+    def _take(self, row: Row, token: Token) -> bool:
+        """Tell of a row's next token; whether it was the last."""
         finish = ""
         if token.id in self.stop_ids:
             finish = "stop"
@@ -384,14 +402,20 @@ class Loop(threading.Thread):
                 finish = "length"
         if finish:
             self.told.append((row.sink, Piece(tuple(row.fresh), finish, row.num_cached)))
-            self.tree.add(row.adapter, row.ids[: row.num_read], self.store, index)
-            self._remove(index)
-            self.num_places = min(self.max_rows, self.num_places + 1)
         elif row.ask.is_streamed:
             self.told.append((row.sink, Piece(tuple(row.fresh))))
             row.fresh = []
+        return bool(finish)
 
-    def _fail(self, index: int, error: ShoestringError) -> None:
-        self.told.append((self.rows[index].sink, error))
-        self.store.held[:, index].zero_()  # numbers that are not finite would reach the row that comes next
-        self._remove(index)
+    def _leave(self, ended: list[Row]) -> None:
+        """Take rows that ended out of the store, and keep what they read."""
+        for index in range(len(self.rows) - 1, -1, -1):
+            row = self.rows[index]
+            if row not in ended:
+                continue
+            if row.is_failed:
+                self.store.held[:, index].zero_()  # numbers that are not finite would reach the row that comes next
+            else:
+                self.tree.add(row.adapter, row.ids[: row.num_read], self.store, index)
+            self._remove(index)
+            self.num_places = min(self.max_rows, self.num_places + 1)

@@ -1,17 +1,17 @@
 """Adapters of one batch side by side: two products a layer, whatever the number of adapters.
 
-The A of the adapters in use stand one below the other, so h = x A^T is one product for all rows; what a row has of
-other adapters is set to zero, and h B adds each row's own. Layers on one input (q, k, v; gate, up) are one group.
-PEFT's way over a mixed batch is two products and three copies for each adapter of each layer.
+The adapters in use lie in slots of one tensor, the rows of a pass in the order of their slots, so that all slots are
+multiplied in one batched product. Layers on one input (q, k, v; gate, up) are one group with one A. PEFT's way over a
+mixed batch is two products and three copies for each adapter of each layer.
 
 Shapes: N tokens of a pass, I input size, O output size of a group, R rank of one adapter in a group (of all its
-layers together), S slots.
+layers together), S slots, P rows of the slot that has most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from ...errors import ModelError
 from ...files import read_json
 
 WEIGHTS = "adapter_model.safetensors"
-# Slots side by side up to which zeros are cheaper to multiply than rows to be sorted by adapter.
-MIXED_SLOTS = 8
 # Parts of PEFT's LoRA that are not computed here, by the name in adapter_config.json.
 UNKNOWN_PARTS = {
     "use_dora": "DoRA",
@@ -135,18 +133,16 @@ def _scale(config: Any, layer: str, rank: int) -> float:
 class Share:
     """Of one pass, how its tokens are divided among slots.
 
-    The first num_single tokens share their products (masks, by width of a slot: (N, S R) of ones and zeros), or are
-    sorted by slot: (S, P) places of the slots' tokens, filled up with N, and (N,) where each stands there. spans:
-    (slot, first, last) of later tokens, multiplied by their own slot alone.
+    Tokens first to last are those with one token a row and an adapter, in the order of their slots; where they are not
+    P of each slot, places (S P,) are theirs by slot, filled up with any, and back (last - first,) where each stands
+    there. spans: (slot, first, last) of later tokens, multiplied by their own slot alone.
     """
 
-    num_slots: int = 0
-    num_single: int = 0
-    slots_N: Any = None
-    only: int | None = None  # all tokens are of this slot
-    spans: list[tuple[int, int, int]] = field(default_factory=list)
-    masks: dict[int, Any] = field(default_factory=dict)
-    sorted: tuple[Any, Any] | None = None
+    spans: list[tuple[int, int, int]]
+    first: int = 0
+    last: int = 0
+    places: Any = None
+    back: Any = None
 
 
 class Slots:
@@ -157,8 +153,8 @@ class Slots:
         self.dtype, self.device = dtype, device
         self.held: list[Adapter | None] = []
         self.widths: dict[str, int] = dict.fromkeys(self.groups, 0)
-        self.a: dict[str, Any] = {}  # (S R, I)
-        self.b: dict[str, Any] = {}  # (S R, O)
+        self.a: dict[str, Any] = {}  # (S, R, I)
+        self.b: dict[str, Any] = {}  # (S, R, O)
         self.used: list[int] = []
         self.clock = 0
 
@@ -188,29 +184,26 @@ class Slots:
         self.held = [None if held is adapter else held for held in self.held]
 
     def _has(self, slot: int) -> bool:
-        return all(
-            not width or (key in self.a and len(self.a[key]) >= (slot + 1) * width)
-            for key, width in self.widths.items()
-        )
+        return all(not width or (key in self.a and len(self.a[key]) > slot) for key, width in self.widths.items())
 
     def _rebuild(self) -> None:
         import torch
 
+        num = len(self.held)
         for key, group in self.groups.items():
-            rows = len(self.held) * self.widths[key]
-            if rows:
-                self.a[key] = torch.zeros(rows, group.num_inputs, dtype=self.dtype, device=self.device)
-                self.b[key] = torch.zeros(rows, group.num_outputs, dtype=self.dtype, device=self.device)
+            width = self.widths[key]
+            if width:
+                self.a[key] = torch.zeros(num, width, group.num_inputs, dtype=self.dtype, device=self.device)
+                self.b[key] = torch.zeros(num, width, group.num_outputs, dtype=self.dtype, device=self.device)
         for slot, adapter in enumerate(self.held):
             if adapter is not None:
                 self._fill(slot, adapter)
 
     def _fill(self, slot: int, adapter: Adapter) -> None:
         for key, group in self.groups.items():
-            width = self.widths[key]
-            if not width:
+            if not self.widths[key]:
                 continue
-            a_RI, b_RO = (held[key][slot * width : (slot + 1) * width] for held in (self.a, self.b))
+            a_RI, b_RO = self.a[key][slot], self.b[key][slot]
             a_RI.zero_()
             b_RO.zero_()
             at = column = 0
@@ -225,90 +218,50 @@ class Slots:
     def share(self, slots: Sequence[int | None], num_single: int) -> Share | None:
         """How tokens with these slots (None: of the base) are computed together; None where no adapter is.
 
-        num_single: the first tokens, each of a row of its own; after them come runs of many tokens.
+        The first num_single have one token a row and come in the order of `slot_order`; then runs of many tokens.
         """
         import torch
 
-        present = {slot for slot in slots if slot is not None}
-        if not present:
-            return None
-        if len(present) == 1 and None not in slots:
-            return Share(only=next(iter(present)))
-        single = slots[:num_single]
-        share = Share(num_single=num_single, spans=_spans(slots, num_single))
-        present = {slot for slot in single if slot is not None}
-        if present:
-            slots_N = torch.tensor([-1 if slot is None else slot for slot in single], device=self.device)
-            share.num_slots, share.slots_N = max(present) + 1, slots_N
-            if len(present) > MIXED_SLOTS:
-                share.sorted = self._sorted(single)
+        single = [slot for slot in slots[:num_single] if slot is not None]
+        share = Share(_spans(slots, num_single), num_single - len(single), num_single)
+        present = set(single)
+        if len(present) <= 1:
+            if single:
+                share.spans.insert(0, (single[0], share.first, share.last))
+            share.first = share.last
+            return share if share.spans else None
+        num, side = len(self.held), max(map(single.count, present))
+        if len(single) < num * side:
+            starts = {slot: single.index(slot) for slot in present}
+            back = [slot * side + n - starts[slot] for n, slot in enumerate(single)]
+            places = [share.first] * (num * side)
+            for n, place in enumerate(back, share.first):
+                places[place] = n
+            share.places, share.back = (torch.tensor(found, device=self.device) for found in (places, back))
         return share
-
-    def _sorted(self, slots: Sequence[int | None]) -> tuple[Any, Any]:
-        import torch
-
-        places: list[list[int]] = [[] for _ in self.held]
-        where = [0] * len(slots)
-        for n, slot in enumerate(slots):
-            if slot is not None:
-                where[n] = len(places[slot])
-                places[slot].append(n)
-        side = max(map(len, places))
-        filled = [own + [len(slots)] * (side - len(own)) for own in places]
-        # Tokens of the base look at a row of zeros, the last.
-        back = [
-            len(self.held) * side if slot is None else slot * side + at for slot, at in zip(slots, where, strict=True)
-        ]
-        return torch.tensor(filled, device=self.device), torch.tensor(back, device=self.device)
 
     def add(self, key: str, x_NI: Any, y_NO: Any, share: Share) -> None:
         """Add the adapters' part of a group's output, in place."""
-        width = self.widths[key]
-        if not width:
+        if not self.widths[key]:
             return
-        a_RI, b_RO = self.a[key], self.b[key]
+        a_SRI, b_SRO = self.a[key], self.b[key]
         x_NI = x_NI.to(self.dtype)
-        if share.only is not None:
-            own = slice(share.only * width, (share.only + 1) * width)
-            _add(y_NO, x_NI @ a_RI[own].t(), b_RO[own])
-            return
         for slot, start, stop in share.spans:
-            own = slice(slot * width, (slot + 1) * width)
-            _add(y_NO[start:stop], x_NI[start:stop] @ a_RI[own].t(), b_RO[own])
-        if not share.num_slots:
-            return
-        if len(y_NO) > share.num_single:
-            x_NI, y_NO = x_NI[: share.num_single], y_NO[: share.num_single]
-        if share.sorted is not None:
-            y_NO += self._by_slot(x_NI, a_RI, b_RO, *share.sorted)
-            return
-        mask = share.masks.get(width)
-        if mask is None:
-            mask = share.masks[width] = self._mask(share, width)
-        rows = share.num_slots * width
-        _add(y_NO, (x_NI @ a_RI[:rows].t()).mul_(mask), b_RO[:rows])
-
-    def _mask(self, share: Share, width: int) -> Any:
-        import torch
-
-        own = torch.arange(share.num_slots, device=self.device).repeat_interleave(width)
-        return (own[None] == share.slots_N[:, None]).to(self.dtype)
-
-    def _by_slot(self, x_NI: Any, a_RI: Any, b_RO: Any, places_SP: Any, back_N: Any) -> Any:
-        import torch
-
-        num = len(self.held)
-        filled = torch.nn.functional.pad(x_NI, (0, 0, 0, 1))
-        h_SPR = filled[places_SP] @ a_RI.view(num, -1, a_RI.shape[1]).transpose(1, 2)
-        y_SPO = h_SPR @ b_RO.view(num, -1, b_RO.shape[1])
-        return torch.nn.functional.pad(y_SPO.flatten(0, 1), (0, 0, 0, 1))[back_N]
+            y_NO[start:stop].add_((x_NI[start:stop] @ a_SRI[slot].t()) @ b_SRO[slot])
+        if share.first < share.last:
+            num = len(a_SRI)
+            if share.places is None:
+                picked = x_NI[share.first : share.last]
+            else:
+                picked = x_NI.index_select(0, share.places)
+            h_SPR = picked.view(num, -1, picked.shape[1]) @ a_SRI.transpose(1, 2)
+            more = (h_SPR @ b_SRO).flatten(0, 1)
+            y_NO[share.first : share.last].add_(more if share.back is None else more.index_select(0, share.back))
 
 
-def _add(y_NO: Any, h_NR: Any, b_RO: Any) -> None:
-    if y_NO.dtype == h_NR.dtype:
-        y_NO.addmm_(h_NR, b_RO)
-    else:
-        y_NO += h_NR @ b_RO
+def slot_order(slot: int | None) -> int:
+    """Rows of one pass come in this order."""
+    return -1 if slot is None else slot
 
 
 def _spans(slots: Sequence[int | None], start: int) -> list[tuple[int, int, int]]:

@@ -42,6 +42,7 @@ class Pass:
     store: Store
     written: Any  # where keys and values go, as Store.write_places
     num_single: int
+    order: tuple[Any, Any] | None  # of those tokens: the row of each, the token of each row; None: their own order
     num_tokens_seen: int  # T of the rows with one token
     hidden: Any  # (B, 1, 1, T) 0 or -inf, in the type of the store
     runs: Sequence[Run]
@@ -66,9 +67,11 @@ class Pass:
         if num:
             # Query heads of one key head stand where queries of a sequence would: no key is copied for them.
             rows = held[:num, :, : self.num_tokens_seen]
-            query_BKGD = query_NHD[:num].view(num, num_kv, -1, size)
+            query = query_NHD[:num] if self.order is None else query_NHD.index_select(0, self.order[1])
+            query_BKGD = query.view(num, num_kv, -1, size)
             out = attention(query_BKGD, rows[:, :num_kv], rows[:, num_kv:], attn_mask=self.hidden, scale=scale)
-            outs.append(out.reshape(num, -1))
+            out = out.reshape(num, -1)
+            outs.append(out if self.order is None else out.index_select(0, self.order[0]))
         for run in self.runs:
             past = held[run.row : run.row + 1, :, : run.stop]
             query_1HnD = query_NHD[run.first : run.last].transpose(0, 1)[None]
