@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
-from shoestring.errors import ConfigError
+from shoestring.errors import BadInput, ConfigError
 from shoestring.serve.gateway.errors import ApiError
 from shoestring.serve.tuning.asked import read_request
 from shoestring.serve.tuning.jobs import Jobs, TuningJob
@@ -27,7 +27,7 @@ from shoestring.serve.tuning.names import Served, map_lines, trained_for
 from shoestring.serve.tuning.service import Tuning
 from shoestring.serve.tuning.settings import TuningSettings, load_settings
 from shoestring.serve.tuning.store import Files, LineCheck, is_id, new_id
-from tests.tuning_server import KEYS, app_of, nothing_served
+from tests.tuning_server import KEYS, app_of
 
 LABELS = {"refund": "billing", "invoice": "billing", "order": "sales", "crash": "tech", "login": "tech"}
 WORDS = "amber birch cedar delta ember frost grove heron iris jade kelp lotus maple".split()  # noqa: SIM905
@@ -54,7 +54,7 @@ def tickets(num: int, seed: int = 0) -> bytes:
 def served(runs_dir: Path, settings: TuningSettings | None = None) -> Iterator[str]:
     """The API alone, on a port of its own, in a thread of this process; its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = app_of(Tuning(runs_dir, settings or TuningSettings(), None, nothing_served))
+    app = app_of(Tuning(runs_dir, settings or TuningSettings()))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
@@ -313,6 +313,16 @@ def test_names_of_run_and_model() -> None:
     assert job.run_name == "tickets-AAAAAAAA"
     assert job.tuned_name == "ft:shoestring-1m:acme:tickets:AAAAAAAA"
     assert a_job(suffix="").tuned_name == "ft:shoestring-1m:acme::AAAAAAAA"
+
+
+def test_one_server_carries_jobs_out(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        with pytest.raises(BadInput, match="another server"):
+            Tuning(tmp_path, TuningSettings())
+        with pytest.raises(openai.BadRequestError, match="every key of this server"):
+            client(url).fine_tuning.checkpoints.permissions.retrieve("ft:x:y:z:1:ckpt-step-2")
+        with pytest.raises(openai.NotFoundError, match="no job of yours"):
+            client(url).models.delete("ft:x:y:z:1")
 
 
 def test_a_torn_event_is_closed_by_the_next(tmp_path: Path) -> None:

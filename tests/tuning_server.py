@@ -16,14 +16,11 @@ from starlette.applications import Starlette
 
 from shoestring.serve.gateway.app import Gateway, make_app
 from shoestring.serve.gateway.keys import Keys
+from shoestring.serve.tuning.routes import body_limits, routes
 from shoestring.serve.tuning.service import Tuning
 from shoestring.serve.tuning.settings import TuningSettings, load_settings
 
 KEYS = {name: f"{name}-key-of-tests-0123456789" for name in ("ann", "bob", "root")}
-
-
-async def nothing_served(folder: Path, name: str) -> str:
-    return "no base is served here"
 
 
 def app_of(tuning: Tuning) -> Starlette:
@@ -31,15 +28,15 @@ def app_of(tuning: Tuning) -> Starlette:
     keys = Keys()
     for name, key in KEYS.items():
         keys.give(key, name, is_admin=name == "root")
-    gateway = Gateway(tuning.runs_dir / ".serving", keys, body_limits=tuning.body_limits())
-    return make_app(gateway, tuning.routes(), [tuning.lifespan])
+    gateway = Gateway(tuning.runs_dir / ".serving", keys, body_limits=body_limits(tuning))
+    return make_app(gateway, routes(tuning), [tuning.lifespan])
 
 
 def main(runs_dir: Path, settings: TuningSettings) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", flush=True)
     server = uvicorn.Server(
-        uvicorn.Config(app_of(Tuning(runs_dir, settings, None, nothing_served)), log_level="warning")
+        uvicorn.Config(app_of(Tuning(runs_dir, settings)), log_level="warning")
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
         asyncio.run(server.serve(sockets=[listening]))

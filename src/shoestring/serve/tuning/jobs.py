@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,7 @@ class TuningJob:
     trained_tokens: int | None = None
     result_files: list[str] = field(default_factory=list)
     spent_usd: float = 0.0
+    is_deleted: bool = False  # the tuned model, by its owner
     not_served: str = ""  # why the tuned model does not answer here
     num_kills: int = 0  # in a row, without getting further
 
@@ -105,6 +107,8 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         private_folder(folder)
+        for half in [path for path in folder.glob("ftjob-*") if not (path / STATE).is_file()]:
+            shutil.rmtree(half, ignore_errors=True)  # its making was cut short, and nobody was told of it
         self.known = {job.id: job for job in sorted(self._read(), key=lambda job: job.number)}
 
     def _read(self) -> list[TuningJob]:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from ...files import read_json, write_json, write_whole
 from ...secrets import without_secrets
 from ...units import usd
+from ..gateway.keys import ADMIN_VARIABLE, KEY_VARIABLE
 from .jobs import (
     BUDGET_CODE,
     CANCELLED,
@@ -52,7 +54,7 @@ GRACE_S = 90.0  # from SIGINT to SIGKILL: a checkpoint is written in between
 MOST_KILLS = 3  # in a row without getting further: most likely memory
 KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 DONE_CODES, BUDGET_EXIT, INTERRUPTED_EXIT = (0, 3), 4, 5
-OF_THE_SERVER = ("SHOESTRING_API_KEY",)  # variables that a run has no use for
+OF_THE_SERVER = (KEY_VARIABLE, ADMIN_VARIABLE)  # that a run has no use for
 
 # Load a finished job's adapter into the gateway: (run folder, name) -> why it cannot be served here, or "".
 OnFinished = Callable[[Path, str], Awaitable[str]]
@@ -75,6 +77,8 @@ class Runner:
     def start(self) -> None:
         """Take up what an earlier server left, and the queue."""
         self.tasks = [asyncio.create_task(self._validate_all()), asyncio.create_task(self._run_all())]
+        for task in self.tasks:
+            task.add_done_callback(_tell_fault)
 
     async def close(self) -> None:
         """End; a run under way saves a checkpoint and goes on with the next server."""
@@ -84,7 +88,7 @@ class Runner:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     def failed(self) -> BaseException | None:
-        """What ended a task that never should; for /health."""
+        """The fault of ours that ended the queue; nothing is carried out after it."""
         for task in self.tasks:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 return error
@@ -99,7 +103,10 @@ class Runner:
                 self.wake.clear()
                 await self._woken()
                 continue
-            await self._validate(job)
+            try:
+                await self._validate(job)
+            except OSError as error:
+                await self._cannot(job, error)
 
     async def _woken(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -150,10 +157,14 @@ class Runner:
                 continue
             try:
                 await self._carry_out(job)
-            except OSError as error:  # the disk is full, most likely; the job stays where it was
-                sys.stderr.write(f"{job.id}: {without_secrets(str(error))}\n")
-                self.wake.clear()
-                await self._woken()
+            except OSError as error:
+                await self._cannot(job, error)
+
+    async def _cannot(self, job: TuningJob, error: OSError) -> None:
+        """The disk is full, most likely: the job stays where it was, and is tried again later."""
+        sys.stderr.write(f"{job.id}: {without_secrets(str(error))}\n")
+        self.wake.clear()
+        await self._woken()
 
     def run_folder(self, job: TuningJob) -> Path:
         return self.runs_dir / job.run_name
@@ -347,6 +358,12 @@ class Runner:
                 stderr=log,
                 start_new_session=True,
             )
+
+
+def _tell_fault(task: asyncio.Task[None]) -> None:
+    """On standard error, for the server's owner."""
+    if not task.cancelled() and (error := task.exception()):
+        sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
