@@ -320,7 +320,7 @@ def test_one_server_carries_jobs_out(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="another server"):
             Tuning(tmp_path, TuningSettings())
         with pytest.raises(openai.BadRequestError, match="every key of this server"):
-            client(url).fine_tuning.checkpoints.permissions.retrieve("ft:x:y:z:1:ckpt-step-2")
+            client(url).fine_tuning.checkpoints.permissions.list("ft:x:y:z:1:ckpt-step-2")
         with pytest.raises(openai.NotFoundError, match="no job of yours"):
             client(url).models.delete("ft:x:y:z:1")
 
