@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,10 +12,28 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from report_folder import write_run
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
+from shoestring.errors import BudgetStopped, TrainingError
+from shoestring.live import Live
+from shoestring.records import no_log, no_progress, to_json
+from shoestring.report.curves import curves
+from shoestring.report.folder import read_run
+from shoestring.report.html import render_report
+from shoestring.report.ladder import price_chart
+from shoestring.report.parts import predicted
+from shoestring.report.rows import ArmRows, head_of, skim
+from shoestring.report.scores import scores
+from shoestring.report.verdict import verdict
+from shoestring.runfolder import RunFolder
 from shoestring.web.app import make_app
+from shoestring.web.outputs_page import chosen_arms, matching
+from shoestring.web.overview import Reader
+from shoestring.web.places import folder_of
 from shoestring.web.site import MAX_BODY_BYTES, Site
+from shoestring.web.steps import Tail
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8123
@@ -126,3 +145,160 @@ def test_the_command_prints_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> No
         started.kill()
         started.wait()
         started.stdout.close()
+
+
+# ---- the list -------------------------------------------------------------------------------
+
+
+def test_the_list_says_what_each_run_came_to(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    write_run(tmp_path / "half", until="half-trained")
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.yaml").write_text("name: [")
+    states = {run.name: run.state for run in Reader(tmp_path).all()}
+    assert states == {"done": "met", "half": "killed", "fresh": "new", "broken": "broken"}
+    text = client_of(tmp_path).get("/").text
+    for words in ("bar met", "stopped without a word", "not started", "cannot be read", "lora shoestring-3m"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (BudgetStopped("the next step would pass it"), "budget"),
+        (KeyboardInterrupt(), "interrupted"),
+        (TrainingError("the loss is not finite"), "failed"),
+        (None, "part"),
+    ],
+)
+def test_how_a_run_ended_is_its_state(tmp_path: Path, error: BaseException | None, state: str) -> None:
+    write_run(tmp_path / "half", until="half-trained")
+    Live(tmp_path / "half", no_progress, no_log).end(error)
+    run = Reader(tmp_path).all()[0]
+    assert run.state == state
+    if error is not None and str(error):
+        assert str(error) in client_of(tmp_path).get("/").text
+
+
+def test_a_run_that_is_worked_on_shows_its_task(tmp_path: Path) -> None:
+    write_run(tmp_path / "half", until="half-trained")
+    with RunFolder(tmp_path / "half").locked():
+        clock = iter(range(100))
+        live = Live(tmp_path / "half", no_progress, no_log, clock=lambda: float(next(clock)))
+        live.progress("train shoestring-1m", 179, 440)
+        live.progress("train shoestring-1m", 180, 440)
+        text = client_of(tmp_path).get("/").text
+    assert "running" in text and "180 of 440" in text and "<progress" in text and "Stop" in text
+
+
+def test_only_runs_are_listed_and_links_out_are_not_followed(tmp_path: Path) -> None:
+    runs, outside = tmp_path / "runs", tmp_path / "outside"
+    write_run(runs / "done", until="curate")
+    write_run(outside, until="curate")
+    (runs / "out").symlink_to(outside)
+    (runs / ".serving").mkdir()
+    (runs / "a file").write_text("")
+    assert [run.name for run in Reader(runs).all()] == ["done"]
+    assert client_of(runs).get("/runs/out").status_code == 404
+
+
+# ---- a run ----------------------------------------------------------------------------------
+
+
+def test_no_name_leads_out_of_the_runs(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "done", until="curate")
+    (tmp_path / "secret.html").write_text("secret")
+    write_run(tmp_path / "secret", until="curate")
+    client = client_of(runs)
+    rng = random.Random(11)
+    pieces = ["..", ".", "/", "\\", "%2e%2e", "%2f", "%5c", "%00", "done", "secret", "~", "//", "%252e", "\u202e", "C:"]
+    names = {"../secret", "..%2fsecret", "%2e%2e/secret", ".", "..", ".done", "done/../../secret", "done%00", "a" * 300}
+    names |= {"".join(rng.choices(pieces, k=rng.randint(1, 6))) for _ in range(150)}
+    for name in names:
+        for tail in ("", "/report.html", "/outputs/x"):
+            answer = client.get(f"/runs/{name}{tail}", follow_redirects=False)
+            assert answer.status_code in (200, 303, 307, 404), (name, answer.status_code)
+            assert "secret.html" not in answer.text and "<h1>secret</h1>" not in answer.text
+    for name in ("..", ".", "a/b", "done\x00", "done\n", "", "-x", "ä", "done "):
+        with pytest.raises(HTTPException):
+            folder_of(runs, name)
+    assert folder_of(runs, "done") == runs / "done"
+
+
+def test_a_run_shows_its_verdict_first_and_shares_the_reports_parts(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    text = client_of(tmp_path).get("/runs/done").text
+    order = ["Bar met", "Score of each arm", "Score against dollars", "Learning curves", "Predicted against actual"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    report = render_report(tmp_path / "done")
+    run = read_run(tmp_path / "done", with_rows=False)
+    for part in (verdict(run), scores(run), price_chart(run), curves(run), predicted(run)):
+        assert part and part in text and part in report
+
+
+def test_planted_markup_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    """HOSTILE is in prompts, outputs, dropped rows and the recorded command of this folder."""
+    write_run(tmp_path / "done")
+    client = client_of(tmp_path)
+    row_id = next(iter(read_run(tmp_path / "done", with_rows=False).rows["linear"].places))
+    for path in ("/", "/runs/done", "/runs/done/outputs?only=any", f"/runs/done/outputs/{row_id}", "/runs/<script>"):
+        text = client.get(path).text
+        assert "<script>alert" not in text and "<img src=" not in text
+        assert text.count("<script") == text.count("<script defer src=")
+    shown = client.get("/runs/done/outputs?q=alert").text
+    assert "&lt;script&gt;" in shown
+
+
+def test_outputs_are_side_by_side_and_filtered(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    run = read_run(tmp_path / "done", with_rows=False)
+    arms = chosen_arms(run, [])
+    best_prompt = max((a for a in run.arms if a.kind == "few_shot"), key=lambda a: a.score.value).arm
+    assert arms == ["zero-shot shoestring-3m", best_prompt, "lora shoestring-3m"]
+    every = matching(run.rows, arms, "all", "")
+    tuned = run.rows[arms[-1]]
+    wrong = matching(run.rows, arms, "wrong", "")
+    assert len(every) == 200 and {tuned.row(tuned.places[row_id]).score for row_id in wrong} == {0.0}
+    assert len(wrong) == sum(score < 1 for score in tuned.scores)
+    lost = matching(run.rows, arms, "lost", "")
+    assert set(lost) < set(wrong)
+    found = matching(run.rows, arms, "all", "Ticket 1007:")
+    assert [tuned.row(tuned.places[row_id]).prompt[:12] for row_id in found] == ["Ticket 1007:"]
+    client = client_of(tmp_path)
+    text = client.get("/runs/done/outputs?only=wrong&page=99999999").text
+    assert f"{len(wrong)} of 200 rows" in text
+    assert client.get("/runs/done/outputs?only=nonsense").status_code == 422
+    assert client.get("/runs/done/outputs/none-such").status_code == 404
+
+
+def test_rows_are_told_apart_without_parsing_the_record(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    record, arms = skim(tmp_path / "done" / "decide.json")
+    whole = json.loads((tmp_path / "done" / "decide.json").read_text(errors="surrogatepass"))
+    assert [arm["rows"] for arm in record["result"]["arms"]] == [[] for _ in arms]
+    for skimmed, arm in zip(arms, whole["result"]["arms"], strict=True):
+        assert [to_json(skimmed.row(place)) for place in range(len(skimmed))] == arm["rows"]
+        assert skimmed.scores == [row["score"] for row in arm["rows"]]
+        assert skimmed.mean_tokens[0] == sum(row["num_prompt_tokens"] for row in arm["rows"]) / len(arm["rows"])
+    found = head_of(tmp_path / "done" / "rungs" / "shoestring-3m" / "eval.json")
+    assert found is not None and found[:2] == ("lora shoestring-3m", "finetune")
+    compact = {"stage": "eval", "result": {"arm": whole["result"]["arms"][0]}}
+    (tmp_path / "compact.json").write_text(json.dumps(compact))
+    assert skim(tmp_path / "compact.json")[1] == []  # another program's: its rows are in the record
+    assert [to_json(row) for row in map(ArmRows.of(arm["rows"]).row, range(3))] == arm["rows"][:3]
+
+
+def test_steps_are_read_as_they_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    tail = Tail(path)
+    assert tail.read() == ([], False)
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [row["step"] for row in tail.read()[0]] == [1]
+    with path.open("a") as file:
+        file.write('ss": 1.0}\n')
+    assert tail.read() == ([{"step": 2, "loss": 1.0}], False)
+    path.write_text('{"step": 1, "loss": 2.0}\n')  # resumed from an earlier checkpoint
+    assert tail.read() == ([{"step": 1, "loss": 2.0}], True)

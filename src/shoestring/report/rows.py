@@ -23,7 +23,6 @@ _NUMBERS = {
     key: re.compile(rb'\n *"%s": ([-+.0-9eE]+),?' % key.encode())
     for key in ("score", "num_prompt_tokens", "num_completion_tokens")
 }
-_FAILURE = re.compile(rb'\n *"failure": (?!null)')
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,7 @@ class ArmRows:
     @cached_property
     def scores(self) -> list[float]:
         """The score of each row."""
-        return self._numbers("score")
-
-    @cached_property
-    def has_failed(self) -> list[bool]:
-        """Whether an output could not be scored as intended, of each row."""
-        return [bool(_FAILURE.search(row)) for row in self.raw]
+        return [float(found) for found in _NUMBERS["score"].findall(self.block)]
 
     @cached_property
     def mean_tokens(self) -> tuple[float, float]:
@@ -74,10 +68,6 @@ class ArmRows:
         counts = [_NUMBERS[key].findall(self.block) for key in ("num_prompt_tokens", "num_completion_tokens")]
         prompt, answer = (sum(map(float, found)) / max(1, len(found)) for found in counts)
         return prompt, answer
-
-    def _numbers(self, key: str) -> list[float]:
-        found = [_NUMBERS[key].search(row) for row in self.raw]
-        return [float(m[1]) if m else 0.0 for m in found]
 
 
 def skim(path: Path) -> tuple[Any, list[ArmRows]]:

@@ -87,10 +87,11 @@ class Processes:
             self._stopping.pop(run.name, None)
             if started is None:
                 return run.state, run.why
+            if str((run.facts.live or {}).get("started_at", "")) >= started.at:
+                return run.state, run.why  # it held the folder; how that ended is written there
             if started.process.poll() is None:
                 return "starting", ""
-            began = str((run.facts.live or {}).get("started_at", ""))
-            said = started.said() if began < started.at else ""  # it ended before it held the folder
+            said = started.said()
             return ("failed", said) if said else (run.state, run.why)
 
     def _run(self, folder: Path, arguments: list[str]) -> Started:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from starlette.routing import Route
 
 from ..report import parts
 from ..report.curves import curves, growth
-from ..report.folder import RunFiles, read_run
+from ..report.folder import RunFiles
 from ..report.html import problems
 from ..report.judge import judges
 from ..report.ladder import ladder, price_chart
@@ -23,52 +21,24 @@ from ..report.launched import launched
 from ..report.scores import scores
 from ..report.verdict import verdict
 from . import events
+from .kept import Kept, run_of, signature_of
 from .places import folder_of
 from .processes import LOG, log_end
 from .site import Seen, Site, page, site_of
 from .steps import Training, left_s, memory_of, point, training_of
 
 NOW = "now"
-RECORDS = ("*.json", "*.jsonl", "decide/*.json", "rungs/*/*.json")
-CHANGES_ALWAYS = ("live.json",)
-MOST_KEPT = 4  # runs whose parts are kept
 LAST_LINES = 8
 
 
-@dataclass
-class Parts:
-    """The parts of the runs looked at last, by the times and sizes of their records."""
-
-    _kept: OrderedDict[tuple[str, str | None], tuple[Any, list[tuple[str, str]]]] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, folder: Path, training: str | None) -> list[tuple[str, str]]:
-        """Element and content of each part; training: a model whose curve is drawn live."""
-        key, signature = (folder.name, training), _signature(folder)
-        with self._lock:
-            kept = self._kept.get(key)
-        if kept is None or kept[0] != signature:
-            run = read_run(folder, with_rows=False)
-            kept = (signature, [(f"part-{name}", str(part)) for name, part in _parts(run, training)])
-        with self._lock:
-            self._kept[key] = kept
-            self._kept.move_to_end(key)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        return kept[1]
+PARTS: Kept[tuple[str | None, Any], list[tuple[str, str]]] = Kept()
 
 
-PARTS = Parts()
-
-
-def _signature(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
-    for pattern in RECORDS:
-        for path in folder.glob(pattern):
-            if path.name not in CHANGES_ALWAYS and path.name != "steps.jsonl":
-                stat = path.stat()
-                found.append((str(path), stat.st_mtime_ns, stat.st_size))
-    return sorted(found)
+def parts_of(folder: Path, training: str | None) -> list[tuple[str, str]]:
+    """Element and content of each part; training: a model whose curve is drawn live."""
+    signature = (training, signature_of(folder))
+    made = lambda: [(f"part-{name}", str(part)) for name, part in _parts(run_of(folder), training)]  # noqa: E731
+    return PARTS.of(folder, signature, made)
 
 
 def _parts(run: RunFiles, training: str | None) -> list[tuple[str, str]]:
@@ -98,7 +68,7 @@ def run(request: Request) -> Response:
     seen = site.seen(site.reader.one(folder))
     training = _training(folder, seen)
     has_file = (folder / "run.yaml").is_file()
-    found = PARTS.of(folder, training.model if training else None) if has_file else []
+    found = parts_of(folder, training.model if training else None) if has_file else []
     return page(
         request,
         "run.html",
@@ -133,7 +103,7 @@ def _now(site: Site, folder: Path, seen: Seen, training: Training | None) -> Tru
                 "training": training,
                 "step": row,
                 "memory_bytes": memory_of(holder.pid) if holder is not None and holder.is_here else None,
-                "left": left_s(folder) if holder is not None else None,
+                "left": left_s(folder, training) if holder is not None else None,
                 "lines": list(live.get("lines", ()))[-LAST_LINES:] if seen.state not in ("met", "unmet") else [],
                 "log": log_end(folder) if (folder / LOG).is_file() and seen.state == "failed" else "",
             },
@@ -153,7 +123,7 @@ def follow(request: Request) -> Response:
         found = training.look(seen)
         found += changes.parts([(NOW, _now(site, folder, seen, training.now))])
         if (folder / "run.yaml").is_file():
-            found += changes.parts(PARTS.of(folder, training.now.model if training.now else None))
+            found += changes.parts(parts_of(folder, training.now.model if training.now else None))
         if state and seen.state != state:
             found.append(events.say(f"{folder.name}: {seen.words}"))
         state = seen.state

@@ -107,14 +107,22 @@ def training_of(folder: Path) -> Training | None:
     return Training(newest.parent, model, own.num_steps if own else None, Tail(newest))
 
 
-def left_s(folder: Path) -> tuple[float, int] | None:
-    """Seconds that the plan expects of the rungs that are not scored yet, and how many these are."""
+def left_s(folder: Path, training: Training | None) -> tuple[float, int] | None:
+    """Seconds that the plan expects of the rungs that are not scored yet, and how many these are.
+
+    training: the one under way, whose seconds so far are not ahead any more.
+    """
     planned = RunFolder(folder).record("plan.json")
     if planned is None or (folder / "ladder.json").exists():
         return None
     rungs = [rung for rung in plan_from_json(planned["result"]).rungs if rung.verdict != "does_not_fit"]
     waiting = [rung for rung in rungs if not (folder / "rungs" / rung_name(rung.model) / "eval.json").exists()]
-    return sum(rung.train_s.value + rung.eval_s.value for rung in waiting), len(waiting)
+    gone_s = float(training.rows[-1].get("wall_s", 0.0)) if training and training.rows else 0.0
+    ahead_s = 0.0
+    for rung in waiting:
+        is_now = training is not None and rung.model == training.model
+        ahead_s += max(0.0, rung.train_s.value - (gone_s if is_now else 0.0)) + rung.eval_s.value
+    return ahead_s, len(waiting)
 
 
 def memory_of(pid: int) -> int | None:

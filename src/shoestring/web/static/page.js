@@ -33,7 +33,7 @@ function put(id, html) {
 
 const DOES = {
   part: (data) => put(data.id, data.html),
-  say: (text) => { document.getElementById("told").textContent = text; },
+  say: (text) => { document.getElementById("said").textContent = text; },
   fresh: (id) => htmx.ajax("GET", location.pathname + location.search,
     { target: "#" + id, select: "#" + id, swap: "outerHTML" }),
 };
