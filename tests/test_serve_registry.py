@@ -24,7 +24,14 @@ from shoestring.train.prints import base_print, behaviour_print
 
 PLAIN = Capability("plain", mixes_adapters=True, max_rank=8)
 ALL = Capability(
-    "all", mixes_adapters=True, dora=True, modules_to_save=True, tied_embeddings=True, bias=True, trainable_tokens=True
+    "all",
+    mixes_adapters=True,
+    dora=True,
+    modules_to_save=True,
+    tied_embeddings=True,
+    bias=True,
+    trainable_tokens=True,
+    patterns=True,
 )
 
 
@@ -171,6 +178,7 @@ def test_an_adapter_of_other_shapes_is_refused_by_the_matrix(twins: tuple[Path, 
         ({"modules_to_save": ["norm"]}, "modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "tied_embeddings"),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens"),
+        ({"rank_pattern": {"q_proj": 2}}, "patterns"),
     ],
 )
 def test_features_beyond_an_engine_are_merged_first(

@@ -38,6 +38,7 @@ FEATURES = {
     "tied_embeddings": "LoRA on the embedding or head of a base that shares them",
     "bias": "biases of its own",
     "trainable_tokens": "rows of the embedding (trainable_token_indices)",
+    "patterns": "a rank or scale of its own in some layers (rank_pattern, alpha_pattern)",
 }
 # Switches under which the same matrices mean something that no engine here computes.
 UNKNOWN_SWITCHES = ("alora_invocation_tokens", "use_qalora", "layer_replication", "megatron_config", "arrow_config")
@@ -129,6 +130,8 @@ def _features(config: Mapping[str, Any], shapes: Shapes) -> set[str]:
         found.add("bias")
     if config.get("trainable_token_indices"):
         found.add("trainable_tokens")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        found.add("patterns")
     plain = [n for n in shapes if not MATRIX.fullmatch(n) and not MAGNITUDE.fullmatch(n)]
     if any(name.endswith(".bias") for name in plain):
         found.add("bias")

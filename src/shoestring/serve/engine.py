@@ -87,6 +87,7 @@ class Capability:
     tied_embeddings: bool = False  # LoRA on embed_tokens or lm_head of a base whose head is tied
     bias: bool = False  # adapters that carry biases of the base's layers
     trainable_tokens: bool = False  # adapters that carry rows of the embedding
+    patterns: bool = False  # adapters with a rank or a scale of its own in some layers
     quantised_base: bool = False  # it holds the base in NF4, as under method: qlora
     schema: bool = True
     seed: bool = True

@@ -278,7 +278,7 @@ class Registry:
     """The models of a running server: the base by its own name, and adapters that come and go by theirs."""
 
     def __init__(self, engine: Engine, base: Base, runs_dir: Path, *, name: str = "") -> None:
-        """name: of the base, where it is served by another than its own."""
+        """name: of the base, where it is served by another than its own: a run's whose every weight is new."""
         self.engine, self.base, self.runs_dir = engine, base, Path(runs_dir)
         self.base_name = name or base_named(base.model)
         self.models: dict[str, Served] = {}
@@ -307,10 +307,13 @@ class Registry:
             self.models[run.name] = run
         return run
 
+    async def add_folder(self, folder: Path, as_name: str = "") -> Served:
+        """Load the run in a folder of ours, which no client names. Raises: BadInput, ModelError."""
+        return await self.add(await asyncio.to_thread(read_run, folder, as_name))
+
     async def add_named(self, name: str, as_name: str = "") -> Served:
         """Load or reload the run of that name in runs_dir. Raises: BadInput, ModelError."""
-        folder = run_named(name, self.runs_dir)
-        return await self.add(await asyncio.to_thread(read_run, folder, as_name))
+        return await self.add_folder(run_named(name, self.runs_dir), as_name)
 
     async def drop(self, name: str) -> None:
         """No longer answer by that name; requests on their way end first. Raises: BadInput."""

@@ -75,7 +75,7 @@ class EmbeddedEngine:
         self.max_rows = max_rows
         is_quantised = getattr(model, "is_quantized", False)
         self.capability = Capability(
-            "embedded", mixes_adapters=True, quantised_base=bool(is_quantised), notes=(self.route,)
+            "embedded", mixes_adapters=True, patterns=True, quantised_base=bool(is_quantised), notes=(self.route,)
         )
         store = Store(_keyed_shape(model), dtype=keyed_dtype(model), device=model.device, budget_tokens=0)
         free = free_bytes(device)

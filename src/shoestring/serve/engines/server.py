@@ -101,7 +101,7 @@ class ServerProcess:
         until = time.monotonic() + timeout_s
         while True:
             self.check()
-            with contextlib.suppress(EngineDown):
+            with contextlib.suppress(EngineDown, Busy):  # llama-server is busy while it loads
                 if await is_up():
                     return
             if time.monotonic() > until:

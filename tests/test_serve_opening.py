@@ -1,0 +1,127 @@
+"""From run folders to a registry that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from served_runs import CPU, make_run
+
+from shoestring.errors import BadInput, ModelError
+from shoestring.serve.engine import BASE, Ask, Sampling
+from shoestring.serve.engines.vllm import VARIABLE
+from shoestring.serve.opening import engine_named, open_registry, preflight, probe_prompts
+from shoestring.serve.registry import Registry, read_run
+
+STAND_IN = Path(__file__).with_name("stand_in_vllm.py")
+MODEL = "shoestring-1m"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder, "tickets", seed=1)
+    make_run(folder, "orders", seed=2, use_rslora=True)
+    make_run(folder, "dora", seed=3, use_dora=True)
+    return folder
+
+
+async def greedy(registry: Registry, adapter: str, prompt: list[int], num: int = 12) -> list[int]:
+    pieces = [p async for p in registry.engine.generate(Ask("a", adapter, tuple(prompt), Sampling(num)))]
+    return [token.id for piece in pieces for token in piece.tokens]
+
+
+def by_peft(run: Path | None, prompt: list[int], num: int = 12) -> list[int]:
+    """The same by transformers and PEFT."""
+    from shoestring.evaluate.generation import decode_greedy
+    from shoestring.evaluate.generation.local import load_generator
+
+    adapter = next(run.glob("rungs/*/adapter")) if run else None
+    own = load_generator(MODEL, adapter, device=CPU, max_new_tokens=num)
+    answers = decode_greedy(
+        own.model, [prompt], stop_ids=own.stop_ids, pad_id=own.tokenizer.pad_token_id, max_new_tokens=num
+    )
+    return [token for token in answers[0][0] if token not in own.stop_ids]
+
+
+def test_engines_by_name() -> None:
+    assert engine_named("auto") == "embedded" and engine_named("auto", "http://x") == "vllm"
+    with pytest.raises(BadInput, match="no engine 'tgi'"):
+        engine_named("tgi")
+    with pytest.raises(BadInput, match="--engine-url is of vllm"):
+        engine_named("llamacpp", "http://x")
+
+
+def test_what_an_engine_may_not_have_is_refused_before_any_is_loaded(runs: Path) -> None:
+    own = [read_run(runs / name) for name in ("tickets", "dora")]
+    _, lines = preflight(own, "vllm")
+    assert [line.verdict.decision for line in lines] == ["serve", "merge first"]
+    with pytest.raises(BadInput, match="dora: merge first: embedded does not serve DoRA"):
+        asyncio.run(open_registry(own, runs_dir=runs, device=CPU))
+
+
+def test_the_embedded_engine_answers_as_peft(runs: Path) -> None:
+    async def work() -> None:
+        registry = await open_registry([read_run(runs / n) for n in ("tickets", "orders")], runs_dir=runs, device=CPU)
+        try:
+            prompt = probe_prompts(MODEL)[0]
+            assert registry.base_name == MODEL and set(registry.models) == {"tickets", "orders"}
+            for name, run in ((BASE, None), ("tickets", runs / "tickets"), ("orders", runs / "orders")):
+                assert await greedy(registry, name, prompt) == by_peft(run, prompt), name
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
+
+
+def test_vllm_is_proven_or_refused_with_the_fix(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"{sys.executable} {STAND_IN}")
+    own, said = [read_run(runs / "tickets")], []
+    monkeypatch.setenv("STAND_IN_FAULT", "last_slot")
+    with pytest.raises(ModelError, match=r"install vLLM 0\.33 or newer, or serve with --engine embedded"):
+        asyncio.run(open_registry(own, runs_dir=runs, device=CPU, engine="vllm"))
+    monkeypatch.setenv("STAND_IN_FAULT", "")
+
+    async def work() -> None:
+        registry = await open_registry(own, runs_dir=runs, device=CPU, engine="vllm", log=said.append)
+        try:
+            assert registry.listing()[1]["id"] == "tickets"
+            assert list(registry.engine.names) == ["tickets"], "what filled the slots is gone"  # type: ignore[attr-defined]
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
+    assert "answered in one batch as alone" in said[-1]
+
+
+HAS_LLAMACPP = bool(os.environ.get("SHOESTRING_LLAMACPP")) or (Path(sys.prefix) / "llamacpp").is_dir()
+
+
+@pytest.mark.skipif(not HAS_LLAMACPP, reason="llama.cpp is not built (scripts/build_llamacpp.py)")
+def test_llamacpp_answers_as_peft_and_takes_adapters_while_it_serves(runs: Path, tmp_path: Path) -> None:
+    for name in ("tickets", "orders"):
+        shutil.copytree(runs / name, tmp_path / name)
+
+    async def work() -> None:
+        registry = await open_registry(
+            [read_run(tmp_path / "tickets")], runs_dir=tmp_path, device=CPU, engine="llamacpp"
+        )
+        try:
+            prompts = probe_prompts(MODEL)
+            started = registry.engine.server.process.process.pid  # type: ignore[attr-defined]
+            running = asyncio.create_task(greedy(registry, "tickets", prompts[0], 60))
+            await registry.add_named("orders")
+            assert registry.engine.server.process.process.pid != started, "another server took over"  # type: ignore[attr-defined]
+            assert await running == by_peft(tmp_path / "tickets", prompts[0], 60), "and the old one finished"
+            asked = [(name, prompt) for prompt in prompts for name in (BASE, "tickets", "orders")]
+            found = await asyncio.gather(*(greedy(registry, *each) for each in asked))
+            for (name, prompt), ids in zip(asked, found, strict=True):
+                assert ids == by_peft(tmp_path / name if name else None, prompt), name
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
