@@ -3,15 +3,16 @@
     python -m bench.serve [--model shoestring-3m|random-100m] [--http] [--json]
 
 8 clients over 4 adapters (random LoRA, rank 16, every linear layer), one request at a time each: 300 shared tokens, 20
-of its own, 48 new ones, greedy, end tokens ignored. The others: transformers + PEFT `generate`, one request at a time with
-set_adapter (sequential), `generate` over a batch of 8 with adapter_names (generate_batch), and llama-server where it
-is found (bf16 weights, 8 slots, explicit scales for every adapter, prompt cache on). All in one thread; on Linux in an
-otherwise idle core: `chrt -r 1 taskset -c 1 python -m bench.serve`.
+of its own, 48 new ones, greedy, end tokens ignored. The others: transformers + PEFT `generate`, one request at a time
+with set_adapter (sequential), `generate` over a batch of 8 with adapter_names (generate_batch), and llama-server where
+it is found (bf16 weights, 8 slots, explicit scales for every adapter, prompt cache on; its rounds and the engine's by
+turns). All in one thread; on Linux in an otherwise idle core: `chrt -r 1 taskset -c 1 python -m bench.serve`.
 
-ratio_vs_*: new tokens a second of the engine over theirs. first_token_s, per_token_s: percentiles over clients of the
-engine. single_stream: one client, one adapter. largest_gap: of the engine's greedy tokens, how far the logit lies below
-the largest in transformers + PEFT, over the latter (0: the same token, or an exact tie). adapters: bytes of 32 more
-adapters and what the process grew by. --http: through the gateway besides.
+ratio_vs_*: new tokens a second of the engine over theirs, medians of the rounds, answers not streamed. first_token_s,
+per_token_s: percentiles over clients of the engine, streamed. single_stream: one client, one adapter. largest_gap: of
+the engine's greedy tokens, how far the logit lies below the largest in transformers + PEFT, over the latter (0: the
+same token, or an exact tie). adapters: bytes of 32 more adapters and what the process grew by. --http: through the
+gateway besides.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,11 @@ def make_adapters(work: Work, num: int) -> list[Path]:
 # ---- the engine ----
 
 
-async def measure_engine(work: Work, rounds: int, num_more: int) -> dict[str, Any]:
-    """Throughput, percentiles and single stream; the answers, for comparison; memory of more adapters."""
+async def measure_engine(work: Work, rounds: int, num_more: int, other: Callable[[], float] | None) -> dict[str, Any]:
+    """Throughput, percentiles and single stream; the answers, for comparison; memory of more adapters.
+
+    other: measured after each round of ours.
+    """
     from shoestring.serve.engines.embedded import open_embedded
 
     engine = await open_embedded(work.model, device=work.device, max_rows=NUM_CLIENTS)
@@ -130,20 +134,26 @@ async def measure_engine(work: Work, rounds: int, num_more: int) -> dict[str, An
         names = work.names()
         warm = work.prompts(NUM_CLIENTS)
         kept = await asyncio.gather(*(timed(engine, names[i], warm[i], work.new_tokens) for i in range(NUM_CLIENTS)))
-        rates, answers = [], []
-        for _ in range(rounds):
+        rates, others, answers = [], [], []
+        for number in range(2 * rounds):
+            is_streamed = number % 2 == 1
             prompts = [work.prompts(2) for _ in range(NUM_CLIENTS)]
 
-            async def client(number: int, own: list[list[int]]) -> list[dict[str, Any]]:
-                return [await timed(engine, names[number], prompt, work.new_tokens) for prompt in own]
+            async def client(number: int, own: list[list[int]], is_streamed: bool) -> list[dict[str, Any]]:
+                return [await timed(engine, names[number], prompt, work.new_tokens, is_streamed) for prompt in own]
 
             began = time.perf_counter()
-            done = await asyncio.gather(*(client(i, own) for i, own in enumerate(prompts)))
+            done = await asyncio.gather(*(client(i, own, is_streamed) for i, own in enumerate(prompts)))
+            if is_streamed:
+                answers += [answer for own in done for answer in own]
+                continue
             rates.append(2 * NUM_CLIENTS * work.new_tokens / (time.perf_counter() - began))
-            answers += [answer for own in done for answer in own]
+            if other is not None:
+                others.append(await asyncio.to_thread(other))
         single = [await timed(engine, names[0], prompt, work.new_tokens) for prompt in work.prompts(3)]
         return {
             "tokens_per_s": statistics.median(rates),
+            "others": others,
             "first_token_s": percentiles([a["first_s"] for a in answers]),
             "per_token_s": percentiles([gap for a in answers for gap in a["gaps_s"]]),
             "single_stream_tokens_per_s": statistics.median(work.new_tokens / a["wall_s"] for a in single),
@@ -156,14 +166,16 @@ async def measure_engine(work: Work, rounds: int, num_more: int) -> dict[str, An
         await engine.close()
 
 
-async def timed(engine: Any, adapter: str, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:
-    """One streamed request."""
+async def timed(
+    engine: Any, adapter: str, prompt: Sequence[int], new_tokens: int, is_streamed: bool = True
+) -> dict[str, Any]:
+    """One request."""
     from shoestring.serve.engine import Ask, Sampling
 
     began = last = time.perf_counter()
     tokens: list[int] = []
     first_s, gaps_s = 0.0, []
-    async for piece in engine.generate(Ask("bench", adapter, tuple(prompt), Sampling(new_tokens), is_streamed=True)):
+    async for piece in engine.generate(Ask("bench", adapter, tuple(prompt), Sampling(new_tokens), is_streamed)):
         now = time.perf_counter()
         if tokens:
             gaps_s.append(now - last)
@@ -270,42 +282,48 @@ def gap(tuned: Any, name: str, prompt: list[int], tokens: list[int]) -> float:
 # ---- llama-server ----
 
 
-def measure_llama_server(work: Work, rounds: int) -> dict[str, Any]:
+class LlamaServer:
     """The same load on llama-server with one thread. Raises: ShoestringError where it is not there."""
-    from shoestring.serve.gguf import base_folder, write_adapter, write_model
-    from shoestring.serve.llamacpp_home import converter
 
-    home = converter()
-    source = base_folder(work.model, work.folder / "gguf-base")
-    write_model(source, work.folder / "base.gguf", "bf16", home)
-    names = [folder.name for folder in work.adapters[:NUM_ADAPTERS]]
-    for name in names:
-        write_adapter(work.folder / name, source, work.folder / f"{name}.gguf", home)
-    command = [str(home.server), "-m", str(work.folder / "base.gguf"), "-t", "1", "-tb", "1", "-np", str(NUM_CLIENTS)]
-    command += ["-c", str(NUM_CLIENTS * 512), "--host", "127.0.0.1", "--no-webui", "--lora-init-without-apply"]
-    command += ["--lora", ",".join(str(work.folder / f"{name}.gguf") for name in names)]
-    of_client = work.names()
-    with serving(command) as url, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+    def __init__(self, work: Work, stack: contextlib.ExitStack) -> None:
+        from shoestring.serve.gguf import base_folder, write_adapter, write_model
+        from shoestring.serve.llamacpp_home import converter
 
-        def ask(client: int, prompts: list[list[int]]) -> None:
-            scales = [{"id": i, "scale": 1.0 if name == of_client[client] else 0.0} for i, name in enumerate(names)]
-            for prompt in prompts:
-                body = {"prompt": prompt, "n_predict": work.new_tokens, "temperature": 0, "cache_prompt": True}
-                told = post(f"{url}/completion", {**body, "ignore_eos": True, "lora": scales, "id_slot": client})
-                if told["tokens_predicted"] != work.new_tokens:
-                    raise ShoestringError(f"llama-server gave {told['tokens_predicted']} tokens, not {work.new_tokens}")
+        home = converter()
+        source = base_folder(work.model, work.folder / "gguf-base")
+        write_model(source, work.folder / "base.gguf", "bf16", home)
+        self.work, self.names = work, [folder.name for folder in work.adapters[:NUM_ADAPTERS]]
+        for name in self.names:
+            write_adapter(work.folder / name, source, work.folder / f"{name}.gguf", home)
+        command = [str(home.server), "-m", str(work.folder / "base.gguf"), "-t", "1", "-tb", "1"]
+        command += ["-np", str(NUM_CLIENTS), "-c", str(NUM_CLIENTS * 512), "--host", "127.0.0.1", "--no-webui"]
+        command += ["--lora", ",".join(str(work.folder / f"{name}.gguf") for name in self.names)]
+        self.url = stack.enter_context(serving(command))
+        self.pool = stack.enter_context(ThreadPoolExecutor(NUM_CLIENTS))
+        self.round()
 
-        def round_of(num: int) -> float:
-            prompts = [work.prompts(num) for _ in range(NUM_CLIENTS)]
-            began = time.perf_counter()
-            list(pool.map(ask, range(NUM_CLIENTS), prompts))
-            return NUM_CLIENTS * num * work.new_tokens / (time.perf_counter() - began)
+    def ask(self, client: int, prompts: list[list[int]]) -> None:
+        """One client's requests, one after the other."""
+        own = self.work.names()[client]
+        scales = [{"id": i, "scale": float(name == own)} for i, name in enumerate(self.names)]
+        for prompt in prompts:
+            body = {"prompt": prompt, "n_predict": self.work.new_tokens, "temperature": 0, "cache_prompt": True}
+            told = post(f"{self.url}/completion", {**body, "ignore_eos": True, "lora": scales, "id_slot": client})
+            if told["tokens_predicted"] != self.work.new_tokens:
+                raise ShoestringError(f"llama-server gave {told['tokens_predicted']} of {self.work.new_tokens} tokens")
 
-        round_of(1)
-        many = statistics.median(round_of(2) for _ in range(rounds))
+    def round(self) -> float:
+        """Tokens a second of all clients."""
+        prompts = [self.work.prompts(2) for _ in range(NUM_CLIENTS)]
         began = time.perf_counter()
-        ask(0, work.prompts(3))
-        return {"tokens_per_s": many, "single_stream": 3 * work.new_tokens / (time.perf_counter() - began)}
+        list(self.pool.map(self.ask, range(NUM_CLIENTS), prompts))
+        return NUM_CLIENTS * 2 * self.work.new_tokens / (time.perf_counter() - began)
+
+    def single(self) -> float:
+        """Tokens a second of one client alone."""
+        began = time.perf_counter()
+        self.ask(0, self.work.prompts(3))
+        return 3 * self.work.new_tokens / (time.perf_counter() - began)
 
 
 @contextlib.contextmanager
@@ -348,14 +366,19 @@ def run(model: str, *, rounds: int, new_tokens: int, num_more: int, dtype: str, 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Work(model, Path(folder), num_adapters=NUM_ADAPTERS + num_more, new_tokens=new_tokens, dtype=dtype)
-        engine = asyncio.run(measure_engine(work, rounds, num_more))
-        theirs = measure_peft(work, rounds, engine.pop("answers"))
         llama: dict[str, Any] = {"reason": "not asked for"}
-        if with_llama:
-            try:
-                llama = measure_llama_server(work, rounds)
-            except ShoestringError as error:
-                llama = {"reason": str(error)}
+        with contextlib.ExitStack() as stack:
+            server = None
+            if with_llama:
+                try:
+                    server = LlamaServer(work, stack)
+                except ShoestringError as error:
+                    llama = {"reason": str(error)}
+            engine = asyncio.run(measure_engine(work, rounds, num_more, server.round if server else None))
+            others = engine.pop("others")
+            if server is not None:
+                llama = {"tokens_per_s": statistics.median(others), "single_stream": server.single()}
+        theirs = measure_peft(work, rounds, engine.pop("answers"))
         ours, other = engine["tokens_per_s"], llama.get("tokens_per_s")
         return {
             "model": model,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from .embedded_loop import Forward, Loop, Row
 from .embedded_lora import Adapter, Slots, read_adapter
 from .embedded_pass import Pass, Run, hidden_above
 from .embedded_sampling import Grammars, make_choice
+
+_yield = getattr(os, "sched_yield", lambda: None)
 
 MAX_ROWS = {"cpu": 32, "mps": 32, "cuda": 128}
 QUEUE_LEN = 256
@@ -215,6 +218,7 @@ def _deliver(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:
     for loop, own in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_put, own)
+    _yield()  # on one core what was handed over is read before the next pass
 
 
 def _put(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:
@@ -234,7 +238,7 @@ def _choose(model: Any, name: str) -> tuple[Forward, str]:
     reason = refusal(model)
     limit = LOGITS_LIMIT[str(model.dtype).removeprefix("torch.")]
     if not reason:
-        forward = Lean(model)
+        forward = Lean(model, may_pack=True)
         apart = _apart(theirs, probe(forward, model, ids, None))
         if apart <= limit:
             return forward, f"short form, logits within {apart:.1g} of transformers'"
@@ -284,6 +288,7 @@ def probe(forward: Forward, model: Any, ids: list[int], adapter: Adapter | None)
                 order=None,
                 num_tokens_seen=0 if is_run else stop,
                 hidden=None if is_run else torch.zeros(1, 1, 1, stop, dtype=dtype, device=device),
+                trunks=None,
                 runs=[Run(0, start, stop, 0, hidden_above(start, stop, dtype=dtype, device=device))] if is_run else [],
                 slots=slots,
                 share=slots.share([slot] * (stop - start), 0 if is_run else 1),

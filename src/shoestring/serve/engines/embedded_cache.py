@@ -180,7 +180,7 @@ class PrefixTree:
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    return _common(tuple(one), other, 0)
+    return _common(one if isinstance(one, tuple) else tuple(one), other, 0)
 
 
 def _common(run: tuple[int, ...], ids: Sequence[int], at: int) -> int:

@@ -16,6 +16,7 @@ from .embedded_cache import keyed_dtype
 from .embedded_lora import Linears
 from .embedded_pass import Pass
 
+PACKED_FOR_ROWS = 8
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -47,17 +48,29 @@ def refusal(model: Any) -> str:
 class Lean:
     """A model of these shapes; `forward` is its pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, may_pack: bool) -> None:
+        """may_pack: memory has room for a second copy of the weights, in the order that the CPU multiplies them."""
         self.model = model
+        self.product = packed_product if may_pack and _can_pack(model) else plain_product
         config = model.config
         self.num_heads, self.num_kv = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.num_queries_per_key = self.num_heads // self.num_kv
         self.num_layers = config.num_hidden_layers
         self.eps = config.rms_norm_eps
         self.kind = keyed_dtype(model)
         self.groups: list[Linears] = []
         self.layers = [self._joined(i, layer) for i, layer in enumerate(model.model.layers)]
+        self.head = self._packed(model.lm_head.weight, model.lm_head.bias)
         self.rope: tuple[Any, Any] | None = None
+
+    def _packed(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+        import torch
+
+        if self.product is plain_product:
+            return weight, bias
+        with torch.inference_mode():
+            return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS), bias
 
     def _joined(self, i: int, layer: Any) -> tuple[Any, ...]:
         name = f"model.layers.{i}"
@@ -74,7 +87,7 @@ class Lean:
             full = tuple(f"{place}.{n}" for n in names)
             sizes = tuple(linear.out_features for linear in linears)
             self.groups.append(Linears(full[0], full, sizes, linears[0].in_features))
-            weights += [full[0], *_together(linears)]
+            weights += [full[0], self._packed(*_together(linears))]
         norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
         of_heads = None
         if hasattr(attention, "q_norm"):
@@ -83,18 +96,17 @@ class Lean:
 
     def forward(self, now: Pass) -> Any:
         """Logits (n, V) at the places that are wanted."""
-        import torch
         import torch.nn.functional as F
 
         heads, num_kv, size = self.num_heads, self.num_kv, self.head_size
-        scale, num_rotated = size**-0.5, heads + num_kv
+        scale, num_rotated, product = size**-0.5, heads + num_kv, self.product
         x_NI = F.embedding(now.ids, self.model.model.embed_tokens.weight)
         cos_N1D, sin_N1D = self._rotation(now)
         shape = (x_NI.shape[-1],)
         for i, layer in enumerate(self.layers):
-            norm1, norm2, of_heads, qkv, w_qkv, b_qkv, o, w_o, b_o, gate, w_gate, b_gate, down, w_down, b_down = layer
+            norm1, norm2, of_heads, qkv, w_qkv, o, w_o, gate, w_gate, down, w_down = layer
             normed = F.rms_norm(x_NI, shape, norm1, self.eps)
-            y = F.linear(normed, w_qkv, b_qkv)
+            y = product(normed, *w_qkv)
             now.add_adapters(qkv, normed, y)
             y_NHD = y.view(-1, heads + 2 * num_kv, size).to(now.store.held.dtype)
             if of_heads is not None:
@@ -104,21 +116,19 @@ class Lean:
             crossed = turned.roll(size // 2, -1)  # its sign is in the sines
             turned.mul_(cos_N1D).addcmul_(crossed, sin_N1D)
             seen = now.attend(i, y_NHD[:, :heads], y_NHD[:, heads:], scale).to(y.dtype)
-            y = F.linear(seen, w_o, b_o)
+            y = product(seen, *w_o)
             now.add_adapters(o, seen, y)
             x_NI = x_NI.add_(y)
             normed = F.rms_norm(x_NI, shape, norm2, self.eps)
-            y = F.linear(normed, w_gate, b_gate)
+            y = product(normed, *w_gate)
             now.add_adapters(gate, normed, y)
             of_gate, up = y.chunk(2, -1)
             gated = F.silu(of_gate).mul_(up)
-            y = F.linear(gated, w_down, b_down)
+            y = product(gated, *w_down)
             now.add_adapters(down, gated, y)
             x_NI = x_NI.add_(y)
         wanted = x_NI if now.places is None else x_NI.index_select(0, now.places)
-        head = self.model.lm_head
-        normed = F.rms_norm(wanted, shape, self.model.model.norm.weight, self.eps)
-        return torch.nn.functional.linear(normed, head.weight, head.bias)
+        return product(F.rms_norm(wanted, shape, self.model.model.norm.weight, self.eps), *self.head)
 
     def _rotation(self, now: Pass) -> tuple[Any, Any]:
         """Cosines and signed sines (N, 1, D) of the tokens' positions."""
@@ -133,6 +143,27 @@ class Lean:
             kind = now.store.held.dtype
             self.rope = (cos[0][:, None].to(kind), (sin[0] * sign)[:, None].to(kind))
         return self.rope[0].index_select(0, now.positions), self.rope[1].index_select(0, now.positions)
+
+
+def plain_product(x_NI: Any, weight: Any, bias: Any) -> Any:
+    """x W^T + bias."""
+    import torch.nn.functional as F
+
+    return F.linear(x_NI, weight, bias)
+
+
+def packed_product(x_NI: Any, weight: Any, bias: Any) -> Any:
+    """The same with a weight that oneDNN has put in its own order; plain ones it puts so at each call."""
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(x_NI, weight, bias, "none", [], "")
+
+
+def _can_pack(model: Any) -> bool:
+    import torch
+
+    has = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+    return has and model.device.type == "cpu" and model.dtype == torch.bfloat16
 
 
 def _together(linears: list[Any]) -> tuple[Any, Any]:

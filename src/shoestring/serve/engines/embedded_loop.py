@@ -20,6 +20,7 @@ from .embedded_cache import NoRoom, PrefixTree, Store, common_tokens
 from .embedded_lora import Adapter, Linears, Share, Slots, slot_order
 from .embedded_pass import Pass, Run, hidden_above
 from .embedded_sampling import Choice, greedy
+from .embedded_trunk import Trunks, TrunkStore, can_share, find_cut
 
 # Tokens of prompts in one pass: while nothing is answered, and beside rows that are.
 READ_TOKENS, READ_BESIDE_TOKENS = 1024, 256
@@ -35,6 +36,10 @@ class Forward(Protocol):
     @property
     def groups(self) -> Sequence[Linears]:
         """Linear layers that adapters may change."""
+
+    @property
+    def num_queries_per_key(self) -> int:
+        """Query heads of one key/value head."""
 
     def forward(self, now: Pass) -> Any:
         """Logits (n, V) at the places that are wanted."""
@@ -96,6 +101,8 @@ class Loop(threading.Thread):
         self.is_over = False
         self.fault: BaseException | None = None
         self.shared: tuple[Any, Share | None] = (None, None)
+        self.trunk_store = TrunkStore(store) if can_share(store.held.device) else None
+        self.trunked: tuple[list[Row], Trunks | None] = ([], None)
         self.ordered: tuple[list[int], Any] = ([], None)
         self.counts = dict.fromkeys(
             ("num_prompt_tokens", "num_cached_tokens", "num_new_tokens", "num_steps", "num_preempted"), 0
@@ -256,6 +263,9 @@ class Loop(threading.Thread):
         import torch
 
         self.tree.clear()
+        if self.trunk_store is not None:
+            self.trunk_store.clear()
+        self.trunked = ([], None)
         if self.store.held.device.type == "cuda":
             torch.cuda.empty_cache()
         row = self.rows[-1]
@@ -331,9 +341,11 @@ class Loop(threading.Thread):
         rows_N = torch.tensor(indices, device=device)
         seen = max(positions[:num], default=-1) + 1
         hidden = None
+        trunks = self._trunks()
         if num:
             by_row = torch.tensor([row.num_read for row in self.rows[:num]], device=device)
-            later = torch.arange(seen, device=device)[None] > by_row[:, None]
+            first = 0 if trunks is None else trunks.num_tokens
+            later = torch.arange(first, seen, device=device)[None] > by_row[:, None]
             hidden = torch.where(later, -math.inf, 0.0).to(dtype)
         now = Pass(
             ids=torch.tensor(ids, device=device),
@@ -345,11 +357,26 @@ class Loop(threading.Thread):
             order=None if order == list(range(num)) else self._order(order),
             num_tokens_seen=seen,
             hidden=None if hidden is None else hidden[:, None, None],
+            trunks=trunks,
             runs=runs,
             slots=self.slots,
             share=self._share(slots, num),
         )
         return now, asked
+
+    def _trunks(self) -> Trunks | None:
+        """What the rows that are answered begin with together; looked for anew when they are others."""
+        rows = self.rows[: self.num_single]
+        if len(rows) < 2 or self.trunk_store is None:
+            return None
+        if self.trunked[0] != rows:
+            adapters, ids = [row.adapter for row in rows], [row.ask.prompt_ids for row in rows]
+            cut = find_cut(adapters, ids, [row.num_read for row in rows])
+            trunks = (
+                None if cut is None else self.trunk_store.trunks(cut, adapters, ids, self.model.num_queries_per_key)
+            )
+            self.trunked = (rows, trunks)
+        return self.trunked[1]
 
     def _order(self, order: list[int]) -> tuple[Any, Any]:
         """Of tokens with one a row: the row of each, and the token of each row; kept while they stay the same."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from .embedded_cache import Store
 from .embedded_lora import Share, Slots
+from .embedded_trunk import Trunks, attention_with_logs, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Pass:
     num_single: int
     order: tuple[Any, Any] | None  # of those tokens: the row of each, the token of each row; None: their own order
     num_tokens_seen: int  # T of the rows with one token
-    hidden: Any  # (B, 1, 1, T) 0 or -inf, in the type of the store
+    hidden: Any  # (B, 1, 1, T - C) 0 or -inf, in the type of the store
+    trunks: Trunks | None  # the first C tokens of those rows, or None and C = 0
     runs: Sequence[Run]
     slots: Slots | None
     share: Share | None
@@ -66,10 +68,8 @@ class Pass:
         outs = []
         if num:
             # Query heads of one key head stand where queries of a sequence would: no key is copied for them.
-            rows = held[:num, :, : self.num_tokens_seen]
             query = query_NHD[:num] if self.order is None else query_NHD.index_select(0, self.order[1])
-            query_BKGD = query.view(num, num_kv, -1, size)
-            out = attention(query_BKGD, rows[:, :num_kv], rows[:, num_kv:], attn_mask=self.hidden, scale=scale)
+            out = self._over_rows(layer, query.view(num, num_kv, -1, size), scale)
             out = out.reshape(num, -1)
             outs.append(out if self.order is None else out.index_select(0, self.order[0]))
         for run in self.runs:
@@ -85,6 +85,21 @@ class Pass:
             out = attention(query_1HnD, keys, values, attn_mask=hidden, scale=scale)
             outs.append(out.view(heads, -1, size).transpose(0, 1).reshape(-1, heads * size))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _over_rows(self, layer: int, query_BKGD: Any, scale: float) -> Any:
+        """Query heads of one key head stand where queries of a sequence would: no key is copied for them."""
+        import torch
+
+        num, num_kv = query_BKGD.shape[:2]
+        first = 0 if self.trunks is None else self.trunks.num_tokens
+        rows = self.store.layers[layer][:num, :, first : self.num_tokens_seen]
+        keys, values = rows[:, :num_kv], rows[:, num_kv:]
+        if self.trunks is None:
+            return torch.nn.functional.scaled_dot_product_attention(
+                query_BKGD, keys, values, attn_mask=self.hidden, scale=scale
+            )
+        own, logs = attention_with_logs(query_BKGD, keys, values, self.hidden, scale)
+        return merged(own, logs[..., None], *self.trunks.attend(layer, query_BKGD, scale))
 
 
 def hidden_above(start: int, stop: int, *, dtype: Any, device: Any) -> Any:

@@ -137,6 +137,6 @@ def make_choice(sampling: Sampling, grammars: Grammars, stop_ids: frozenset[int]
 
 def greedy(logits_BV: Any) -> tuple[list[int], list[bool]]:
     """The most likely token of each row, and whether its logit is finite."""
-    ids_B = logits_BV.argmax(-1, keepdim=True)
+    ids_B = logits_BV.float().argmax(-1, keepdim=True)
     values = logits_BV.gather(1, ids_B).flatten().tolist()
     return ids_B.flatten().tolist(), [math.isfinite(value) for value in values]
