@@ -129,7 +129,7 @@ def test_a_decision_is_written_into_its_own_line_and_no_other_cell_changes(tmp_p
     assert decide(path, Mark("a", "x.jsonl", 3), "")  # taken back
     assert path.read_bytes().decode("utf-16") == text
     assert not decide(path, Mark("c", "x.jsonl", 9), "drop")
-    with pytest.raises(DataError, match="fix takes one"):
+    with pytest.raises(DataError, match="fix takes the right answer"):
         decide(path, Mark("a", "x.jsonl", 3), "fix", " ")
     with pytest.raises(DataError, match="keep and drop take none"):
         decide(path, Mark("a", "x.jsonl", 3), "drop", "x")

@@ -12,8 +12,9 @@ from shoestring.config import FieldsConfig
 from shoestring.data.store import write_curated
 from shoestring.files import write_json
 from shoestring.records import Curated, DroppedRow, Example, Fault, Message
-from shoestring.report.data import data_page, marked
+from shoestring.report.data import data_page
 from shoestring.report.data_files import MAX_EXAMPLES, MAX_SUSPECTS, read_data
+from shoestring.report.sides import marked
 from shoestring.report.svg import bars, histogram
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from shoestring.config import load_run_file
+from shoestring.data.review import Mark, read_review
+from shoestring.files import read_jsonl
+from shoestring.recipe import Run
 from shoestring.web import drop
 from shoestring.web.app import make_app
 from shoestring.web.site import Site
@@ -176,3 +181,96 @@ def test_held_out_rows_may_come_in_a_second_file(tmp_path: Path) -> None:
     client.post(answer.url.path, data=form())
     config = load_run_file(next(tmp_path.glob(".uploads/*/run.yaml")))
     assert config.data.train == ["a.csv"] and config.data.eval == ["held-out-a.jsonl"]
+
+
+# ---- data and decisions ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with one run, curated and no more: repeats, a contradiction, markup, a secret, a wrong label."""
+    folder = tmp_path_factory.mktemp("curated")
+    rows = [{"text": f"my {what} number {i} is late", "label": label} for i in range(40) for what, label in KINDS]
+    rows += [
+        rows[0],
+        {"text": SCRIPT, "label": "billing"},
+        {"text": "my parcel number 7 is late!", "label": "delivery"},
+    ]
+    rows += [{"text": f"write to a.person{i}@example.org about my parcel", "label": "delivery"} for i in range(3)]
+    rows += [{"text": "my parcel number 3 is late", "label": "billing"}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_file = folder / "run.yaml"
+    run_file.write_text(
+        "name: tickets\ntask: {kind: classify, bar: 0.9}\ndata: {train: rows.jsonl}\nmodels: [shoestring-1m]\n"
+        "# my own words\nbudget_usd: 1  # at most\ndecide: {arms: [linear]}\n"
+    )
+    Run.from_file(run_file, runs_dir=folder / "runs").execute(until="curate")
+    return folder / "runs"
+
+
+@pytest.fixture
+def with_data(curated: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    shutil.copytree(curated.parent, tmp_path / "all")
+    meta = json.loads((tmp_path / "all/runs/tickets/meta.json").read_text())
+    moved = json.dumps(meta).replace(str(curated.parent), str(tmp_path / "all"))
+    (tmp_path / "all/runs/tickets/meta.json").write_text(moved)
+    return tmp_path / "all" / "runs"
+
+
+def hidden_fields(article: str) -> dict[str, str]:
+    """What a row's form sends beside the button."""
+    return {k: html.unescape(v) for k, v in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', article)}
+
+
+def test_the_data_page_shows_what_came_of_the_rows(curated: Path) -> None:
+    client = client_of(curated)
+    page = client.get("/runs/tickets/data").text
+    assert "87 rows in" in page and "exact duplicate" in page and "contradiction" in page
+    assert "/runs/tickets/data/rows?code=exact_duplicate" in page
+    assert SCRIPT not in page and "a.person" not in page  # masked, as in the report
+    side_by_side = client.get("/runs/tickets/data/rows?code=contradiction").text
+    assert "<mark>billing</mark>" in side_by_side and "<mark>delivery</mark>" in side_by_side
+    assert client.get("/runs/tickets/data/rows?code=nonsense").status_code == 404
+    assert client.get("/runs/tickets/data/rows?code=crlf").status_code == 200  # none is there
+
+
+def test_a_decision_stands_in_review_csv_and_the_next_curation_carries_it_out(with_data: Path) -> None:
+    client = client_of(with_data)
+    page = client.get("/runs/tickets/data/rows?code=exact_duplicate").text
+    fields = hidden_fields(page)
+    answer = client.post("/runs/tickets/data/decide", data={**fields, "action": "keep"}, headers={"hx-request": "true"})
+    assert answer.status_code == 200 and "from the next curation on" in answer.text and "saved" in answer.text
+    run = Run.from_folder(with_data / "tickets")
+    before = run.run_folder.record("curate.json")["result"]["counts"]["dropped"]
+    run.execute(until="curate")
+    assert Run.from_folder(run.folder).run_folder.record("curate.json")["result"]["counts"]["dropped"] == before - 1
+    # A row that was kept may be dropped, corrected, or left as it was.
+    kept = next(iter(read_jsonl(run.folder / "data" / "train.jsonl")))
+    mark = {"id": kept["id"], "source": kept["source"], "line": str(kept["line"])}
+    assert (
+        client.post("/runs/tickets/data/decide", data={**mark, "action": "fix", "answer": "other"}).status_code == 200
+    )
+    path = run.folder / "data" / "review.csv"
+    decided = read_review(path)[Mark(kept["id"], kept["source"], kept["line"])]
+    assert (decided.action, decided.answer) == ("fix", "other")
+    client.post("/runs/tickets/data/decide", data={**mark, "action": ""})
+    assert Mark(kept["id"], kept["source"], kept["line"]) not in read_review(path)
+
+
+def test_decisions_that_cannot_be_are_said(with_data: Path) -> None:
+    client = client_of(with_data)
+    train = read_jsonl(with_data / "tickets" / "data" / "train.jsonl")[0]
+    mark = {"id": train["id"], "source": train["source"], "line": str(train["line"])}
+    for changed, said in (
+        ({"action": "eat"}, "none of keep, drop, fix"),
+        ({"action": "fix"}, "fix takes the right answer"),
+        ({"action": "keep", "line": "x"}, "is no line number"),
+        ({"action": "keep", "id": "0" * 16}, "no such row"),
+        ({"action": "drop", "source": "../../etc/passwd"}, "no such row"),
+    ):
+        answer = client.post("/runs/tickets/data/decide", data={**mark, **changed}, headers={"hx-request": "true"})
+        assert answer.status_code == 422 and said in answer.text, answer.text
+    with Run.from_folder(with_data / "tickets").run_folder.locked():
+        answer = client.post("/runs/tickets/data/decide", data={**mark, "action": "drop"})
+        assert answer.status_code == 422 and "in use by process" in answer.text

@@ -35,9 +35,7 @@ def app_of(tuning: Tuning) -> Starlette:
 def main(runs_dir: Path, settings: TuningSettings) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", flush=True)
-    server = uvicorn.Server(
-        uvicorn.Config(app_of(Tuning(runs_dir, settings)), log_level="warning")
-    )
+    server = uvicorn.Server(uvicorn.Config(app_of(Tuning(runs_dir, settings)), log_level="warning"))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
         asyncio.run(server.serve(sockets=[listening]))
 

@@ -98,17 +98,21 @@ def add_rows(path: Path, rows: Iterable[ReviewRow]) -> None:
     write_whole(path, f"{text}{between}{added.getvalue()}".encode(encoding, "replace"))
 
 
+def check_decision(action: str, answer: str) -> None:
+    """Raises: DataError for a decision that a review file cannot hold; empty takes one back."""
+    if action not in (*DECISIONS, ""):
+        raise DataError(f"decision {action!r} is none of {', '.join(DECISIONS)}; leave it empty to take one back")
+    if (action == "fix") != bool(answer.strip()):
+        raise DataError("fix takes the right answer, keep and drop take none; give an answer with fix alone")
+
+
 def decide(path: Path, mark: Mark, action: str, answer: str = "") -> bool:
     """Write a decision into the file's own line of a row, or empty its cells; every other cell stays as it is.
 
     action: keep, drop, fix (which takes the answer), or empty. False where no line of the file is on the row.
     Raises: DataError, RunFolderError.
     """
-    if action not in (*DECISIONS, "") or (action == "fix") != bool(answer.strip()):
-        raise DataError(
-            f"decision {action!r} {'with' if answer.strip() else 'without'} an answer: "
-            "keep and drop take none, fix takes one"
-        )
+    check_decision(action, answer)
     text = _text(path)
     lead = text[: text.index("\n") + 1] if text[:4].lower() == "sep=" and "\n" in text else ""
     header, delimiter = _header(path, text[len(lead) :], 1 + bool(lead))

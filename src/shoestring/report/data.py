@@ -5,8 +5,6 @@ Text of rows is shown with secrets and personal data masked: a report is passed 
 
 from __future__ import annotations
 
-import difflib
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -19,34 +17,33 @@ from ..data.language import LANGUAGE_NAMES
 from ..data.restore import ADVICE, can_come_back
 from ..data.safety import redact
 from ..units import SECONDS_PER_HOUR, count, usd
-from .data_files import Case, DataFiles, Measured, Text, partner_place, read_data
+from .data_files import MAX_MEASURED, Case, DataFiles, Measured, read_data
 from .folder import RunFiles
+from .sides import case_card, cut
 from .style import STYLE
 from .svg import bars, histogram, share_bar
 from .text import Markup, details, esc, join, number, section, table
 
 CHARACTERS_PER_TOKEN = 4  # of English under common tokenizers; only ratios and "about" figures rest on it
-MAX_SHOWN = 600  # characters of a prompt or answer
-CONTEXT = 200  # characters before the first difference of long texts
-MAX_PIECES = 400
 MANY_LABELS, NUM_COMMON, NUM_RARE = 24, 12, 6
 MAX_LABELS = 300  # more different answers than this are no labels
-PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 KEPT = (("train", "rows_train", "s0"), ("dev", "rows_dev", "s1"), ("held out", "rows_eval", "s2"))
 SIDE_KEYS = (("train and dev", "s0"), ("held out", "s2"), ("dropped", "s3"))
 DECIDED = ("corrected_in_review", "restored")
-LINE_END, SEEN_LINE_END = "\n", "↵\n"  # a line end that differs has to be seen
 
 
-def data(run: RunFiles) -> Markup:
-    """The section of a run."""
+def data(run: RunFiles, more: str = "", max_measured: int = MAX_MEASURED) -> Markup:
+    """The section of a run; more: the address of a page that shows every row, without the code it ends in.
+
+    That page has the suspects too, with a decision on each, so they are not listed here then.
+    """
     if run.curated is None:
         return Markup("")
     fields = run.config.data.fields if run.config else FieldsConfig()
     base_dir = Path(str(run.meta["base_dir"])) if run.meta.get("base_dir") else None
     system = run.config.data.system if run.config else ""
-    files = read_data(run.folder / "data", base_dir, fields, run.curated, system)
-    return _section(files, "data/", _costs(run, files), f"shoestring curate {_quoted(run.folder)}")
+    files = read_data(run.folder / "data", base_dir, fields, run.curated, system, max_measured)
+    return _section(files, "data/", _costs(run, files), f"shoestring curate {_quoted(run.folder)}", more)
 
 
 def data_page(folder: Path, base_dir: Path | None = None) -> str:
@@ -66,8 +63,8 @@ def _quoted(folder: Path) -> str:
     return shlex.quote(str(folder.resolve()))
 
 
-def _section(files: DataFiles, prefix: str, costs: Markup, command: str) -> Markup:
-    """prefix: of file names; command: the one that curates again."""
+def _section(files: DataFiles, prefix: str, costs: Markup, command: str, more: str = "") -> Markup:
+    """prefix: of file names; command: the one that curates again; more: as data takes it."""
     counts = files.receipt.get("counts") or {}
     kept = [(name, int(counts.get(key, 0)), cls) for name, key, cls in KEPT]
     by_code = dict(files.receipt.get("dropped_by_code") or {})
@@ -86,12 +83,14 @@ def _section(files: DataFiles, prefix: str, costs: Markup, command: str) -> Mark
         share_bar([*kept, *dropped]),
         _legend([(f"{name} {n:,}", cls) for name, n, cls in keys if n]),
         *(f'<p class="note">{esc(note)}</p>' for note in _notes(files)),
-        groups("Dropped", by_code, files.dropped, f"whole in {prefix}dropped.jsonl", num_kept + num_dropped),
+        groups("Dropped", by_code, files.dropped, f"whole in {prefix}dropped.jsonl", num_kept + num_dropped, more=more),
         _restoring(by_code, prefix, command),
-        groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question"),
-        groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv"),
-        groups("Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at"),
-        _suspects(files, prefix),
+        groups("Repaired", _of_repair(files, "safe"), files.faults, "mended without a question", more=more),
+        groups("Decided in review", _decided(files), files.faults, "by a person, in review.csv", more=more),
+        groups(
+            "Flagged", _of_repair(files, "ask"), files.faults, "kept as they are, for a person to look at", more=more
+        ),
+        "" if more else _suspects(files, prefix),
         _choice(files.receipt.get("choice")),
         costs,
         _lengths(files),
@@ -143,9 +142,16 @@ def _decided(files: DataFiles) -> dict[str, int]:
 
 
 def groups(
-    title: str, by_code: dict[str, int], cases: dict[str, list[Case]], shown: str, total: int = 0, is_open: bool = False
+    title: str,
+    by_code: dict[str, int],
+    cases: dict[str, list[Case]],
+    shown: str,
+    total: int = 0,
+    *,
+    is_open: bool = False,
+    more: str = "",
 ) -> Markup:
-    """One fold a code: how many (of total, if given), what it means, and a few of its rows."""
+    """One fold a code: how many (of total, if given), what it means, and a few of its rows; more: as data takes it."""
     if not by_code:
         return Markup("")
     folds = []
@@ -156,10 +162,12 @@ def groups(
             meaning += f'<p class="note">A decision does not bring it back: {esc(ADVICE[code])}.</p>'
         some = cases.get(code, [])
         rest = f'<p class="note">{len(some)} of {n:,} shown.</p>' if len(some) < n else ""
+        if more:
+            rest = f'<p><a href="{esc(more + code)}">All {n:,}, side by side</a></p>'
         folds.append(
             details(
                 join(f"{esc(words(code))} <small>{esc(share)}</small>"),
-                *(meaning, *map(_case_card, some), rest),
+                *(meaning, *map(case_card, some), rest),
                 is_open=is_open,
             )
         )
@@ -172,88 +180,6 @@ def _share(n: int, total: int) -> str:
     return "under 0.1%" if 0 < frac < 0.001 else f"{frac:.1%}"
 
 
-def _case_card(case: Case) -> Markup:
-    name = Path(case.source).name or case.source
-    here = f"{name}:{case.line}" if case.line else name
-    is_repair = case.repair == "safe"
-    why = f'<p class="why">{esc(redact(_why(case)))}</p>'
-    if case.row is None:
-        return Markup(f'<div class="row"><p class="at">{esc(here)}</p>{why}</div>')
-    if case.partner is None:
-        return Markup(f'<div class="row">{why}{_side(here, *_plain(case.row))}</div>')
-    if is_repair:
-        sides = (_side(f"{here}, as it came", *_plain(case.row)), _side("as it is kept", *_plain(case.partner)))
-    else:
-        left, right = _compared(case.row, case.partner)
-        title = f"{here}, dropped" if case.repair == "drop" else here
-        source, line = partner_place(case)
-        beside = f"line {line}" if source == case.source else f"{Path(source).name}:{line}"
-        sides = (_side(title, *left), _side(beside, *right))
-    return Markup(f'<div class="row">{why}<div class="two">{"".join(sides)}</div></div>')
-
-
-def labelled(title: str, text: Text) -> Markup:
-    """A row under a title, secrets and personal data masked."""
-    return _side(title, *_plain(text))
-
-
-def _why(case: Case) -> str:
-    """The evidence, without the prompt where that stands below it."""
-    said, _, quoted = case.evidence.partition(": ")
-    is_below = case.row and quoted and _one_line(case.row.prompt).startswith(_one_line(quoted).removesuffix("…"))
-    return said if is_below else case.evidence
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.removeprefix("[user] ").split())
-
-
-def _side(title: str, prompt: Markup, answer: Markup | None) -> Markup:
-    second = "" if answer is None else f'<pre dir="auto" class="answer">{answer or "<i>(empty)</i>"}</pre>'
-    first = f'<pre dir="auto">{prompt or "<i>(empty)</i>"}</pre>'
-    return Markup(f'<div><p class="at">{esc(title)}</p>{first}{second}</div>')
-
-
-def _plain(text: Text) -> tuple[Markup, Markup | None]:
-    return _cut(redact(text.prompt)), None if text.answer is None else _cut(redact(text.answer))
-
-
-def _cut(text: str) -> Markup:
-    return esc(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} … ({len(text):,} characters)")
-
-
-def _compared(a: Text, b: Text) -> tuple[tuple[Markup, Markup | None], tuple[Markup, Markup | None]]:
-    """Both rows with what differs marked."""
-    if a.answer is None or b.answer is None:
-        return _plain(a), _plain(b)
-    prompts = marked(redact(a.prompt), redact(b.prompt))
-    answers = marked(redact(a.answer), redact(b.answer))
-    return (prompts[0], answers[0]), (prompts[1], answers[1])
-
-
-def marked(a: str, b: str) -> tuple[Markup, Markup]:
-    """Two texts with the pieces that differ marked; of long ones the part where they begin to differ."""
-    start = 0
-    if max(len(a), len(b)) > MAX_SHOWN:
-        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        start = max(0, same - CONTEXT) if a != b else 0
-    head = "… " if start else ""
-    left, right = (PIECE.findall(text[start : start + MAX_SHOWN])[:MAX_PIECES] for text in (a, b))
-    shown: tuple[list[str], list[str]] = ([], [])
-    matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
-    for tag, i, j, k, m in matcher.get_opcodes():
-        for side, pieces in ((shown[0], left[i:j]), (shown[1], right[k:m])):
-            text = "".join(pieces)
-            if tag != "equal" and text:
-                seen = text.replace(" ", "␣") if text.isspace() else text
-                side.append(f"<mark>{esc(seen.replace(LINE_END, SEEN_LINE_END))}</mark>")
-            else:
-                side.append(esc(text))
-    ends = (" …" if len(text) > start + MAX_SHOWN else "" for text in (a, b))
-    first, second = (join(head, *side, end) for side, end in zip(shown, ends, strict=True))
-    return first, second
-
-
 def _suspects(files: DataFiles, prefix: str) -> Markup:
     """The ranked rows of review.csv."""
     if not files.suspects:
@@ -262,8 +188,8 @@ def _suspects(files: DataFiles, prefix: str) -> Markup:
     for rank, row in enumerate(files.suspects, 1):
         place = f"{Path(row.get('source', '')).name}:{row.get('line', '?')}"
         text = join(
-            f'<pre dir="auto">{_cut(redact(row.get("prompt", "")))}</pre>',
-            f'<pre dir="auto" class="answer">{_cut(redact(row.get("answer", "")))}</pre>',
+            f'<pre dir="auto">{cut(redact(row.get("prompt", "")))}</pre>',
+            f'<pre dir="auto" class="answer">{cut(redact(row.get("answer", "")))}</pre>',
         )
         decision = row.get("decision") or "—"
         fixed = row.get("corrected_answer")
@@ -349,11 +275,25 @@ def _lengths(files: DataFiles) -> Markup:
         f"Tokens, at about {CHARACTERS_PER_TOKEN} characters each: {count(sum(tokens))} before and "
         f"{count(tokens[0] + tokens[1])} after curation ({each})."
     )
+    rows = [
+        [esc(name), esc(what), *(esc(f"{value:,}") for value in _spread(getattr(side, what)))]
+        for name, side in zip(("train and dev", "held out", "dropped"), sides, strict=True)
+        if side.prompt
+        for what in ("prompt", "answer")
+    ]
+    head = ["rows", "characters of the", "median", "nine in ten up to", "longest"]
     return join(
         f'<h3>Lengths</h3><p class="note">{esc(said)}</p>',
         _legend([key for key, side in zip(SIDE_KEYS, sides, strict=True) if side.num_rows]),
         f'<div class="pair">{"".join(charts)}</div>',
+        details(esc("As a table"), table(head, rows, numeric=(2, 3, 4))),
     )
+
+
+def _spread(lengths: Sequence[int]) -> tuple[int, int, int]:
+    """Median, 90th percentile and longest."""
+    ordered = sorted(lengths)
+    return ordered[len(ordered) // 2], ordered[int(0.9 * (len(ordered) - 1))], ordered[-1]
 
 
 def _labels(files: DataFiles) -> Markup:
@@ -382,7 +322,12 @@ def _labels(files: DataFiles) -> Markup:
     rarest, median, commonest = (by_label[ordered[i]] for i in (-1, len(ordered) // 2, 0))
     note = f"{len(ordered)} labels, {rarest:,} to {commonest:,} kept rows, median {median:,}; + dropped ones.{said}"
     keys = [key for key, (side, _) in zip(SIDE_KEYS, sides, strict=True) if side.num_rows]
-    return join(f'<h3>Labels</h3><p class="note">{esc(note)}</p>', _legend(keys), bars("rows a label", rows))
+    listed = [[esc(name), *(esc(f"{n:,}") for n, _ in parts)] for name, parts, _ in rows]
+    return join(
+        f'<h3>Labels</h3><p class="note">{esc(note)}</p>',
+        *(_legend(keys), bars("rows a label", rows)),
+        details(esc("As a table"), table(["label", *(name for name, _ in SIDE_KEYS)], listed, numeric=(1, 2, 3))),
+    )
 
 
 def _kept_and_dropped(num_kept: int, left_out: Measured, name: str) -> str:

@@ -76,6 +76,7 @@ class DataFiles:
     """Everything the data section shows."""
 
     receipt: dict[str, Any]
+    max_measured: int = MAX_MEASURED
     dropped: dict[str, list[Case]] = field(default_factory=dict)
     faults: dict[str, list[Case]] = field(default_factory=dict)  # repair safe or ask; what was dropped is in `dropped`
     num_faults: Counter[str] = field(default_factory=Counter)  # by code
@@ -89,13 +90,18 @@ class DataFiles:
 
 
 def read_data(
-    folder: Path, base_dir: Path | None, fields: FieldsConfig, receipt: dict[str, Any] | None, system: str = ""
+    folder: Path,
+    base_dir: Path | None,
+    fields: FieldsConfig,
+    receipt: dict[str, Any] | None,
+    system: str = "",
+    max_measured: int = MAX_MEASURED,
 ) -> DataFiles:
     """Read the files of curation; base_dir: what source names are relative to, None where that is not known.
 
-    fields, system: data.fields and data.system of the run.
+    fields, system: data.fields and data.system of the run; max_measured: rows of a side whose lengths are taken.
     """
-    files = DataFiles(receipt or {})
+    files = DataFiles(receipt or {}, max_measured)
     if receipt is None:
         try:
             files.receipt = dict(read_json(folder / "receipt.json"))
@@ -133,8 +139,9 @@ def _lines(
         files.problems.append(f"{path.name}: {num_damaged:,} damaged lines, not counted")
 
 
-def _case(entry: dict[str, Any]) -> Case:
-    source, line = _place(entry)
+def case_of(entry: dict[str, Any]) -> Case:
+    """A line of dropped.jsonl or faults.jsonl, without texts."""
+    source, line = place_of(entry)
     return Case(
         code=str(entry.get("code", "")),
         source=source,
@@ -152,9 +159,9 @@ def _read_dropped(files: DataFiles, folder: Path, fields: FieldsConfig, system: 
         return number % stride == 0 or not codes or len(files.dropped.get(codes[-1], ())) < MAX_EXAMPLES
 
     for entry in _lines(files, folder / "dropped.jsonl", is_wanted):
-        case = _case(entry)
+        case = case_of(entry)
         shown = files.dropped.setdefault(case.code, [])
-        text = _row_text(entry, fields, system)
+        text = row_text(entry, fields, system)
         if known_class(case.code) in ("tokenised", "set") and text.answer is not None:
             _measure(files.left_out, text.prompt, text.answer, stride)
         if len(shown) < MAX_EXAMPLES:
@@ -166,21 +173,28 @@ def _read_dropped(files: DataFiles, folder: Path, fields: FieldsConfig, system: 
 
 def _stride(files: DataFiles, count: str) -> int:
     """Of the rows counted under a name every so manieth is measured."""
-    return max(1, -(-(files.receipt.get("counts") or {}).get(count, 0) // MAX_MEASURED))
+    return max(1, -(-(files.receipt.get("counts") or {}).get(count, 0) // files.max_measured))
 
 
 def _read_faults(files: DataFiles, folder: Path) -> None:
     for entry in _lines(files, folder / "faults.jsonl"):
-        case = _case(entry)
+        case = case_of(entry)
         if case.repair == "drop":
             continue
         files.num_faults[case.code] += 1
         shown = files.faults.setdefault(case.code, [])
         if len(shown) < MAX_EXAMPLES:
-            other = LINE_IN_EVIDENCE.search(case.evidence) if case.code in DISAGREEING else None
-            case.partner_line = int(other[1]) if other else None
-            if not other or all((c.source, c.line) != partner_place(case) for c in shown):  # a pair is shown once
+            case.partner_line = partner_line_of(case)
+            if case.partner_line is None or all(
+                (c.source, c.line) != partner_place(case) for c in shown
+            ):  # a pair is shown once
                 shown.append(case)
+
+
+def partner_line_of(case: Case) -> int | None:
+    """The line that the evidence of a disagreement names."""
+    other = LINE_IN_EVIDENCE.search(case.evidence) if case.code in DISAGREEING else None
+    return int(other[1]) if other else None
 
 
 def partner_place(case: Case) -> Place:
@@ -210,26 +224,26 @@ def _read_kept(files: DataFiles, folder: Path, fields: FieldsConfig, system: str
         side = files.held_out if name == "eval.jsonl" else files.train
         stride = _stride(files, count)
         for row in _lines(files, folder / name, functools.partial(is_looked_at, stride)):
-            text = _example_text(row)
+            text = example_text(row)
             if text is None:
                 continue
-            if _place(row) in wanted:
-                wanted[_place(row)].append(text)
+            if place_of(row) in wanted:
+                wanted[place_of(row)].append(text)
             # With a stride above 1 the few rows that are only looked up count for too much; too few to matter.
             _measure(side, text.prompt, text.answer or "", stride)
     without = {place for place, texts in wanted.items() if not texts}
     if without:  # a contradiction's partner is dropped too
         for entry in _lines(files, folder / "dropped.jsonl", is_at_line):
-            if _place(entry) in without:
-                wanted[_place(entry)].append(_row_text(entry, fields, system))
+            if place_of(entry) in without:
+                wanted[place_of(entry)].append(row_text(entry, fields, system))
     for case in cases:
         if case.row is None and wanted[case.source, case.line]:
             case.row = wanted[case.source, case.line][-1]
         if case.partner_line is not None and wanted[partner_place(case)]:
-            case.partner = _likest(wanted[partner_place(case)], case.row)
+            case.partner = likest(wanted[partner_place(case)], case.row)
 
 
-def _likest(texts: list[Text], row: Text | None) -> Text:
+def likest(texts: list[Text], row: Text | None) -> Text:
     """The one that shares most words with a row, its prompt first."""
     if row is None:
         return texts[0]
@@ -242,7 +256,8 @@ def _likest(texts: list[Text], row: Text | None) -> Text:
     return max(texts, key=likeness)
 
 
-def _place(row: dict[str, Any]) -> Place:
+def place_of(row: dict[str, Any]) -> Place:
+    """Source and line of a row."""
     line = row.get("line")
     return str(row.get("source", "")), line if isinstance(line, int) else 0
 
@@ -258,7 +273,7 @@ def _measure(side: Measured, prompt: str, answer: str, weight: int) -> None:
         side.labels.clear()
 
 
-def _row_text(entry: dict[str, Any], fields: FieldsConfig, system: str) -> Text:
+def row_text(entry: dict[str, Any], fields: FieldsConfig, system: str) -> Text:
     """The row of a dropped line as prompt and answer, by the rules it was read with; whole where they do not apply."""
     row = entry.get("row")
     if isinstance(row, dict):
@@ -273,7 +288,8 @@ def _row_text(entry: dict[str, Any], fields: FieldsConfig, system: str) -> Text:
     return Text(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, indent=1), None)
 
 
-def _example_text(row: dict[str, Any]) -> Text | None:
+def example_text(row: dict[str, Any]) -> Text | None:
+    """A kept row as prompt and answer; None where it is damaged."""
     try:
         return _text(example_from_json(row))
     except (KeyError, TypeError, ValueError):

@@ -10,11 +10,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import new_page, outputs_page, run_page, runs_page
+from . import data_page, new_page, outputs_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
-PAGES = (runs_page, run_page, outputs_page, new_page)
+PAGES = (
+    runs_page,
+    run_page,
+    outputs_page,
+    data_page,
+    new_page,
+)
 FOREVER = "private, max-age=31536000, immutable"
 
 

@@ -15,7 +15,8 @@ from starlette.routing import Route
 from ..config import METRICS_BY_KIND
 from ..embedded import EMBEDDED
 from ..errors import BadInput, ShoestringError
-from ..report.data import groups, labelled
+from ..report.data import groups
+from ..report.sides import labelled
 from ..report.text import join
 from ..stages.proposing import STARTING_BARS, Chosen, evidence_text, run_name
 from ..units import count
@@ -77,7 +78,7 @@ def _shown(request: Request, found: Drop, given: dict[str, str] | None = None, p
     asked = {code: n for code, n in seen.counts.items() if seen.cases[code][0].repair == "ask"}
     mended = {code: n for code, n in seen.counts.items() if seen.cases[code][0].repair == "safe"}
     faults = join(
-        groups("Cannot be used", dropped, seen.cases, "left out, each with its reason", seen.num_rows, True),
+        groups("Cannot be used", dropped, seen.cases, "left out, each with its reason", seen.num_rows, is_open=True),
         groups("For you to look at", asked, seen.cases, "kept as they are"),
         groups("Mended", mended, seen.cases, "without a question"),
     )

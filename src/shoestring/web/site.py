@@ -26,7 +26,11 @@ MAX_BODY_BYTES = 1 << 20
 TYPES = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".svg": "image/svg+xml"}
 PACKAGE = "shoestring.web"
 # The pages of a run: what follows /runs/NAME/, and its name.
-RUN_TABS = (("", "Result"), ("outputs", "Outputs"))
+RUN_TABS = (
+    ("", "Result"),
+    ("outputs", "Outputs"),
+    ("data", "Data"),
+)
 
 
 @dataclass(frozen=True)
