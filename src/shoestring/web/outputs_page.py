@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from ..decide.evidence import BARE, style
 from ..records import ArmScore, RowScore, example_from_json
-from ..report.data import marked
 from ..report.folder import RunFiles
 from ..report.rows import ArmRows
+from ..report.sides import marked
 from ..report.text import Markup, block, esc
 from .kept import run_of
 from .places import folder_of
