@@ -13,7 +13,7 @@ Script = Callable[[Ask], Sequence[int]]
 
 
 class ScriptedEngine:
-    """serve.engine.Engine over a script. With `held` set, each answer stops after its first token until it is let go."""
+    """serve.engine.Engine over a script. With `held` set, each answer waits after its first token for `go`."""
 
     def __init__(self, script: Script, context_tokens: int = 256) -> None:
         self.script, self.context_tokens = script, context_tokens

@@ -226,7 +226,7 @@ def test_commands_have_few_options_and_say_what_they_do() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     expected = "init run curate decide plan check train eval export report runs models prices explain synth demo"
-    expected += " judge label launch ui"
+    expected += " judge label launch serve ui"
     assert list(commands) == [*expected.split(), "import", "bench"]
     of_groups = {f"{g} {name}": c for g in ("import", "bench") for name, c in commands.pop(g).commands.items()}
     for name, command in {**commands, **of_groups}.items():

@@ -96,6 +96,8 @@ def test_a_stream_says_the_same(client: OpenAI, said: Said) -> None:
 
 
 def test_without_a_key_nothing_but_health_answers(server: Running) -> None:
-    with OpenAI(base_url=server.base_url, api_key="sk-wrong-key-of-some-length", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
-            client.models.list()
+    with (
+        OpenAI(base_url=server.base_url, api_key="sk-wrong-key-of-some-length", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError, match="Incorrect API key"),
+    ):
+        client.models.list()

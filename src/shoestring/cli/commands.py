@@ -383,4 +383,5 @@ def _stages(target: str, runs_dir: Path, is_json: bool, until: Any) -> int:
 from . import bench_command as bench_command  # noqa: E402  # listed behind the others
 from . import judge_commands as judge_commands  # noqa: E402
 from . import launch_command as launch_command  # noqa: E402
+from . import serve_command as serve_command  # noqa: E402
 from . import ui_command as ui_command  # noqa: E402

@@ -50,6 +50,12 @@ def emit(value: Any) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def end_stdout() -> None:
+    """After emit() in a command that goes on: whoever reads the object sees the end of the file, and need not wait."""
+    if _saved_stdout is not None:
+        os.dup2(2, _saved_stdout)
+
+
 @contextlib.contextmanager
 def written_to_out() -> Iterator[None]:
     """A place that cannot be written was chosen with --out here, not with --runs-dir as for a run."""

@@ -185,7 +185,7 @@ def _record(gateway: Gateway, work: Work, status: int, wall_s: float, machine_s:
     metrics.prompt_tokens.labels(work.model).inc(work.num_prompt_tokens)
     metrics.cached_tokens.labels(work.model).inc(work.num_cached_tokens)
     metrics.new_tokens.labels(work.model).inc(work.num_new_tokens)
-    metrics.cost.labels(work.model).inc(record["cost_usd"])
+    metrics.cost.labels(work.model).inc(record["cost_usd"] or 0.0)
     metrics.whole_s.labels(work.model).observe(wall_s)
     if first_s is not None:
         metrics.first_s.labels(work.model).observe(first_s)

@@ -47,7 +47,7 @@ class Gateway:
     tokenizer: Any = None
     whole: Served | None = None
     limits: Limits = field(default_factory=Limits)
-    usd_per_hour: float = 0.0
+    usd_per_hour: float | None = None
     body_limits: Mapping[str, int] = field(default_factory=dict)
     why_not_served: Callable[[str], str] = lambda name: ""  # of a model that is here and does not answer
 

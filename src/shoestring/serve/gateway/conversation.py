@@ -21,6 +21,7 @@ from .fields import (
 )
 
 ANY_OBJECT = "{}"
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 LONGEST_OPENING = 40
 
 
@@ -125,7 +126,7 @@ def call_schema(asked: ChatRequest) -> dict[str, Any]:
     for tool in asked.tools or ():
         own = tool.function
         if only in (None, own.name):
-            arguments = dict(own.parameters or {"type": "object", "properties": {}})
+            arguments = dict(own.parameters or NO_ARGUMENTS)
             # What a schema refers to stands at its own root.
             shared = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
             kinds.append((own.name, arguments, shared))

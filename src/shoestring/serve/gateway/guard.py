@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 
@@ -14,6 +16,7 @@ from .keys import Keys
 
 OPEN = "/health"  # the one address that asks for no key
 ADMIN_PREFIX = "/admin"
+READ_AWAY_BYTES, READ_AWAY_S = 64 << 20, 10.0
 
 
 class Guard:
@@ -44,6 +47,7 @@ class Guard:
             limit = self.max_body_bytes(scope["path"])
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > limit:
+                await _read_away(receive)
                 raise _too_long(limit)
         except ApiError as error:
             return await answer(error)(scope, receive, sending)
@@ -78,6 +82,18 @@ def answer(error: ApiError) -> JSONResponse:
 
 def _too_long(limit: int) -> ApiError:
     return ApiError(413, f"The request's body is longer than the {limit:,} bytes taken here.", code="request_too_large")
+
+
+async def _read_away(receive: Receive) -> None:
+    """Take a body that is refused, up to a bound: most clients read no answer before they have sent all."""
+    num_bytes = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READ_AWAY_S):
+            while num_bytes < READ_AWAY_BYTES:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

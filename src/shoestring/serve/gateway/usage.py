@@ -67,8 +67,8 @@ class Used:
 class UsageLog:
     """Appends whole lines; a kill of the process loses none, a power cut at most those of the last second."""
 
-    def __init__(self, path: Path | None, usd_per_hour: float) -> None:
-        """path: None keeps no file. Raises: RunFolderError."""
+    def __init__(self, path: Path | None, usd_per_hour: float | None) -> None:
+        """path: None keeps no file; usd_per_hour: None where it is not known. Raises: RunFolderError."""
         self.path, self.usd_per_hour = path, usd_per_hour
         self.synced_at = 0.0
         self._file: int | None = None
@@ -86,12 +86,13 @@ class UsageLog:
 
     def add(self, used: Used) -> dict[str, Any]:
         """Append a record, dollars at the machine's price included."""
+        price = self.usd_per_hour
         record = {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **{name: getattr(used, name) for name in Used.__slots__},
             "wall_s": round(used.wall_s, 6),
             "machine_s": round(used.machine_s, 6),
-            "cost_usd": used.machine_s * self.usd_per_hour / SECONDS_PER_HOUR,
+            "cost_usd": None if price is None else used.machine_s * price / SECONDS_PER_HOUR,
         }
         if self._file is not None:
             os.write(self._file, (json.dumps(record, ensure_ascii=False) + "\n").encode())
