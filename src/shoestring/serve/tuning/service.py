@@ -106,9 +106,9 @@ class Tuning:
             await self.close()
 
     def why_not_served(self, name: str) -> str:
-        """Of a tuned model that is finished and does not answer here; empty for others."""
+        """Of a tuned model that is finished and does not answer here; empty for others, and for one that is deleted."""
         job = self.jobs.tuned(name)
-        return job.not_served if job else ""
+        return job.not_served if job and not job.is_deleted else ""
 
     @property
     def _runner(self) -> Runner:
