@@ -203,6 +203,8 @@ class TrafficConfig(Section):
     """Tokens of a usual answer."""
     months: float = Field(default=12, gt=0, le=120)
     """How long it serves."""
+    num_adapters: int = Field(default=1, ge=1)
+    """Fine-tunes of one base, each with this traffic: how many GPUs they need together, and apart."""
 
 
 class RunConfig(Section):

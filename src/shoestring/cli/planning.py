@@ -24,6 +24,7 @@ from ..units import gib, usd
 from .output import emit, say, warn
 from .progress import Screen
 from .running import execute, open_run, result_of, show_plan
+from .serving_cost import show_serving
 from .tables import GAP, WIDTH_OFF_TERMINAL, table, width_of
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def show(answer: dict[str, Any], run: Run, show_all: bool) -> None:
         _show_spot(answer["spot"])
     if answer["total"]:
         _show_total(answer["total"], show_all)
+    if answer["serving"]:
+        show_serving(answer["serving"])
     for note in answer["notes"]:
         say(f"note: {note}")
     if "report" in answer:

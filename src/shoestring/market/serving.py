@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..config import EndpointConfig, TrafficConfig
 from ..errors import BadInput
-from ..plan.decode import Capacity, capacity
-from ..plan.devices import gpu_spec
+from ..plan.decode import Capacity, capacity, measured_capacity
+from ..plan.devices import gpu_spec, gpu_table
+from ..plan.served import ServedRates, rates_for, row_of
 from ..plan.shapes import ModelShape
 from ..records import Estimate
 from ..units import SECONDS_PER_HOUR
@@ -21,7 +22,7 @@ from . import managed
 from .offers import Offer
 from .options import PICKS, cheapest
 from .table import DATED_BASES
-from .terms import value
+from .terms import term, value
 
 API_CSV = Path(__file__).with_name("api_prices.csv")
 HOSTING_CSV = Path(__file__).with_name("hosting.csv")
@@ -72,6 +73,7 @@ class Route:
     usd_per_request: Estimate | None = None  # of tokens and api
     capacity: Capacity | None = None  # of hours and asked
     num_gpus: int = 1  # of an order
+    gpu: str = ""  # of hours and asked
     notes: tuple[str, ...] = ()
 
     def usd_per_month(self, requests: float) -> Estimate:
@@ -152,7 +154,13 @@ def hostings() -> tuple[Hosting, ...]:
         )
 
 
-def _capacity(shape: ModelShape, gpu: str, traffic: TrafficConfig) -> Capacity | None:
+def _capacity(shape: ModelShape, gpu: str, traffic: TrafficConfig, measured: Sequence[ServedRates]) -> Capacity | None:
+    """As measured on that kind of GPU, else predicted."""
+    rates = rates_for(measured, gpu)
+    if rates is not None:
+        found = measured_capacity(rates, traffic.prompt_tokens, traffic.completion_tokens)
+        if found is not None:
+            return found
     spec = gpu_spec(gpu)
     if spec is None:
         return None
@@ -167,16 +175,56 @@ def _capacity(shape: ModelShape, gpu: str, traffic: TrafficConfig) -> Capacity |
     )
 
 
-def own_routes(shape: ModelShape, params_b: float, traffic: TrafficConfig, offers: Iterable[Offer]) -> list[Route]:
-    """Ways to serve the fine-tuned model."""
-    return [*_by_hours(shape, traffic, offers), *_asked(shape, traffic), *_by_tokens(shape.name, params_b, traffic)]
+def own_routes(
+    shape: ModelShape,
+    params_b: float,
+    traffic: TrafficConfig,
+    offers: Iterable[Offer],
+    measured: Sequence[ServedRates] = (),
+) -> list[Route]:
+    """Ways to serve the fine-tuned model. measured: rates that servers of this model reached."""
+    return [
+        *_by_hours(shape, traffic, offers, measured),
+        *_at_hand(traffic, measured),
+        *_asked(shape, traffic, measured),
+        *_by_tokens(shape.name, params_b, traffic),
+    ]
 
 
-def _by_hours(shape: ModelShape, traffic: TrafficConfig, offers: Iterable[Offer]) -> list[Route]:
+def _at_hand(traffic: TrafficConfig, measured: Sequence[ServedRates]) -> list[Route]:
+    """Machines that are no GPU of the table and were measured, where one of them holds the busiest hour."""
+    row, found = term("own_machine_usd_per_h"), []
+    for device in dict.fromkeys(row_of(rates.device) for rates in measured):
+        rates = rates_for(measured, device)
+        able = measured_capacity(rates, traffic.prompt_tokens, traffic.completion_tokens) if rates else None
+        if device in gpu_table() or able is None:
+            continue
+        route = Route(
+            kind="hours",
+            name=f"{device}, as measured, always on",
+            seller="this machine",
+            price_usd=row.value.value,
+            price_unit="USD per hour",
+            source=row.source,
+            observed_at=row.as_of,
+            basis=row.basis,
+            capacity=able,
+            gpu=device,
+            notes=("the machine is taken as yours: electricity alone",),
+        )
+        hours = _always_on_h(route, traffic.requests_per_month, "value")
+        if hours <= value("hours_per_month").value:
+            found.append(route)
+    return found
+
+
+def _by_hours(
+    shape: ModelShape, traffic: TrafficConfig, offers: Iterable[Offer], measured: Sequence[ServedRates]
+) -> list[Route]:
     """The offer of each GPU that costs least for this traffic."""
     best: dict[str, Route] = {}
     for offer in cheapest(o for o in offers if not o.is_spot and o.basis in DATED_BASES):
-        able = _capacity(shape, offer.gpu, traffic)
+        able = _capacity(shape, offer.gpu, traffic, measured)
         if able is None:
             continue
         order = f"{offer.num_gpus}x " if offer.num_gpus > 1 else ""
@@ -191,6 +239,7 @@ def _by_hours(shape: ModelShape, traffic: TrafficConfig, offers: Iterable[Offer]
             basis=offer.basis,
             capacity=able,
             num_gpus=offer.num_gpus,
+            gpu=offer.gpu,
         )
         asked = traffic.requests_per_month
         if offer.gpu not in best or route.usd_per_month(asked).value < best[offer.gpu].usd_per_month(asked).value:
@@ -198,10 +247,10 @@ def _by_hours(shape: ModelShape, traffic: TrafficConfig, offers: Iterable[Offer]
     return list(best.values())
 
 
-def _asked(shape: ModelShape, traffic: TrafficConfig) -> list[Route]:
+def _asked(shape: ModelShape, traffic: TrafficConfig, measured: Sequence[ServedRates]) -> list[Route]:
     found = []
     for row in hostings():
-        able = _capacity(shape, row.gpu, traffic)
+        able = _capacity(shape, row.gpu, traffic, measured)
         if able is not None:
             found.append(
                 Route(
@@ -214,6 +263,7 @@ def _asked(shape: ModelShape, traffic: TrafficConfig) -> list[Route]:
                     observed_at=row.as_of,
                     basis=row.basis,
                     capacity=able,
+                    gpu=row.gpu,
                     notes=("the first request after a pause waits for the start",),
                 )
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..records import Estimate
 from .devices import GpuSpec
+from .served import ServedRates
 from .shapes import ModelShape
 
 WIDTH = 2  # bytes of a weight, key or value
@@ -27,6 +28,9 @@ class Capacity:
     requests_per_s: Estimate
     tokens_per_s: Estimate  # decoded
     alone_s: Estimate
+    prefill_tokens_per_s: Estimate  # while nothing but prompts is read
+    decode_tokens_per_s: Estimate  # of all requests in flight, while nothing but answers is written
+    measured: str = ""  # by what; empty: predicted here
 
 
 def kv_bytes_per_token(shape: ModelShape) -> int:
@@ -71,10 +75,38 @@ def capacity(
         prefill, position = seconds(1, pick)
         return prefill + completion_tokens * position
 
+    def alone_rates(pick: str) -> tuple[float, float]:
+        batch = max(1, min(most, round(getattr(max_batch, pick))))
+        prefill, position = seconds(batch, pick)
+        return prompt_tokens / prefill, batch / position
+
     rate = Estimate(requests("value"), requests("low"), requests("high"))
+    prefills, decodes = zip(*(alone_rates(pick) for pick in ("value", "low", "high")), strict=True)
     return Capacity(
         num_in_flight=max(1, min(most, round(max_batch.value))),
         requests_per_s=rate,
         tokens_per_s=rate.scaled(completion_tokens),
         alone_s=Estimate(alone("value"), alone("high"), alone("low")),
+        prefill_tokens_per_s=Estimate(*prefills),
+        decode_tokens_per_s=Estimate(*decodes),
+    )
+
+
+def measured_capacity(rates: ServedRates, prompt_tokens: int, completion_tokens: int) -> Capacity | None:
+    """The same, as a server reached it; None where reading and writing could not be told apart.
+
+    One request alone is taken to last as measured, in proportion to its new tokens.
+    """
+    seconds = [rates.seconds_per_request(prompt_tokens, completion_tokens, pick) for pick in ("value", "high", "low")]
+    if None in seconds or rates.prefill_tokens_per_s is None or rates.decode_tokens_per_s is None:
+        return None
+    rate = Estimate(*(1 / each for each in seconds if each))
+    return Capacity(
+        num_in_flight=rates.clients,
+        requests_per_s=rate,
+        tokens_per_s=rate.scaled(completion_tokens),
+        alone_s=rates.alone_s.scaled(completion_tokens / rates.completion_tokens),
+        prefill_tokens_per_s=rates.prefill_tokens_per_s,
+        decode_tokens_per_s=rates.decode_tokens_per_s,
+        measured=rates.words,
     )

@@ -73,6 +73,23 @@ def rates_in(folder: Path) -> list[ServedRates]:
         ) from None
 
 
+def known_rates(folder: Path, model: str) -> tuple[list[ServedRates], list[str]]:
+    """(rates, notes): all of a run's own file, and of runs beside it those of the same model.
+
+    A damaged file is passed over, and the note says so.
+    """
+    found, notes = [], []
+    for path in sorted({folder / FILE, *folder.parent.glob(f"*/{FILE}")}):
+        try:
+            rates = rates_in(path.parent)
+        except RunFolderError as error:
+            notes.append(str(error))
+            continue
+        is_own = path.parent == folder
+        found += [r for r in rates if is_own or r.model.split("/")[-1] == model.split("/")[-1]]
+    return found, notes
+
+
 def save(folder: Path, rates: ServedRates) -> Path:
     """Add to serving.json, in the place of an earlier measurement of the same model, engine and device."""
     kept = [old for old in rates_in(folder) if _key(old) != _key(rates)]

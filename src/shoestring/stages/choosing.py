@@ -23,6 +23,7 @@ from ..market.offers import MACHINES_AT_HAND, Offer
 from ..market.options import Discarded, Option, Order, does_not_fit, here, larger, of_offers, of_services, smallest
 from ..market.prices import price_for
 from ..market.serving import api_routes, own_routes
+from ..market.serving_cost import Serving, serving_of
 from ..market.table import load
 from ..market.total import Total, total_of
 from ..market.work import MAX_ROWS, Rows, Work, methods_of, tiled, work_of
@@ -30,6 +31,7 @@ from ..plan.catalogue import PERMISSIVE
 from ..plan.dev_rows import MAX_DEV_ROWS
 from ..plan.devices import gpu_table, planned_device
 from ..plan.hazard import Seen
+from ..plan.served import known_rates
 from ..plan.shapes import ModelShape, shape_of, table_name
 from ..records import Device, Estimate, TokenCounts, plan_from_json
 from ..train.device import present_device
@@ -57,6 +59,7 @@ class Weighed:
     read: str  # how the data were read
     total: Total | None
     notes: tuple[str, ...] = ()
+    serving: Serving | None = None
     seen: Mapping[str, Seen] = field(default_factory=dict)  # of spot machines in earlier launches, by seller
 
 
@@ -118,13 +121,12 @@ def weigh(run: Run, today: date | None = None, looked_at: Looked | None = None) 
     if not shapes:
         raise faults[0]
     choice = choose(config, found.options, found.discarded)
-    total = _total(config, choice, rows, shapes, looked.num_rows, offers, today)
+    total, serving = _total(run, choice, rows, shapes, looked.num_rows, offers, found.notes, today)
     if config.traffic and total is None and choice.picked:
         found.notes.append("no machine or service of the tables can serve the picked model: the total is not added up")
     notes = [*found.notes, *_notes(config, looked, shapes)]
-    return Weighed(
-        today, choice, rows, shapes, looked.num_rows, looked.how, total, tuple(dict.fromkeys(notes)), found.seen
-    )
+    told = (today, choice, rows, shapes, looked.num_rows, looked.how, total)
+    return Weighed(*told, tuple(dict.fromkeys(notes)), seen=found.seen, serving=serving)
 
 
 def look(run: Run) -> Looked:
@@ -324,24 +326,29 @@ def _as_planned(run: Run, work: Work) -> Work:
 
 
 def _total(
-    config: RunConfig,
+    run: Run,
     choice: Choice,
     rows: dict[str, Rows],
     shapes: dict[str, ModelShape],
     num_rows: int,
     offers: Sequence[Offer],
+    notes: list[str],
     today: date,
-) -> Total | None:
+) -> tuple[Total | None, Serving | None]:
+    config = run.config
     picked = choice.picked or (choice.options[0] if choice.options else None)
     if config.traffic is None or picked is None:
-        return None
+        return None, None
     shape, mine = shapes[picked.model], rows[picked.model]
     others = [o for o in choice.options if o.model == picked.model and o is not picked]
-    routes = own_routes(shape, shape.num_params / 1e9, config.traffic, offers)
+    measured, more = known_rates(run.folder, picked.model)
+    notes += more
+    routes = own_routes(shape, shape.num_params / 1e9, config.traffic, offers, measured)
     mean = sum(mine.counts.lengths) / len(mine.counts.lengths)
     shots = round(config.decide.num_shots * mean)
     apis = api_routes(config.traffic, shots, config.decide.endpoints, today)
-    return total_of(config, [picked, *others], mine, num_rows, routes, apis)
+    total = total_of(config, [picked, *others], mine, num_rows, routes, apis)
+    return total, serving_of(config.traffic, routes, apis, offers, measured)
 
 
 def _notes(config: RunConfig, looked: Sample, shapes: dict[str, ModelShape]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
@@ -18,6 +19,7 @@ from ..market.offers import MACHINES_AT_HAND
 from ..market.serving import own_routes
 from ..market.table import load as load_table
 from ..plan.ladder_plan import plan_ladder
+from ..plan.served import known_rates
 from ..plan.shapes import ModelShape
 from ..records import Curated, Estimate, Plan, plan_from_json, to_json
 from ..runfolder import fingerprint
@@ -116,15 +118,19 @@ def forget_deleted(run: Run) -> None:
         run.run_folder.retract("curate.json")
 
 
-def serving_usd(config: RunConfig, shapes: Mapping[str, ModelShape]) -> dict[str, Estimate]:
-    """Dollars of the run file's traffic over its months by the cheapest way to serve each rung that has one."""
+def serving_usd(config: RunConfig, shapes: Mapping[str, ModelShape], folder: Path | None = None) -> dict[str, Estimate]:
+    """Dollars of the run file's traffic over its months by the cheapest way to serve each rung that has one.
+
+    folder: the run's, whose measured rates count.
+    """
     if config.traffic is None:
         return {}
     traffic, offers = config.traffic, load_table(datetime.now(UTC).date()).offers
     rented = [offer for offer in offers if offer.gpu not in MACHINES_AT_HAND]
     found = {}
     for rung, sizes in shapes.items():
-        routes = own_routes(sizes, sizes.num_params / 1e9, traffic, rented)
+        measured = known_rates(folder, rung)[0] if folder else []
+        routes = own_routes(sizes, sizes.num_params / 1e9, traffic, rented, measured)
         bills = [route.usd_per_month(traffic.requests_per_month).scaled(traffic.months) for route in routes]
         if bills:
             found[rung] = min(bills, key=lambda bill: bill.value)
@@ -146,7 +152,7 @@ def plan(run: Run, curated: Curated) -> tuple[Any, Plan]:
         num_dev_rows=len(curated.dev),
         settle=lambda rung: probing.settled(run, rung),
         starts=starts(run),
-        serve_usd=serving_usd(run.config, shapes),
+        serve_usd=serving_usd(run.config, shapes, run.folder),
     )
     if run.config.traffic is not None:
         told.note(run)

@@ -23,6 +23,7 @@ from ..plan.shapes import ModelShape
 from ..plan.throughput import prior
 from ..records import Device, Estimate
 from .choosing import Weighed, weigh
+from .told_serving import serving_told
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -43,6 +44,7 @@ def told(weighed: Weighed, name: str) -> dict[str, Any]:
         "options": options,
         "discarded": _discarded(choice, today),
         "total": None if weighed.total is None else _total(weighed, weighed.total),
+        "serving": None if weighed.serving is None else serving_told(weighed.serving, today),
         "notes": list(weighed.notes),
     }
 
@@ -350,7 +352,7 @@ def _way(way: Way, bill: Total, today: date) -> dict[str, Any]:
     }
     if route.capacity is not None:
         row, able = term("stream_frac"), route.capacity
-        how = f"predicted: plan.decode; {row.source}"
+        how = able.measured or f"predicted: plan.decode; {row.source}"
         rates = (
             ("requests_per_s", able.requests_per_s, "requests per second and GPU"),
             ("decode_tokens_per_s", able.tokens_per_s, "tokens per second and GPU"),
