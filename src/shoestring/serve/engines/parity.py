@@ -18,8 +18,9 @@ NUM_TOKENS = 16
 NUM_TOP = 5
 NUM_PROMPTS = 2
 AT_ONCE = 16
-# A difference in log-probability is the engine's own rounding up to this, or up to this share of what an adapter does.
-NOISE, EFFECT_SHARE = 0.05, 0.1
+# A difference in log-probability is the engine's own rounding up to NOISE, or up to this share of what an adapter does,
+# but never beyond MOST.
+NOISE, EFFECT_SHARE, MOST = 0.05, 0.1, 0.2
 NEVER = -100.0
 
 
@@ -54,7 +55,7 @@ async def check(
     alone = {(model, at): await ask(model, at) for model in (BASE, *names) for at in numbers}
     effects = [max(difference(alone[BASE, at], alone[name, at]) for at in numbers) for name in names]
     effect = min(effects, default=0.0)
-    limit = max(NOISE, EFFECT_SHARE * effect)
+    limit = min(MOST, max(NOISE, EFFECT_SHARE * effect))
     largest, num_requests = 0.0, len(alone)
     step = max(1, at_once // max(1, len(prompts)) - 2)
     for start in range(0, len(names), step):
