@@ -12,11 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from report_folder import write_run
+from report_folder import HOSTILE, write_run
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
+from tiny import make_tokenizer
 
 from shoestring.errors import BudgetStopped, TrainingError
+from shoestring.files import write_json
 from shoestring.live import Live
 from shoestring.records import no_log, no_progress, to_json
 from shoestring.report.curves import curves
@@ -28,6 +30,8 @@ from shoestring.report.rows import ArmRows, head_of, skim
 from shoestring.report.scores import scores
 from shoestring.report.verdict import verdict
 from shoestring.runfolder import RunFolder
+from shoestring.train.shown import MOST_TOKENS, shown
+from shoestring.train.tokens import Encoded
 from shoestring.web.app import make_app
 from shoestring.web.outputs_page import chosen_arms, matching
 from shoestring.web.overview import Reader
@@ -302,3 +306,34 @@ def test_steps_are_read_as_they_are_appended(tmp_path: Path) -> None:
     assert tail.read() == ([{"step": 2, "loss": 1.0}], False)
     path.write_text('{"step": 1, "loss": 2.0}\n')  # resumed from an earlier checkpoint
     assert tail.read() == ([{"step": 1, "loss": 2.0}], True)
+
+
+# ---- checks ---------------------------------------------------------------------------------
+
+
+def test_tokens_of_one_character_are_one_piece() -> None:
+    tokenizer = make_tokenizer()
+    row = Encoded(tokenizer("Né").input_ids + tokenizer("ü!").input_ids, 3)  # a token a byte
+    found = shown(tokenizer, row)
+    assert found.pieces == (("N", False), ("é", False), ("ü", True), ("!", True))
+    assert (found.num_tokens, found.num_learned_tokens, found.num_left_out) == (6, 3, 0)
+    long = shown(tokenizer, Encoded([40] * 2000, 1000))
+    assert len(long.pieces) == 2 * MOST_TOKENS and long.num_left_out == 2000 - 2 * MOST_TOKENS
+
+
+def test_checks_show_what_refuses_first_and_the_learned_tokens(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    client = client_of(tmp_path)
+    assert "Not looked at yet" in client.get("/runs/done/check").text
+    findings = [
+        {"gate": "rows_fit", "level": "ok", "found": "all do", "remedy": ""},
+        {"gate": "sides_differ", "level": "refuse", "found": HOSTILE, "remedy": "leave them out"},
+    ]
+    row = {"pieces": [["Say\n", False], [HOSTILE, True]], "num_tokens": 2, "num_learned_tokens": 1, "num_left_out": 7}
+    rung = {"model": "m", "findings": findings, "rows": [row], "skipped": ""}
+    write_json(tmp_path / "done" / "check.json", {"at": "2026-11-28T12:00:00+00:00", "passed": False, "rungs": [rung]})
+    text = client.get("/runs/done/check").text
+    assert text.index("sides differ") < text.index("1 of 2 gates hold") < text.index("Say↵")
+    assert '<span class="tok learned">&lt;script&gt;' in text and "<script>alert" not in text
+    (tmp_path / "done" / "check.json").write_text("[]")
+    assert "check again" in client.get("/runs/done/check").text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ REFUSED_CODE = 1
 
 def command(target: str, model: str | None, runs_dir: Path, is_json: bool) -> int:
     """Curate and plan where that is not done, then look at each rung that fits. Exit code 1 where one is refused."""
-    from ..stages.checking import check
+    from ..stages.checking import check, write_checked
     from ..stages.preparing import plan_again
 
     run = open_run(target, runs_dir)
@@ -32,15 +31,12 @@ def command(target: str, model: str | None, runs_dir: Path, is_json: bool) -> in
             raise BadInput(f"--model {model} is not a rung of this run; its rungs: {names}")
         for number, rung in enumerate(rungs):
             screen.progress("check", number, len(rungs))
-            if rung.verdict == "does_not_fit":
-                results.append({"model": rung.model, "skipped": rung.reason, "findings": []})
-                continue
-            started = time.monotonic()
-            findings = [to_json(finding) for finding in check(run, rung)]
-            results.append({"model": rung.model, "wall_s": time.monotonic() - started, "findings": findings})
+            results.append(to_json(check(run, rung)))
     is_refused = any(finding["level"] == "refuse" for result in results for finding in result["findings"])
+    told = {"run": str(run.folder), "passed": not is_refused, "rungs": results}
+    write_checked(run, told)
     if is_json:
-        emit({"run": str(run.folder), "passed": not is_refused, "rungs": results})
+        emit(told)
     else:
         show(results)
     return REFUSED_CODE if is_refused else 0
@@ -49,7 +45,7 @@ def command(target: str, model: str | None, runs_dir: Path, is_json: bool) -> in
 def show(results: list[dict[str, Any]]) -> None:
     """A table a rung; what is wrong once more below it, with the next step."""
     for result in results:
-        if "skipped" in result:
+        if result["skipped"]:
             say(f"{result['model']} is not checked: {result['skipped']}")
             continue
         findings = result["findings"]

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import data_page, new_page, outputs_page, run_page, runs_page
+from . import check_page, data_page, new_page, outputs_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
@@ -18,6 +18,7 @@ PAGES = (
     runs_page,
     run_page,
     outputs_page,
+    check_page,
     data_page,
     new_page,
 )

@@ -19,6 +19,7 @@ from ..runfolder import Holder, RunFolder
 from .overview import Overview
 
 LOG = "page.log"  # of the run folder: what the runs started from the page wrote
+CHECK_LOG = "check.log"
 MOST_LOG_BYTES = 1 << 16  # of the log's end, as shown
 ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)
 
@@ -50,6 +51,7 @@ class Processes:
     runs_dir: Path
     _started: dict[str, Started] = field(default_factory=dict)
     _stopping: dict[str, Holder] = field(default_factory=dict)
+    _checks: dict[str, Started] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, name: str, target: Path) -> None:
@@ -78,6 +80,25 @@ class Processes:
             os.kill(holder.pid, _polite_signal(holder.pid))
             self._stopping[run.name] = holder
 
+    def check(self, name: str) -> None:
+        """Carry out `shoestring check` for a run, which writes its check.json. Raises: RunFolderError."""
+        with self._lock:
+            folder, before = self.runs_dir / name, self._checks.get(name)
+            if before is not None and before.process.poll() is None:
+                return
+            if RunFolder(folder).holder() is not None:
+                raise RunFolderError(f"{name} is being worked on; its checks are made when it is not")
+            self._checks[name] = self._run(folder, ["check", str(folder.resolve()), "--json"], CHECK_LOG)
+
+    def checking(self, name: str) -> tuple[bool, str]:
+        """Whether a check of ours works, and the error the last one ended with."""
+        with self._lock:
+            started = self._checks.get(name)
+            if started is None:
+                return False, ""
+            is_working = started.process.poll() is None
+            return is_working, "" if is_working or started.process.returncode == 0 else started.said()
+
     def seen(self, run: Overview) -> tuple[str, str]:
         """State and reason of a run, with what this page started and asked of it."""
         with self._lock:
@@ -94,8 +115,8 @@ class Processes:
             said = started.said()
             return ("failed", said) if said else (run.state, run.why)
 
-    def _run(self, folder: Path, arguments: list[str]) -> Started:
-        log = folder / LOG
+    def _run(self, folder: Path, arguments: list[str], log_name: str = LOG) -> Started:
+        log = folder / log_name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:

@@ -30,6 +30,7 @@ RUN_TABS = (
     ("", "Result"),
     ("outputs", "Outputs"),
     ("data", "Data"),
+    ("check", "Checks"),
 )
 
 
