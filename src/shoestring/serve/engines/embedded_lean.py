@@ -58,9 +58,10 @@ class Lean:
         self.num_queries_per_key = self.num_heads // self.num_kv
         self.num_layers = config.num_hidden_layers
         self.eps = config.rms_norm_eps
-        self.kind = keyed_dtype(model)
+        self.kind, self.wide = model.dtype, keyed_dtype(model)
         self.groups: list[Linears] = []
         self.layers = [self._joined(i, layer) for i, layer in enumerate(model.model.layers)]
+        self.norm = model.model.norm.weight.to(self.wide)
         self.head = self._packed(model.lm_head.weight, model.lm_head.bias)
         self.rope: tuple[Any, Any] | None = None
 
@@ -88,47 +89,49 @@ class Lean:
             sizes = tuple(linear.out_features for linear in linears)
             self.groups.append(Linears(full[0], full, sizes, linears[0].in_features))
             weights += [full[0], self._packed(*_together(linears))]
-        norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
+        norms = [norm.weight.to(self.wide) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         of_heads = None
         if hasattr(attention, "q_norm"):
-            of_heads = tuple(norm.weight.to(self.kind) for norm in (attention.q_norm, attention.k_norm))
+            of_heads = tuple(norm.weight.to(self.wide) for norm in (attention.q_norm, attention.k_norm))
         return (*norms, of_heads, *weights)
 
     def forward(self, now: Pass) -> Any:
-        """Logits (n, V) at the places that are wanted."""
+        """Logits (n, V) at the places that are wanted.
+
+        Between products numbers are in the type of the store: on a CPU float32, in which they are quicker than in
+        bfloat16, and adapters need no other.
+        """
         import torch.nn.functional as F
 
         heads, num_kv, size = self.num_heads, self.num_kv, self.head_size
-        scale, num_rotated, product = size**-0.5, heads + num_kv, self.product
-        x_NI = F.embedding(now.ids, self.model.model.embed_tokens.weight)
+        scale, num_rotated, product, kind, wide = size**-0.5, heads + num_kv, self.product, self.kind, self.wide
+        x_NI = F.embedding(now.ids, self.model.model.embed_tokens.weight).to(wide)
         cos_N1D, sin_N1D = self._rotation(now)
         shape = (x_NI.shape[-1],)
         for i, layer in enumerate(self.layers):
             norm1, norm2, of_heads, qkv, w_qkv, o, w_o, gate, w_gate, down, w_down = layer
             normed = F.rms_norm(x_NI, shape, norm1, self.eps)
-            y = product(normed, *w_qkv)
+            y = product(normed.to(kind), *w_qkv).to(wide)
             now.add_adapters(qkv, normed, y)
-            y_NHD = y.view(-1, heads + 2 * num_kv, size).to(now.store.held.dtype)
+            y_NHD = y.view(-1, heads + 2 * num_kv, size)
             if of_heads is not None:
                 for first, last, weight in ((0, heads, of_heads[0]), (heads, num_rotated, of_heads[1])):
                     y_NHD[:, first:last] = F.rms_norm(y_NHD[:, first:last], (size,), weight, self.eps)
             turned = y_NHD[:, :num_rotated]
             crossed = turned.roll(size // 2, -1)  # its sign is in the sines
             turned.mul_(cos_N1D).addcmul_(crossed, sin_N1D)
-            seen = now.attend(i, y_NHD[:, :heads], y_NHD[:, heads:], scale).to(y.dtype)
-            y = product(seen, *w_o)
-            now.add_adapters(o, seen, y)
-            x_NI = x_NI.add_(y)
+            seen = now.attend(i, y_NHD[:, :heads], y_NHD[:, heads:], scale)
+            x_NI.add_(product(seen.to(kind), *w_o))
+            now.add_adapters(o, seen, x_NI)
             normed = F.rms_norm(x_NI, shape, norm2, self.eps)
-            y = product(normed, *w_gate)
+            y = product(normed.to(kind), *w_gate).to(wide)
             now.add_adapters(gate, normed, y)
             of_gate, up = y.chunk(2, -1)
             gated = F.silu(of_gate).mul_(up)
-            y = product(gated, *w_down)
-            now.add_adapters(down, gated, y)
-            x_NI = x_NI.add_(y)
+            x_NI.add_(product(gated.to(kind), *w_down))
+            now.add_adapters(down, gated, x_NI)
         wanted = x_NI if now.places is None else x_NI.index_select(0, now.places)
-        return product(F.rms_norm(wanted, shape, self.model.model.norm.weight, self.eps), *self.head)
+        return product(F.rms_norm(wanted, shape, self.norm, self.eps).to(kind), *self.head)
 
     def _rotation(self, now: Pass) -> tuple[Any, Any]:
         """Cosines and signed sines (N, 1, D) of the tokens' positions."""
@@ -140,8 +143,7 @@ class Lean:
             cos, sin = self.model.model.rotary_emb(self.model.model.embed_tokens.weight, positions)
             sign = torch.ones(self.head_size, dtype=sin.dtype, device=sin.device)
             sign[: self.head_size // 2] = -1
-            kind = now.store.held.dtype
-            self.rope = (cos[0][:, None].to(kind), (sin[0] * sign)[:, None].to(kind))
+            self.rope = (cos[0][:, None].to(self.wide), (sin[0] * sign)[:, None].to(self.wide))
         return self.rope[0].index_select(0, now.positions), self.rope[1].index_select(0, now.positions)
 
 

@@ -153,7 +153,7 @@ class Slots:
         self.dtype, self.device = dtype, device
         self.held: list[Adapter | None] = []
         self.widths: dict[str, int] = dict.fromkeys(self.groups, 0)
-        self.a: dict[str, Any] = {}  # (S, R, I)
+        self.a: dict[str, Any] = {}  # (S, I, R)
         self.b: dict[str, Any] = {}  # (S, R, O)
         self.used: list[int] = []
         self.clock = 0
@@ -193,7 +193,7 @@ class Slots:
         for key, group in self.groups.items():
             width = self.widths[key]
             if width:
-                self.a[key] = torch.zeros(num, width, group.num_inputs, dtype=self.dtype, device=self.device)
+                self.a[key] = torch.zeros(num, group.num_inputs, width, dtype=self.dtype, device=self.device)
                 self.b[key] = torch.zeros(num, width, group.num_outputs, dtype=self.dtype, device=self.device)
         for slot, adapter in enumerate(self.held):
             if adapter is not None:
@@ -203,14 +203,14 @@ class Slots:
         for key, group in self.groups.items():
             if not self.widths[key]:
                 continue
-            a_RI, b_RO = self.a[key][slot], self.b[key][slot]
-            a_RI.zero_()
+            a_IR, b_RO = self.a[key][slot], self.b[key][slot]
+            a_IR.zero_()
             b_RO.zero_()
             at = column = 0
             for name, size in zip(group.names, group.sizes, strict=True):
                 if name in adapter.matrices:
                     a, b = adapter.matrices[name]
-                    a_RI[at : at + len(a)] = a
+                    a_IR[:, at : at + len(a)] = a.t()
                     b_RO[at : at + len(a), column : column + size] = b.t()
                     at += len(a)
                 column += size
@@ -244,19 +244,22 @@ class Slots:
         """Add the adapters' part of a group's output, in place."""
         if not self.widths[key]:
             return
-        a_SRI, b_SRO = self.a[key], self.b[key]
+        a_SIR, b_SRO = self.a[key], self.b[key]
         x_NI = x_NI.to(self.dtype)
         for slot, start, stop in share.spans:
-            y_NO[start:stop].add_((x_NI[start:stop] @ a_SRI[slot].t()) @ b_SRO[slot])
-        if share.first < share.last:
-            num = len(a_SRI)
-            if share.places is None:
-                picked = x_NI[share.first : share.last]
+            y_NO[start:stop].add_((x_NI[start:stop] @ a_SIR[slot]) @ b_SRO[slot])
+        if share.first == share.last:
+            return
+        own_NO, num = y_NO[share.first : share.last], len(a_SIR)
+        if share.places is None:
+            h_SPR = x_NI[share.first : share.last].view(num, -1, x_NI.shape[1]).bmm(a_SIR)
+            if y_NO.dtype == self.dtype:
+                own_NO.view(num, -1, y_NO.shape[1]).baddbmm_(h_SPR, b_SRO)
             else:
-                picked = x_NI.index_select(0, share.places)
-            h_SPR = picked.view(num, -1, picked.shape[1]) @ a_SRI.transpose(1, 2)
-            more = (h_SPR @ b_SRO).flatten(0, 1)
-            y_NO[share.first : share.last].add_(more if share.back is None else more.index_select(0, share.back))
+                own_NO.add_(h_SPR.bmm(b_SRO).view_as(own_NO))
+        else:
+            h_SPR = x_NI.index_select(0, share.places).view(num, -1, x_NI.shape[1]).bmm(a_SIR)
+            own_NO.add_(h_SPR.bmm(b_SRO).flatten(0, 1).index_select(0, share.back))
 
 
 def slot_order(slot: int | None) -> int:
