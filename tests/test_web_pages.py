@@ -8,16 +8,20 @@ import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from shoestring.config import load_run_file
+from shoestring.config import load_run_file, parse_run_file
 from shoestring.data.review import Mark, read_review
+from shoestring.errors import ConfigError
 from shoestring.files import read_jsonl
 from shoestring.recipe import Run
+from shoestring.stages.run_text import with_values
 from shoestring.web import drop
 from shoestring.web.app import make_app
+from shoestring.web.choices import changed
 from shoestring.web.site import Site
 
 PORT = 8124
@@ -262,15 +266,98 @@ def test_decisions_that_cannot_be_are_said(with_data: Path) -> None:
     client = client_of(with_data)
     train = read_jsonl(with_data / "tickets" / "data" / "train.jsonl")[0]
     mark = {"id": train["id"], "source": train["source"], "line": str(train["line"])}
-    for changed, said in (
+    for other, said in (
         ({"action": "eat"}, "none of keep, drop, fix"),
         ({"action": "fix"}, "fix takes the right answer"),
         ({"action": "keep", "line": "x"}, "is no line number"),
         ({"action": "keep", "id": "0" * 16}, "no such row"),
         ({"action": "drop", "source": "../../etc/passwd"}, "no such row"),
     ):
-        answer = client.post("/runs/tickets/data/decide", data={**mark, **changed}, headers={"hx-request": "true"})
+        answer = client.post("/runs/tickets/data/decide", data={**mark, **other}, headers={"hx-request": "true"})
         assert answer.status_code == 422 and said in answer.text, answer.text
     with Run.from_folder(with_data / "tickets").run_folder.locked():
         answer = client.post("/runs/tickets/data/decide", data={**mark, "action": "drop"})
         assert answer.status_code == 422 and "in use by process" in answer.text
+
+
+# ---- the plan -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "line"),
+    [
+        ("budget_usd: 1  # at most\n", {("budget_usd",): 2.5}, "budget_usd: 2.5  # at most"),
+        ("budget_usd: 1", {("deadline_h",): 4.0}, "deadline_h: 4"),
+        ("deadline_h: 8 # h\n", {("deadline_h",): None}, "deadline_h: null # h"),
+        ("budget_usd: 1\n", {("deadline_h",): None}, "budget_usd: 1"),
+        (
+            "curate: {redact: true}  # mine\n",
+            {("curate", "max_train_rows"): 9},
+            "curate: {max_train_rows: 9, redact: true}  # mine",
+        ),
+        ("curate: {}\n", {("curate", "max_train_rows"): 9}, "curate: {max_train_rows: 9}"),
+        ("curate:\n  # why\n  redact: true\n", {("curate", "max_train_rows"): 9}, "  max_train_rows: 9"),
+        ("train:\n  num_epochs: 3 # three\n\n# end\n", {("train", "num_epochs"): 0.5}, "  num_epochs: 0.5 # three"),
+        (
+            "traffic:\n  requests_per_month: 10\n  prompt_tokens: 5\n  completion_tokens: 7\n# end\n",
+            {("traffic",): {"requests_per_month": 1e6, "prompt_tokens": 5, "completion_tokens": 7, "months": 12.0}},
+            "  {requests_per_month: 1e+06, prompt_tokens: 5, completion_tokens: 7, months: 12}",
+        ),
+    ],
+)
+def test_a_value_of_the_run_file_changes_and_no_comment_is_lost(
+    text: str, values: dict[tuple[str, ...], Any], line: str
+) -> None:
+    head = "name: x\ntask: {kind: classify, bar: 0.5}\ndata: {train: x.csv}\n"
+    before = parse_run_file(head + text)
+    new = with_values(head + text, values, changed(before, values))
+    assert line in new.splitlines()
+    assert re.findall("#.*", new) == re.findall("#.*", head + text)
+    assert with_values(new, values, parse_run_file(new)) == new
+
+
+def test_a_run_file_that_cannot_be_changed_is_refused_with_what_to_write() -> None:
+    text = "{name: x, task: {kind: classify, bar: 0.5}, data: {train: x.csv}}\n"
+    values: dict[tuple[str, ...], Any] = {("deadline_h",): 3.0}
+    with pytest.raises(ConfigError, match="write into it: deadline_h: 3"):
+        with_values(text, values, changed(parse_run_file(text), values))
+
+
+def test_the_plan_follows_its_dials(curated: Path) -> None:
+    client = client_of(curated)
+    page = client.get("/runs/tickets/plan").text
+    assert 'id="budget_usd" name="budget_usd"' in page and "Where each price comes from" in page
+    assert "shoestring-1m: " in page and "Dollars over hours of every option" in page
+    traffic = {"requests_per_month": "100000", "prompt_tokens": "300", "completion_tokens": "80", "months": "6"}
+    told = client.get("/runs/tickets/plan/told", params={**traffic, "rows": "30"}).text
+    assert "6 months at 100,000 requests a month" in told and "shoestring-1m: 30 training rows" in told
+    assert "6 months" not in client.get("/runs/tickets/plan/told", params={"rows": "30"}).text
+    refused = client.get("/runs/tickets/plan/told", params={"deadline_h": "-1"}, headers={"hx-request": "true"})
+    assert refused.status_code == 422 and "deadline_h" in refused.text
+
+
+def test_the_dials_are_written_into_the_run_file(with_data: Path) -> None:
+    client = client_of(with_data)
+    run_file = with_data.parent / "run.yaml"
+    before = run_file.read_text()
+    fields = {"rows": "50", "budget_usd": "3", "epochs": "2", "deadline_h": "", "requests_per_month": ""}
+    fields["then"] = "write"
+    answer = client.post("/runs/tickets/plan", data=fields)
+    assert answer.status_code == 200 and "Written into the run file" in answer.text
+    config = load_run_file(run_file)
+    assert (config.curate.max_train_rows, config.budget_usd, config.train.num_epochs) == (50, 3, 2)
+    assert "# my own words" in run_file.read_text() and "budget_usd: 3  # at most" in run_file.read_text()
+    run_file.unlink()  # then the folder's own copy is the run file
+    (with_data / "tickets" / "run.yaml").write_text(before.replace("rows.jsonl", str(with_data.parent / "rows.jsonl")))
+    assert client.post("/runs/tickets/plan", data=fields).status_code == 200
+    assert load_run_file(with_data / "tickets" / "run.yaml").budget_usd == 3
+
+
+def test_a_dropped_file_is_planned_before_it_runs(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    address = dropped(client, tickets())
+    assert client.get(f"{address}/plan").status_code == 404
+    page = client.post(address, data=form()).text
+    assert "tickets: the plan" in page and "shoestring-1m: " in page
+    client.post(f"{address}/plan", data={"budget_usd": "7", "then": "write"})
+    assert load_run_file(next(tmp_path.glob(".uploads/*/run.yaml"))).budget_usd == 7

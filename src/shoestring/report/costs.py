@@ -215,3 +215,24 @@ def _marks(low: float, high: float, unit: str = "") -> list[tuple[float, str]]:
     """1, 2 and 5 of each decade between two logarithms."""
     values = [m * 10**p for p in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     return [(v, _short(float(f"{v:.3g}"), unit)) for v in values if low <= math.log10(v) <= high]
+
+
+def sources(answer: Mapping[str, Any]) -> Markup:
+    """Where each price of the listed options comes from, and how old it is."""
+    rows = [
+        [
+            esc(where_text(o)),
+            esc(price_text(o["price"])),
+            esc(o["price"]["observed_at"] or "undated"),
+            esc(age_text(o["price"])),
+            esc(o["price"]["source"]),
+        ]
+        for o in answer["options"]
+        if o["is_listed"]
+    ]
+    if not rows:
+        return Markup("")
+    return details(
+        esc(f"Where each price comes from ({len(rows)})"),
+        table(["where", "price", "seen on", "age", "source"], rows, numeric=(1, 3), wide=(4,)),
+    )

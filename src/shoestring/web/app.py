@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import check_page, data_page, new_page, outputs_page, run_page, runs_page
+from . import check_page, data_page, new_page, outputs_page, plan_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
@@ -20,6 +20,7 @@ PAGES = (
     outputs_page,
     check_page,
     data_page,
+    plan_page,
     new_page,
 )
 FOREVER = "private, max-age=31536000, immutable"

@@ -31,6 +31,7 @@ RUN_TABS = (
     ("outputs", "Outputs"),
     ("data", "Data"),
     ("check", "Checks"),
+    ("plan", "Plan"),
 )
 
 
