@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from shoestring.serve.adapters import read_base
 from shoestring.serve.engine import Engine
-from shoestring.serve.gateway.app import Gateway, Lifespan, make_app
+from shoestring.serve.gateway.app import Gateway, make_app
 from shoestring.serve.gateway.keys import ADMIN, DEFAULT, Keys, new_key, private_folder
 from shoestring.serve.gateway.limits import Limits
 from shoestring.serve.gateway.serving import address_of, listen, served
@@ -53,9 +53,8 @@ def running(
     *,
     limits: Limits | None = None,
     routes: tuple[BaseRoute, ...] = (),
-    mount: Callable[[Gateway], tuple[Sequence[BaseRoute], Lifespan]] | None = None,
 ) -> Iterator[Running]:
-    """Serve the runs of these names in runs_dir, and their base. mount: routes and lifespan of another part."""
+    """Serve the runs of these names in runs_dir, and their base."""
     state = private_folder(runs_dir / ".serving")
     keys, key, admin_key = Keys(state / "keys.json"), new_key(), new_key()
     keys.give(key, DEFAULT)
@@ -69,11 +68,9 @@ def running(
             for name in names:
                 await registry.add(read_run(runs_dir / name))
             gateway = Gateway(state, keys, registry, load_tokenizer(model), limits=limits or Limits(), usd_per_hour=3.6)
-            more, lifespan = mount(gateway) if mount else ((), None)
-            app = make_app(gateway, (*routes, *more), [lifespan] if lifespan else [])
             with listen("127.0.0.1", 0) as listening:
                 url = address_of(listening)
-                async with served(app, listening, 5) as task:
+                async with served(make_app(gateway, routes), listening, 5) as task:
                     told.update(gateway=gateway, url=url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
                     started.set()
                     await asyncio.wait(

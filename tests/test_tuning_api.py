@@ -21,11 +21,12 @@ from openai import OpenAI
 
 from shoestring.errors import BadInput, ConfigError
 from shoestring.serve.gateway.errors import ApiError
+from shoestring.serve.gateway.limits import read_limits
+from shoestring.serve.gateway.tuning_settings import TuningSettings
 from shoestring.serve.tuning.asked import read_request
 from shoestring.serve.tuning.jobs import Jobs, TuningJob
 from shoestring.serve.tuning.names import Served, map_lines, trained_for
 from shoestring.serve.tuning.service import Tuning
-from shoestring.serve.tuning.settings import TuningSettings, load_settings
 from shoestring.serve.tuning.store import Files, LineCheck, is_id, new_id
 from tests.tuning_server import KEYS, app_of
 
@@ -279,20 +280,22 @@ def test_which_model_trains_for_a_name() -> None:
 
 
 def test_settings_are_read_or_refused_with_the_line(tmp_path: Path) -> None:
-    file = tmp_path / "tuning.yaml"
-    file.write_text("budget_usd: 5\nmodels: {gpt-4o-mini: shoestring-1m}\nrun: {train: {lora_rank: 8}}\n")
-    settings = load_settings(file)
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        "tuning:\n  budget_usd: 5\n  models: {gpt-4o-mini: shoestring-1m}\n  run: {train: {lora_rank: 8}}\n"
+    )
+    settings = read_limits(file).tuning
     assert settings.budget_usd == 5 and settings.models == {"gpt-4o-mini": "shoestring-1m"}
     for text, match in (
-        ("budget: 5", "tuning.yaml:1: unknown key 'budget'.*did you mean 'budget_usd'"),
-        ("max_jobs: 3\nbudget_usd: much", "tuning.yaml:2: budget_usd = 'much'; give dollars"),
+        ("budget: 5", "server.yaml:2: tuning.budget: no such key; allowed here: organisation, budget_usd"),
+        ("max_jobs: 3\n  budget_usd: much", "server.yaml:3: tuning.budget_usd"),
         ("run: {name: x}", "run.name is decided by each job"),
         ("run: {train: {lora_rang: 8}}", "lora_rang"),
-        ("models: [a]", "NAME: MODEL"),
+        ("models: [a]", "server.yaml:2: tuning.models"),
     ):
-        file.write_text(text)
+        file.write_text(f"tuning:\n  {text}\n")
         with pytest.raises(ConfigError, match=match):
-            load_settings(file)
+            read_limits(file)
 
 
 # ---- a job's record -------------------------------------------------------------------------

@@ -1,8 +1,13 @@
-"""From a file to a chat with the tuned model, by the official SDK, on the gateway with the embedded engine."""
+"""From a file to a chat with the tuned model, by the official SDK, on `shoestring serve --tuning`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,7 @@ import pytest
 from openai import OpenAI
 
 from shoestring.files import read_json, read_jsonl
-from shoestring.serve.engine import Engine
-from shoestring.serve.engines.embedded import open_embedded
 from shoestring.serve.tuning.jobs import SUCCEEDED, Jobs
-from shoestring.serve.tuning.mounted import mounted
-from shoestring.serve.tuning.settings import TuningSettings
-from shoestring.train.device import detect_device
-from tests.served import running
 from tests.served_runs import make_run
 from tests.test_tuning_api import a_job, tickets
 from tests.test_tuning_runs import ended, uploaded
@@ -25,9 +24,31 @@ from tests.test_tuning_runs import ended, uploaded
 BASE = "shoestring-1m"
 
 
-def embedded() -> Callable[[], Awaitable[Engine]]:
-    """On the device that the run is evaluated on, in its precision."""
-    return lambda: open_embedded(BASE, device=detect_device(1))
+@contextlib.contextmanager
+def serving(runs_dir: Path, *words: str) -> Iterator[tuple[OpenAI, dict[str, Any]]]:
+    """`shoestring serve` with these words: a client with its key, and what it said when it was ready."""
+    command = [sys.executable, "-m", "shoestring", "serve", *words, "--runs-dir", str(runs_dir), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        told = json.loads(process.stdout.read())
+        key = Path(told["api_key_file"]).read_text().strip()
+        yield OpenAI(base_url=told["base_url"], api_key=key, max_retries=0), told
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        process.stdout.close()
+
+
+def test_jobs_alone(tmp_path: Path) -> None:
+    """Without a run there is no model, and files and jobs are taken."""
+    with serving(tmp_path, "--tuning") as (ann, told):
+        assert (told["models"], told["engine"]) == ([], None)
+        assert told["tuning"]["gpt-4o-mini"] == "Qwen/Qwen3-4B-Instruct-2507"
+        assert ann.files.retrieve(uploaded(ann, tickets(2))).bytes == len(tickets(2))
+        assert not ann.models.list().data
+        with pytest.raises(openai.NotFoundError):
+            ann.chat.completions.create(model=BASE, messages=[{"role": "user", "content": "x"}])
 
 
 def test_from_a_file_to_a_chat(tmp_path: Path) -> None:
@@ -36,9 +57,10 @@ def test_from_a_file_to_a_chat(tmp_path: Path) -> None:
     make_run(tmp_path, other.run_name, "shoestring-3m")
     (tmp_path / ".serving").mkdir(mode=0o700)
     Jobs(tmp_path / ".serving" / "jobs").save(other)
-    settings = TuningSettings(organisation="acme")
-    with running(tmp_path, BASE, embedded(), mount=lambda gateway: mounted(gateway, tmp_path, settings)) as server:
-        ann = OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0)
+    (tmp_path / "server.yaml").write_text("tuning: {organisation: acme}")
+    limits = ("--limits", str(tmp_path / "server.yaml"))
+    with serving(tmp_path, BASE, "--tuning", *limits) as (ann, told):
+        assert told["tuning"]["gpt-4o-mini"] == BASE
         job = ann.fine_tuning.jobs.create(
             model="gpt-4o-mini-2024-07-18",
             training_file=uploaded(ann, tickets(80)),

@@ -21,7 +21,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from shoestring.files import read_json, read_jsonl
 from shoestring.ledger import Ledger
-from shoestring.serve.tuning.settings import TuningSettings
+from shoestring.serve.gateway.tuning_settings import TuningSettings
 from tests.test_tuning_api import client, served, tickets
 
 PATIENCE_S = 120.0

@@ -16,9 +16,10 @@ from starlette.applications import Starlette
 
 from shoestring.serve.gateway.app import Gateway, make_app
 from shoestring.serve.gateway.keys import Keys
+from shoestring.serve.gateway.limits import read_limits
+from shoestring.serve.gateway.tuning_settings import TuningSettings
 from shoestring.serve.tuning.routes import body_limits, routes
 from shoestring.serve.tuning.service import Tuning
-from shoestring.serve.tuning.settings import TuningSettings, load_settings
 
 KEYS = {name: f"{name}-key-of-tests-0123456789" for name in ("ann", "bob", "root")}
 
@@ -41,4 +42,4 @@ def main(runs_dir: Path, settings: TuningSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), load_settings(Path(sys.argv[2])) if len(sys.argv) > 2 else TuningSettings())
+    main(Path(sys.argv[1]), read_limits(Path(sys.argv[2]) if len(sys.argv) > 2 else None).tuning)

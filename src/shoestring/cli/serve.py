@@ -19,7 +19,10 @@ from .output import emit, end_stdout, say, warn
 from .tables import table
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from ..records import Device
+    from ..serve.gateway.app import Gateway, Lifespan
     from ..serve.registry import Line, Registry, Served
 
 PACKAGES = ("starlette", "uvicorn", "prometheus_client", "llguidance", "python_multipart")
@@ -38,6 +41,7 @@ class Asked:
     port: int
     api_key_file: Path | None
     limits: Path | None
+    tuning: bool
     runs_dir: Path
 
 
@@ -49,6 +53,8 @@ def command(asked: Asked, is_check: bool, is_json: bool) -> int:
         raise BadInput(f"--runs-dir {asked.runs_dir} is a file; give the folder that holds the runs")
     for package in PACKAGES:
         require(package, extra="serve", purpose="shoestring serve")
+    if not asked.targets and asked.tuning and not is_check:
+        return asyncio.run(_serve(asked, [], "", is_json))
     runs, model = wanted(asked.targets, asked.runs_dir)
     if is_check:
         return _check(asked, runs, model, is_json)
@@ -117,7 +123,6 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
     from ..serve.gateway.keys import starting_keys
     from ..serve.gateway.limits import read_limits
     from ..serve.gateway.serving import address_of, is_loopback, listen, served
-    from ..serve.opening import open_registry
     from ..train.base import detect_device, load_tokenizer
 
     limits = read_limits(asked.limits)
@@ -125,37 +130,28 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
     keys, key_file, admin_file = starting_keys(state, asked.api_key_file)
     device = detect_device()
     with listen(asked.host, asked.port) as listening:
-        warn(f"loading {', '.join(run.name for run in runs) or model}")
-        registry = await open_registry(
-            runs,
-            runs_dir=asked.runs_dir,
-            device=device,
-            model=model,
-            engine=asked.engine,
-            url=asked.engine_url,
-            url_key=os.environ.get(ENGINE_KEY_VARIABLE, ""),
-            log=lambda text: warn(without_secrets(text)),
-        )
+        registry = await _opened(asked, runs, model, device) if runs or model else None
         try:
-            tokenizer = load_tokenizer(registry.base.model)
             gateway = Gateway(
                 state,
                 keys,
                 registry,
-                tokenizer,
+                load_tokenizer(registry.base.model) if registry else None,
                 whole=next((run for run in runs if run.adapter is None), None),
                 limits=limits,
                 usd_per_hour=usd_per_hour(device, runs),
             )
-            app = make_app(gateway, admin.routes())
+            jobs, lifespans = _tuning(gateway, asked.runs_dir) if asked.tuning else ([], [])
+            app = make_app(gateway, [*admin.routes(), *jobs], lifespans)
             async with served(app, listening, limits.drain_s) as task:
                 told = {
                     "base_url": f"{address_of(listening)}/v1",
-                    "models": [entry["id"] for entry in registry.listing()],
-                    "engine": registry.engine.capability.name,
+                    "models": [entry["id"] for entry in registry.listing()] if registry else [],
+                    "engine": registry.engine.capability.name if registry else None,
                     "api_key_file": str(key_file.absolute()) if key_file else None,
                     "admin_key_file": str(admin_file.absolute()) if admin_file else None,
                     "usd_per_hour": gateway.usage.usd_per_hour,
+                    "tuning": _trained_for(gateway) if asked.tuning else None,
                 }
                 if is_json:
                     emit(told)
@@ -170,8 +166,41 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
                 await task
                 warn("ended; answers on their way were let finish")
         finally:
-            await registry.engine.close()
+            if registry is not None:
+                await registry.engine.close()
     return 0
+
+
+async def _opened(asked: Asked, runs: Sequence[Served], model: str, device: Device) -> Registry:
+    from ..serve.opening import open_registry
+
+    warn(f"loading {', '.join(run.name for run in runs) or model}")
+    return await open_registry(
+        runs,
+        runs_dir=asked.runs_dir,
+        device=device,
+        model=model,
+        engine=asked.engine,
+        url=asked.engine_url,
+        url_key=os.environ.get(ENGINE_KEY_VARIABLE, ""),
+        log=lambda text: warn(without_secrets(text)),
+    )
+
+
+def _tuning(gateway: Gateway, runs_dir: Path) -> tuple[list[Route], list[Lifespan]]:
+    """Routes and lifespan of the fine-tuning API."""
+    from ..serve.tuning.mounted import mounted
+
+    routes, lifespan = mounted(gateway, runs_dir, gateway.limits.tuning)
+    return routes, [lifespan]
+
+
+def _trained_for(gateway: Gateway) -> dict[str, str]:
+    """What is trained for each name that a job may ask for."""
+    from ..serve.tuning.mounted import served_base
+    from ..serve.tuning.names import map_lines
+
+    return {name: model for name, model, _ in map_lines(gateway.limits.tuning, served_base(gateway))}
 
 
 def usd_per_hour(device: Device, runs: Sequence[Served]) -> float | None:
@@ -186,20 +215,25 @@ def usd_per_hour(device: Device, runs: Sequence[Served]) -> float | None:
     return None
 
 
-def _show(told: dict[str, Any], registry: Registry) -> None:
-    say(f"Serving {', '.join(told['models'])} ({told['engine']} engine) at {told['base_url']}")
+def _show(told: dict[str, Any], registry: Registry | None) -> None:
+    what = f"{', '.join(told['models'])} ({told['engine']} engine)" if registry else "fine-tuning jobs"
+    say(f"Serving {what} at {told['base_url']}")
     price = told["usd_per_hour"]
     if price is not None:
         say(f"This machine costs {usd(price)} an hour; what each request took is in {STATE}/usage.jsonl")
     key = told["api_key_file"]
     say(f"API key: {f'in {key}' if key else 'that of SHOESTRING_API_KEY'}")
     shown = f"$(cat {key})" if key else "$SHOESTRING_API_KEY"
-    say(
-        f'Try it: curl {told["base_url"]}/chat/completions -H "Authorization: Bearer {shown}" \\\n'
-        "  -H 'Content-Type: application/json' "
-        f"""-d '{{"model": "{told["models"][-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'"""
-    )
-    for run in registry.models.values():
-        for note in run.notes:
-            say(f"note: {run.name}: {note}")
+    if registry is not None:
+        say(
+            f'Try it: curl {told["base_url"]}/chat/completions -H "Authorization: Bearer {shown}" \\\n'
+            "  -H 'Content-Type: application/json' "
+            f"""-d '{{"model": "{told["models"][-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'"""
+        )
+        for run in registry.models.values():
+            for note in run.notes:
+                say(f"note: {run.name}: {note}")
+    if told["tuning"]:
+        say("Fine-tuning jobs are taken; what is trained for the name that a job asks for (tuning.models changes it):")
+        say(table(("asked for", "trained"), sorted(told["tuning"].items())))
     say("Ctrl-C ends it.")

@@ -29,6 +29,9 @@ def serve(
     limits: Annotated[
         Path | None, typer.Option("--limits", metavar="FILE", help="Queue, timeout, limits a key and a model (YAML).")
     ] = None,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Also take OpenAI's fine-tuning jobs; without a RUN these alone.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Say what the engine would do with each run, and end.")
     ] = False,
@@ -46,8 +49,9 @@ def serve(
     Example: shoestring serve tickets invoices --port 8000
              shoestring serve runs/tickets --api-key-file key --json
              shoestring serve tickets --check --engine vllm
+             shoestring serve tickets --tuning --limits server.yaml
     """
     from .serve import Asked, command
 
-    asked = Asked(tuple(targets or ()), engine, engine_url, host, port, api_key_file, limits, runs_dir)
+    asked = Asked(tuple(targets or ()), engine, engine_url, host, port, api_key_file, limits, tuning, runs_dir)
     return command(asked, check, is_json)

@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...sections import Section
 from ...yaml_lines import line_of, read_mapping
 from .errors import ApiError
+from .tuning_settings import TuningSettings
 
 MINUTE_S = 60.0
 
@@ -47,6 +48,8 @@ class Limits(Section):
     """By name of the key; `default` is that of the start, and * stands for those not named."""
     models: dict[str, Allowance] = Field(default={})
     """By name of the model; * stands for those not named."""
+    tuning: TuningSettings = TuningSettings()
+    """Fine-tuning jobs, with --tuning."""
 
 
 def read_limits(path: Path | None) -> Limits:
@@ -66,7 +69,8 @@ def read_limits(path: Path | None) -> Limits:
             where = ".".join(str(step) for step in fault["loc"])
             said = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if fault["type"] == "extra_forbidden":
-                known = Limits if len(fault["loc"]) == 1 else Allowance
+                inner = TuningSettings if fault["loc"][0] == "tuning" else Allowance
+                known = Limits if len(fault["loc"]) == 1 else inner
                 said = f"no such key; allowed here: {', '.join(known.model_fields)}"
             faults.append(f"{path}:{line_of(node, fault['loc'])}: {where}: {said}")
         raise ConfigError("\n".join(faults)) from None

@@ -63,7 +63,7 @@ def read_request(body: Any) -> Asked:
     if body.get("integrations"):
         raise refused(
             "integrations are not offered here; the server's owner sends steps to W&B and others with run: {train: "
-            "{trackers: [wandb]}} in the tuning file",
+            "{trackers: [wandb]}} in the file of --limits (tuning)",
             "integrations",
             "unsupported_parameter",
         )

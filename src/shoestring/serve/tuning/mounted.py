@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import BadInput, ModelError
+from ..gateway.tuning_settings import TuningSettings
 from .names import Served
 from .routes import body_limits, routes
 from .service import Tuning
-from .settings import TuningSettings
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -39,7 +39,13 @@ def mounted(gateway: Gateway, runs_dir: Path, settings: TuningSettings) -> tuple
             if name in served.models:
                 await served.drop(name)
 
-        tuning = Tuning(runs_dir, settings, Served(registry.base_name, registry.base.model), load, drop)
+        tuning = Tuning(runs_dir, settings, served_base(gateway), load, drop)
     gateway.body_limits = {**gateway.body_limits, **body_limits(tuning)}
     gateway.why_not_served = tuning.why_not_served
     return routes(tuning), tuning.lifespan
+
+
+def served_base(gateway: Gateway) -> Served | None:
+    """The base that jobs tune where nothing else is asked for; None where none is served."""
+    registry = gateway.registry
+    return Served(registry.base_name, registry.base.model) if registry else None

@@ -11,7 +11,7 @@ from ...imports.counterparts import SIZE_CLASS, counterpart, scores
 from ...imports.openai_job import dateless
 from ...train.locate import folder_at_hand
 from ..gateway.errors import ApiError
-from .settings import TuningSettings
+from ..gateway.tuning_settings import TuningSettings
 
 TUNED = "ft:"
 
@@ -51,7 +51,7 @@ def trained_for(asked: str, settings: TuningSettings, served: Served | None) -> 
         raise ApiError(
             404,
             f"The model {asked!r} cannot be tuned here: it is neither in this server's map nor on its machine. "
-            f"Models: {known}, and OpenAI's names; the server's owner adds others under models in its tuning file",
+            f"Models: {known}, and OpenAI's names; the server's owner adds others under models in the file of --limits",
             param="model",
             code="model_not_found",
         )

@@ -25,9 +25,9 @@ from ...plan.shapes import in_table, shape_of
 from ...records import DroppedRow, Fault
 from ...train.locate import hub_config, resolve_model
 from ...train.tokens import count_lengths, load_tokenizer
+from ..gateway.tuning_settings import laid_over
 from .asked import AUTO
 from .jobs import CHECKED, RUN_FILE
-from .settings import laid_over
 
 ASK = "ask.json"
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
@@ -78,7 +78,7 @@ def prepare(folder: Path, ask: Ask) -> dict[str, Any]:
     try:
         parse_run_file(text, RUN_FILE)
     except ConfigError as error:
-        raise Invalid("invalid_settings", f"{error}; the server's owner mends its tuning file", None) from error
+        raise Invalid("invalid_settings", f"{error}; the server's owner mends the file of --limits", None) from error
     write_whole(folder / RUN_FILE, text)
     return {"error": None, "notes": notes, "kind": checked.kind, "num_rows": checked.num_rows}
 

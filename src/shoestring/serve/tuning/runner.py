@@ -27,6 +27,7 @@ from ...files import read_json, write_json, write_whole
 from ...secrets import without_secrets
 from ...units import usd
 from ..gateway.keys import ADMIN_VARIABLE, KEY_VARIABLE
+from ..gateway.tuning_settings import TuningSettings
 from .jobs import (
     BUDGET_CODE,
     CANCELLED,
@@ -46,7 +47,6 @@ from .jobs import (
 )  # fmt: skip
 from .prepare import ASK, TRAIN, VALIDATION, Ask
 from .progress import MOST_TOLD_CODES, JobRun, failure, metrics_csv
-from .settings import TuningSettings
 from .store import ID_CHARACTERS, RESULTS, Files
 
 POLL_S, STEPS_EVERY_S = 0.2, 1.0

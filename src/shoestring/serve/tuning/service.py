@@ -15,6 +15,7 @@ from ...errors import BadInput
 from ...units import usd
 from ..gateway.errors import ApiError
 from ..gateway.keys import private_folder
+from ..gateway.tuning_settings import TuningSettings
 from .asked import Asked, refused
 from .jobs import (
     BUDGET_CODE,
@@ -32,7 +33,6 @@ from .jobs import (
 from .names import TUNED, Served, Trained, trained_for
 from .progress import JobRun
 from .runner import OnFinished, Runner
-from .settings import TuningSettings
 from .store import TRAIN, Files, new_id
 
 STATE_FOLDER = ".serving"
