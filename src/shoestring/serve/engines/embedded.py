@@ -21,10 +21,11 @@ from ...train.device import free_bytes
 from ...units import gib
 from ..engine import BASE, Ask, Busy, Capability, EngineDown, Piece
 from .embedded_cache import PrefixTree, Store, keyed_dtype
-from .embedded_loop import Forward, Loop, Row
+from .embedded_loop import Loop
 from .embedded_lora import Adapter, Slots, read_adapter
 from .embedded_pass import Pass, Run, hidden_above
 from .embedded_sampling import Grammars, make_choice
+from .embedded_steps import Forward, Row
 
 _yield = getattr(os, "sched_yield", lambda: None)
 

@@ -7,67 +7,22 @@ rows from standing still. Rows lie in the store without gaps: first those that a
 from __future__ import annotations
 
 import collections
-import math
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from ...errors import BadInput, ModelError, ShoestringError
-from ..engine import Ask, EngineDown, Piece, Token
+from ..engine import EngineDown, Piece, Token
 from .embedded_cache import NoRoom, PrefixTree, Store, common_tokens
-from .embedded_lora import Adapter, Linears, Share, Slots, slot_order
-from .embedded_pass import Pass, Run, hidden_above
-from .embedded_sampling import Choice, greedy
-from .embedded_trunk import Trunks, TrunkStore, can_share, find_cut
+from .embedded_lora import Adapter, Slots
+from .embedded_sampling import greedy
+from .embedded_steps import Forward, Passes, Row
 
-# Tokens of prompts in one pass: while nothing is answered, and beside rows that are.
-READ_TOKENS, READ_BESIDE_TOKENS = 1024, 256
 # A request waits for another that reads the same beginning, where that saves so many tokens.
 WORTH_WAITING_TOKENS = 32
 
 Deliver = Callable[[list[tuple[Any, Piece | ShoestringError]]], None]
-
-
-class Forward(Protocol):
-    """A model's pass."""
-
-    @property
-    def groups(self) -> Sequence[Linears]:
-        """Linear layers that adapters may change."""
-
-    @property
-    def num_queries_per_key(self) -> int:
-        """Query heads of one key/value head."""
-
-    def forward(self, now: Pass) -> Any:
-        """Logits (n, V) at the places that are wanted."""
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One request on its way. The store holds num_read tokens of ids, which are the prompt and what was answered."""
-
-    ask: Ask
-    adapter: Adapter | None
-    choice: Choice | None
-    sink: Any
-    ids: list[int]
-    num_read: int = 0
-    num_cached: int = 0
-    slot: int | None = None
-    fresh: list[Token] = field(default_factory=list)  # not told yet
-    is_cancelled: bool = False
-    is_failed: bool = False
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.ask.prompt_ids)
-
-    @property
-    def num_new(self) -> int:
-        return len(self.ids) - self.num_prompt
 
 
 class Loop(threading.Thread):
@@ -100,10 +55,7 @@ class Loop(threading.Thread):
         self.gone: list[Adapter] = []  # dropped, of which there still are rows
         self.is_over = False
         self.fault: BaseException | None = None
-        self.shared: tuple[Any, Share | None] = (None, None)
-        self.trunk_store = TrunkStore(store) if can_share(store.held.device) else None
-        self.trunked: tuple[list[Row], Trunks | None] = ([], None)
-        self.ordered: tuple[list[int], Any] = ([], None)
+        self.passes = Passes(store, slots, model.num_queries_per_key)
         self.counts = dict.fromkeys(
             ("num_prompt_tokens", "num_cached_tokens", "num_new_tokens", "num_steps", "num_preempted"), 0
         )
@@ -263,9 +215,7 @@ class Loop(threading.Thread):
         import torch
 
         self.tree.clear()
-        if self.trunk_store is not None:
-            self.trunk_store.clear()
-        self.trunked = ([], None)
+        self.passes.clear()
         if self.store.held.device.type == "cuda":
             torch.cuda.empty_cache()
         row = self.rows[-1]
@@ -291,7 +241,7 @@ class Loop(threading.Thread):
 
         try:
             self.store.require(len(self.rows), max(len(row.ids) for row in self.rows))
-            now, asked = self._pass()
+            now, asked = self.passes.next(self.rows, self.num_single)
             logits_BV = self.model.forward(now)
         except (NoRoom, torch.OutOfMemoryError):
             self._preempt()
@@ -306,94 +256,6 @@ class Loop(threading.Thread):
             self.tree.add(row.adapter, row.ids, self.store, self.num_single - 1)
         if asked:
             self._extend(asked, logits_BV)
-
-    def _pass(self) -> tuple[Pass, list[Row]]:
-        """The pass, and the rows whose next token it gives, in the order of the store."""
-        import torch
-
-        device, dtype = self.store.held.device, self.store.held.dtype
-        num = self.num_single
-        order = sorted(range(num), key=lambda i: slot_order(self.rows[i].slot))
-        asked = [self.rows[i] for i in order]
-        ids = [row.ids[-1] for row in asked]
-        positions = [row.num_read for row in asked]
-        indices = order[:]
-        slots = [row.slot for row in asked]
-        places = list(range(num))
-        runs: list[Run] = []
-        left = READ_BESIDE_TOKENS if num else READ_TOKENS
-        for index in range(num, len(self.rows)):
-            row = self.rows[index]
-            start, stop = row.num_read, min(len(row.ids), row.num_read + left)
-            if start == stop:
-                break
-            runs.append(Run(index, start, stop, len(ids), hidden_above(start, stop, dtype=dtype, device=device)))
-            ids += row.ids[start:stop]
-            positions += range(start, stop)
-            indices += [index] * (stop - start)
-            slots += [row.slot] * (stop - start)
-            left -= stop - start
-            if stop < len(row.ids):
-                break
-            places.append(len(ids) - 1)
-            asked.append(row)
-        positions_N = torch.tensor(positions, device=device)
-        rows_N = torch.tensor(indices, device=device)
-        seen = max(positions[:num], default=-1) + 1
-        hidden = None
-        trunks = self._trunks()
-        if num:
-            by_row = torch.tensor([row.num_read for row in self.rows[:num]], device=device)
-            first = 0 if trunks is None else trunks.num_tokens
-            later = torch.arange(first, seen, device=device)[None] > by_row[:, None]
-            hidden = torch.where(later, -math.inf, 0.0).to(dtype)
-        now = Pass(
-            ids=torch.tensor(ids, device=device),
-            positions=positions_N,
-            places=torch.tensor(places, dtype=torch.long, device=device) if runs else None,
-            store=self.store,
-            written=self.store.write_places(rows_N, positions_N),
-            num_single=num,
-            order=None if order == list(range(num)) else self._order(order),
-            num_tokens_seen=seen,
-            hidden=None if hidden is None else hidden[:, None, None],
-            trunks=trunks,
-            runs=runs,
-            slots=self.slots,
-            share=self._share(slots, num),
-        )
-        return now, asked
-
-    def _trunks(self) -> Trunks | None:
-        """What the rows that are answered begin with together; looked for anew when they are others."""
-        rows = self.rows[: self.num_single]
-        if len(rows) < 2 or self.trunk_store is None:
-            return None
-        if self.trunked[0] != rows:
-            adapters, ids = [row.adapter for row in rows], [row.ask.prompt_ids for row in rows]
-            cut = find_cut(adapters, ids, [row.num_read for row in rows])
-            trunks = (
-                None if cut is None else self.trunk_store.trunks(cut, adapters, ids, self.model.num_queries_per_key)
-            )
-            self.trunked = (rows, trunks)
-        return self.trunked[1]
-
-    def _order(self, order: list[int]) -> tuple[Any, Any]:
-        """Of tokens with one a row: the row of each, and the token of each row; kept while they stay the same."""
-        import torch
-
-        if self.ordered[0] != order:
-            back = sorted(range(len(order)), key=order.__getitem__)
-            device = self.store.held.device
-            self.ordered = (order, (torch.tensor(order, device=device), torch.tensor(back, device=device)))
-        return self.ordered[1]
-
-    def _share(self, slots: list[int | None], num_single: int) -> Share | None:
-        """As Slots.share, kept while the rows stay the same."""
-        key = (tuple(slots), num_single, len(self.slots.held))
-        if self.shared[0] != key:
-            self.shared = (key, self.slots.share(slots, num_single))
-        return self.shared[1]
 
     def _extend(self, asked: list[Row], logits_BV: Any) -> None:
         """Give each row its next token; rows that end leave."""
