@@ -126,7 +126,7 @@ def test_tokens_come_back_without_the_end_token(
         assert engine.stats()["num_prompt_tokens"] == 3 and engine.stats()["num_running"] == 0
         with pytest.raises(ModelError, match="no adapter 'other' is loaded"):
             await answer(engine, "other", [9], Sampling(2))
-        with pytest.raises(ModelError, match="maximum context length is 64"):
+        with pytest.raises(BadInput, match="maximum context length is 64"):
             await answer(engine, BASE, [9] * 70, Sampling(2))
         with pytest.raises(ModelError, match="No adapter found"):
             await engine.load("orders", tmp_path)

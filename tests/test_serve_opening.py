@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from shoestring.serve.engine import BASE, Ask, Sampling
 from shoestring.serve.engines.vllm import VARIABLE
 from shoestring.serve.opening import engine_named, open_registry, preflight, probe_prompts
 from shoestring.serve.registry import Registry, read_run
+from shoestring.train.base import load_tokenizer
 
 STAND_IN = Path(__file__).with_name("stand_in_vllm.py")
 MODEL = "shoestring-1m"
@@ -98,6 +100,17 @@ def test_vllm_is_proven_or_refused_with_the_fix(runs: Path, monkeypatch: pytest.
     assert "answered in one batch as alone" in said[-1]
 
 
+async def characters_of_several_tokens(registry: Registry, prompt: list[int]) -> None:
+    """llama-server tells the last token of such a character alone."""
+    text = "日本 \N{SLIGHTLY SMILING FACE}"
+    sampling = Sampling(40, schema=json.dumps({"enum": [text]}), num_top_logprobs=1)
+    pieces = [p async for p in registry.engine.generate(Ask("a", "tickets", tuple(prompt), sampling))]
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert json.loads(load_tokenizer(MODEL).decode([token.id for token in tokens])) == text
+    assert len(tokens) > 2 * len(text), "bytes"
+    assert all(token.logprob is not None and token.logprob <= 0 for token in tokens)
+
+
 HAS_LLAMACPP = bool(os.environ.get("SHOESTRING_LLAMACPP")) or (Path(sys.prefix) / "llamacpp").is_dir()
 
 
@@ -121,6 +134,7 @@ def test_llamacpp_answers_as_peft_and_takes_adapters_while_it_serves(runs: Path,
             found = await asyncio.gather(*(greedy(registry, *each) for each in asked))
             for (name, prompt), ids in zip(asked, found, strict=True):
                 assert ids == by_peft(tmp_path / name if name else None, prompt), name
+            await characters_of_several_tokens(registry, prompts[0])
         finally:
             await registry.engine.close()
 

@@ -1,7 +1,8 @@
 """llama.cpp's llama-server as an engine: a base and adapters as GGUF, each request with a scale for every adapter.
 
 What the server would do by itself is not relied on: adapters are on where a request does not name them, whatever
---lora-init-without-apply says (llama.cpp#28674), ids it does not know are ignored, and adapters are read at its start
+--lora-init-without-apply says (llama.cpp#28674), ids it does not know are ignored, its host-memory cache (--cache-ram)
+gives a request the keys and values that another adapter wrote for the same tokens, and adapters are read at its start
 alone, so a change starts a second server, which takes over once it answers. Source: tools/server of the sources in
 llama-cpp-python 0.3.36.
 """
@@ -28,7 +29,6 @@ from ..llamacpp_home import find
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
 
 START_S = 300.0
-PROMPT_CACHE_MIB = 512  # of prompts read before, in host memory; llama-server's own default is 8 GiB
 KV_FRAC = 4  # of the device's memory one part in so many is for keys and values
 EXACT_TOP = 1 << 20  # of the vocabulary: every token's log-probability
 
@@ -120,7 +120,8 @@ class LlamaCppEngine:
         command = [
             *(str(home.server), "--model", str(self.base_gguf), "--host", LOOPBACK, "--port", str(port)),
             *("--ctx-size", str(rows * self.context_tokens), "--parallel", str(rows)),
-            *("--no-kv-unified", "--no-webui", "--cache-ram", str(PROMPT_CACHE_MIB)),
+            # Prompts kept beyond the slots are found by their tokens alone, not by the adapter they were read with.
+            *("--cache-ram", "0", "--no-kv-unified", "--no-webui"),
             *("--threads", str(self.num_threads), "--threads-batch", str(self.num_threads)),
             *(("--lora", ",".join(files)) if files else ()),
         ]
@@ -147,7 +148,7 @@ class LlamaCppEngine:
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """As Engine.generate."""
         if ask.sampling.presence_penalty or ask.sampling.frequency_penalty:
-            raise ModelError(
+            raise BadInput(
                 "llama.cpp counts the tokens of the prompt under presence_penalty and frequency_penalty, others those "
                 "of the answer alone; leave them at 0, or serve with another engine"
             )

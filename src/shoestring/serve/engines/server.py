@@ -125,7 +125,7 @@ class ServerProcess:
 
 
 class Remote:
-    """HTTP to one server. Its refusals become ModelError, its silence EngineDown."""
+    """HTTP to one server. A refused request becomes BadInput, other refusals ModelError, silence EngineDown."""
 
     def __init__(self, name: str, base_url: str, key: str, process: ServerProcess | None = None) -> None:
         httpx = require("httpx2", extra="serve", purpose=f"asking {name}")
@@ -140,7 +140,7 @@ class Remote:
         )
 
     async def json(self, method: str, path: str, body: Any = None) -> Any:
-        """One request, one answer: JSON, or text where it is none. Raises: ModelError, Busy, EngineDown."""
+        """One request, one answer: JSON, or text where it is none. Raises: BadInput, ModelError, Busy, EngineDown."""
         self._check_open()
         try:
             answer = await self.client.request(method, path, json=body)
@@ -156,7 +156,7 @@ class Remote:
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON events of a stream, until [DONE] or its end; closing the iterator hangs up.
 
-        Raises: ModelError, Busy, EngineDown, also where the stream breaks off.
+        Raises: BadInput, ModelError, Busy, EngineDown, also where the stream breaks off.
         """
         self._check_open()
         try:
@@ -189,6 +189,8 @@ class Remote:
             message = str(told["message"] if isinstance(told, dict) else told)
         if status in (429, 503):
             return Busy(f"{self.name} is busy: {message}")
+        if status in (400, 422):
+            return BadInput(f"{self.name} refused the request: {message}")
         return ModelError(f"{self.name} refused (HTTP {status}): {message}")
 
     def _down(self, error: Exception) -> EngineDown:
