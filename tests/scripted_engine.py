@@ -15,7 +15,7 @@ Script = Callable[[Ask], Sequence[int]]
 class ScriptedEngine:
     """serve.engine.Engine over a script. With `held` set, each answer waits after its first token for `go`."""
 
-    def __init__(self, script: Script, context_tokens: int = 256) -> None:
+    def __init__(self, script: Script, context_tokens: int = 2000) -> None:
         self.script, self.context_tokens = script, context_tokens
         self.capability = Capability("scripted", mixes_adapters=True)
         self.adapters: dict[str, Path] = {}

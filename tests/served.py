@@ -32,6 +32,7 @@ class Running:
     gateway: Gateway
     run: Callable[[Awaitable[Any]], Any]
     stop: Callable[[], None]
+    is_ending: Callable[[], bool]
 
     @property
     def base_url(self) -> str:
@@ -70,11 +71,12 @@ def running(
             gateway = Gateway(state, keys, registry, load_tokenizer(model), limits=limits or Limits(), usd_per_hour=3.6)
             with listen("127.0.0.1", 0) as listening:
                 url = address_of(listening)
-                async with served(make_app(gateway, routes), listening, 5) as task:
+                async with served(make_app(gateway, routes), listening, 5) as server:
+                    told["server"] = server
                     told.update(gateway=gateway, url=url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
                     started.set()
                     await asyncio.wait(
-                        (task, asyncio.create_task(told["stop"].wait())), return_when=asyncio.FIRST_COMPLETED
+                        (server.ended, asyncio.create_task(told["stop"].wait())), return_when=asyncio.FIRST_COMPLETED
                     )
         finally:
             await engine.close()
@@ -105,7 +107,7 @@ def running(
         thread.join(60)
 
     try:
-        yield Running(told["url"], key, admin_key, told["gateway"], run, stop)
+        yield Running(told["url"], key, admin_key, told["gateway"], run, stop, lambda: told["server"].should_exit)
     finally:
         stop()
     if failed:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
 
-from shoestring.serve.engine import Ask
+from shoestring.errors import BadInput
+from shoestring.serve.engine import Ask, Busy, EngineDown
+from shoestring.serve.gateway.limits import Limits
 from tests.scripted_engine import ScriptedEngine
 from tests.served import Running, running
+from tests.served_runs import make_run
 from tests.tiny import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -101,3 +108,326 @@ def test_without_a_key_nothing_but_health_answers(server: Running) -> None:
         pytest.raises(openai.AuthenticationError, match="Incorrect API key"),
     ):
         client.models.list()
+
+
+# ---- stops, calls, log-probabilities ----
+
+
+def test_a_stop_string_cancels_the_engine(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    said.text = "one END two three"
+    before = engine.num_cancelled
+    answer = ask(client, stop="END")
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one ", "stop")
+    assert answer.usage.completion_tokens == 7 and engine.num_cancelled == before + 1 and engine.num_running == 0
+
+
+def test_length_is_said_and_the_context_is_the_limit_where_none_is(client: OpenAI, said: Said) -> None:
+    said.text = "x" * 3000
+    assert ask(client, max_tokens=3).choices[0].finish_reason == "length"
+    answer = ask(client)
+    assert answer.choices[0].finish_reason == "length" and answer.usage.total_tokens == 2000
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+TWICE = f"Let me see.\n{CALL}\n{CALL}"
+
+
+def test_calls_are_read_as_the_evaluation_reads_them(client: OpenAI, said: Said) -> None:
+    said.text = TWICE
+    choice = ask(client, tools=[WEATHER]).choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+    assert [call.function.name for call in choice.message.tool_calls] == ["weather"] * 2
+    assert choice.message.tool_calls[0].function.arguments == '{"city": "Oslo"}'
+    assert choice.message.tool_calls[0].id != choice.message.tool_calls[1].id
+    assert len(ask(client, tools=[WEATHER], parallel_tool_calls=False).choices[0].message.tool_calls) == 1
+    plain = ask(client).choices[0]  # without declarations nothing is a call
+    assert (plain.message.content, plain.message.tool_calls) == (TWICE, None)
+
+
+def test_a_stream_of_text_and_calls(client: OpenAI, said: Said) -> None:
+    said.text = TWICE
+    with client.chat.completions.stream(
+        model="tiny", messages=[{"role": "user", "content": "hi"}], tools=[WEATHER]
+    ) as stream:
+        contents = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert "".join(contents) == final.message.content == "Let me see." and len(contents) > 5
+    assert final.finish_reason == "tool_calls"
+    assert [call.function.arguments for call in final.message.tool_calls] == ['{"city": "Oslo"}'] * 2
+
+
+def test_a_call_that_must_be_made_begins_in_the_prompt(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    said.text = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        found = ask(client, tools=[strict], tool_choice=choice)
+        assert found.choices[0].message.tool_calls[0].function.arguments == '{"city": "Oslo"}'
+        asked = engine.asked[-1]
+        assert TOKENIZER.decode(asked.prompt_ids).endswith("<|assistant|>\n<tool_call>\n")
+        schema = json.loads(asked.sampling.schema or "")
+        assert schema["properties"]["name"] == {"const": "weather"}
+        assert schema["properties"]["arguments"] == WEATHER["function"]["parameters"]
+    said.text = said.text[:-4]  # cut short: no call, and said to be
+    found = ask(client, tools=[WEATHER], tool_choice="required", max_tokens=len(said.text)).choices[0]
+    assert found.finish_reason == "length" and found.message.tool_calls is None
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, tools=[strict])
+    assert caught.value.param == "tools[0].function.strict"
+
+
+def test_definitions_of_a_tools_schema_stand_at_the_root(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}
+    said.text = '{"name": "f", "arguments": {"a": "x"}}'
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}, WEATHER]
+    ask(client, tools=tools, tool_choice="required")
+    schema = json.loads(engine.asked[-1].sampling.schema or "")
+    assert schema["$defs"] == {"A": {"type": "string"}} and len(schema["anyOf"]) == 2
+
+
+def test_history_with_calls_is_written_as_training_wrote_it(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    said.text = TWICE
+    first = ask(client, tools=[WEATHER]).choices[0].message
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": text, "name": "weather"}
+        for call, text in zip(first.tool_calls, ("rain", "sun"), strict=True)
+    ]
+    client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hi"}, first, *results], tools=[WEATHER]
+    )
+    prompt = TOKENIZER.decode(engine.asked[-1].prompt_ids)
+    answers = "<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun\n</tool_response>"
+    assert prompt.endswith(f"<|assistant|>\n{TWICE}<|end|>\n<|user|>\n{answers}<|end|>\n<|assistant|>\n")
+
+
+def test_turns_of_one_role_are_one(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    client.chat.completions.create(
+        model="tiny",
+        messages=[
+            {"role": "developer", "content": "brief"},
+            {"role": "user", "content": parts},
+            {"role": "user", "content": "c"},
+        ],
+    )
+    prompt = TOKENIZER.decode(engine.asked[-1].prompt_ids)
+    assert prompt == "<|bos|><|system|>\nbrief<|end|>\n<|user|>\nab\nc<|end|>\n<|assistant|>\n"
+
+
+def test_log_probabilities_by_hand(client: OpenAI, said: Said) -> None:
+    said.text = "é!"
+    content = ask(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert [entry.bytes for entry in content] == [[0xC3], [0xA9], [0x21]]
+    assert content[2].token == "!" and content[2].logprob == -0.5
+    assert [top.logprob for top in content[2].top_logprobs] == [-0.5, -1.5]
+    streamed = [c for chunk in ask(client, logprobs=True, stream=True) for c in chunk.choices if c.logprobs]
+    assert [[len(c.logprobs.content), c.delta.content] for c in streamed] == [[2, "é"], [1, "!"]]
+    text = client.completions.create(model="tiny", prompt="a", max_tokens=5, logprobs=1).choices[0]
+    assert text.logprobs.text_offset == [0, 1, 2] and text.text == "é!"
+
+
+def test_sampling_is_passed_on_and_each_answer_has_its_seed(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    said.text = "a"
+    ask(client, temperature=0.5, top_p=0.9, seed=7, n=2, presence_penalty=1, frequency_penalty=-1, logit_bias={"65": 5})
+    first, second = (asked.sampling for asked in engine.asked[-2:])
+    assert (first.temperature, first.top_p, first.seed, second.seed) == (0.5, 0.9, 7, 8)
+    assert (first.presence_penalty, first.frequency_penalty, first.logit_bias) == (1, -1, ((65, 5.0),))
+    with pytest.raises(openai.BadRequestError, match="is no token"):
+        ask(client, logit_bias={"99999": 1})
+
+
+# ---- what the engine raises ----
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "retry_after"),
+    [(Busy("full", 7.2), 429, "8"), (EngineDown("gone"), 503, None), (BadInput("bad schema"), 400, None)],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_faults_of_the_engine_have_a_status(
+    client: OpenAI, engine: ScriptedEngine, raised: Exception, status: int, retry_after: str | None, stream: bool
+) -> None:
+    engine.raises = raised
+    try:
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask(client, stream=stream)
+    finally:
+        engine.raises = None
+    assert caught.value.status_code == status and caught.value.response.headers.get("retry-after") == retry_after
+
+
+def test_a_fault_within_a_stream_is_an_event(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
+    said.text = "abc"
+
+    def broken(ask: Ask) -> Any:
+        yield from said(ask)[:2]
+        raise EngineDown("the engine has ended")
+
+    engine.script, kept = (lambda ask: Lazy(broken(ask))), engine.script
+    try:
+        with pytest.raises(openai.APIError, match="the engine has ended"):
+            list(ask(client, stream=True))
+    finally:
+        engine.script = kept
+    assert engine.num_running == 0
+
+
+class Lazy(list[int]):
+    """Ids that come one by one, and may not."""
+
+    def __init__(self, ids: Any) -> None:
+        super().__init__()
+        self.ids = ids
+
+    def __getitem__(self, item: Any) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids)
+
+
+# ---- limits, disconnection, the end ----
+
+
+def opened(server: Running, body: dict[str, Any]) -> socket.socket:
+    """A connection on which a chat was asked, nothing read yet."""
+    text = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **body}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+    connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+    return connection
+
+
+async def until(is_so: Any) -> None:
+    """Wait for the server to come so far; the test's own limit is that of the caller."""
+    while not is_so():
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_row(server: Running, engine: ScriptedEngine, said: Said, stream: bool) -> None:
+    said.text = "a long answer"
+    before, engine.held = engine.num_cancelled, True
+    try:
+        with opened(server, {"stream": stream, "n": 2}) as connection:
+            server.run(until(lambda: engine.num_running == 2))
+            if stream:
+                assert b"200 OK" in connection.recv(4096)
+        server.run(until(lambda: engine.num_running == 0))
+    finally:
+        engine.held = False
+    server.run(until(lambda: server.gateway.gate.num_in_flight == 0))
+    assert engine.num_cancelled == before + 2
+    assert server.usage()[-1]["status"] == 499 and server.usage()[-1]["num_completion_tokens"] == 2
+
+
+@pytest.fixture
+def held(model: Path, said: Said, tmp_path: Path) -> Iterator[tuple[Running, ScriptedEngine]]:
+    """A server of its own with little room, whose engine waits."""
+    engine = ScriptedEngine(said)
+    engine.held = True
+
+    async def open_engine() -> Any:
+        return engine
+
+    limits = Limits(queue=2, timeout_s=0.3, max_body_mb=0.01)
+    with running(tmp_path, str(model), open_engine, limits=limits) as found:
+        yield found, engine
+
+
+def test_a_full_queue_a_late_answer_and_a_large_body(held: tuple[Running, ScriptedEngine], said: Said) -> None:
+    server, engine = held
+    said.text = "abc"
+    with OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0) as client:
+        with opened(server, {"n": 2}) as connection:
+            server.run(until(lambda: engine.num_running == 2))
+            with pytest.raises(openai.RateLimitError, match="2 are its limit") as full:
+                ask(client)
+            assert full.value.response.headers["retry-after"] == "1"
+            assert b"503 Service Unavailable" in connection.recv(4096)  # it took longer than timeout_s
+        with pytest.raises(openai.APIError, match="took longer than"):
+            list(ask(client, stream=True))
+        assert engine.num_running == 0
+        with pytest.raises(openai.APIStatusError) as large:
+            ask(client, user="x" * 20_000)
+        assert large.value.status_code == 413
+        chunked = httpx2.post(
+            f"{server.base_url}/chat/completions",
+            content=(b"x" * 5_000 for _ in range(4)),
+            headers={"Authorization": f"Bearer {server.key}"},
+        )
+        assert chunked.status_code == 413
+        statuses = {(row["status"]) for row in server.usage()}
+        assert statuses == {503}
+        metrics = httpx2.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {server.key}"}).text
+        assert 'shoestring_requests_total{endpoint="chat.completions",model="tiny",status="429"} 1.0' in metrics
+
+
+def test_answers_on_their_way_are_let_finish(model: Path, said: Said, tmp_path: Path) -> None:
+    said.text = "abc"
+    engine = ScriptedEngine(said)
+    engine.held = True
+
+    async def open_engine() -> Any:
+        return engine
+
+    with running(tmp_path, str(model), open_engine) as server, opened(server, {}) as connection:
+        server.run(until(lambda: engine.num_running == 1))
+        ends = threading.Thread(target=server.stop)
+        ends.start()
+        server.run(until(lambda: server.is_ending()))
+        server.run(release(engine))
+        text = b""
+        while part := connection.recv(4096):
+            text += part
+        ends.join()
+    assert b'"content":"abc"' in text and engine.is_closed
+
+
+async def release(engine: ScriptedEngine) -> None:
+    engine.go.set()
+
+
+def test_keys_are_made_and_removed_while_serving(server: Running) -> None:
+    admin = {"Authorization": f"Bearer {server.admin_key}"}
+    url = f"{server.url}/admin/keys"
+    made = httpx2.post(url, json={"name": "team"}, headers=admin)
+    assert made.status_code == 201
+    with OpenAI(base_url=server.base_url, api_key=made.json()["key"], max_retries=0) as client:
+        ask(client)
+        assert server.usage()[-1]["key"] == "team"
+        assert httpx2.post(url, json={"name": "team"}, headers=admin).status_code == 400
+        assert httpx2.post(url, json={"name": "x", "is_admin": True}, headers=admin).status_code == 400
+        assert made.json()["key"] not in httpx2.get(url, headers=admin).text
+        assert httpx2.delete(f"{url}/team", headers=admin).status_code == 200
+        with pytest.raises(openai.AuthenticationError):
+            ask(client)
+    assert httpx2.delete(f"{url}/team", headers=admin).status_code == 404
+
+
+def test_no_key_and_no_text_is_written_anywhere(server: Running, client: OpenAI, capfd: Any) -> None:
+    client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a secret matter"}])
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a secret matter"}], n=99)
+    written = "".join(path.read_text() for path in server.gateway.state.rglob("*") if path.is_file())
+    out, err = capfd.readouterr()
+    for text in (server.key, server.admin_key, "secret matter"):
+        assert text not in written + out + err
+
+
+def test_the_system_prompt_of_a_run_is_put_before_requests_without_one(model: Path, said: Said, tmp_path: Path) -> None:
+    make_run(tmp_path, "tickets", str(model), system="Sort it.")
+    engine = ScriptedEngine(said)
+
+    async def open_engine() -> Any:
+        return engine
+
+    with (
+        running(tmp_path, str(model), open_engine, ("tickets",)) as server,
+        OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0) as client,
+    ):
+        for messages, head in (([], "Sort it."), ([{"role": "system", "content": "Else."}], "Else.")):
+            client.chat.completions.create(model="tickets", messages=[*messages, {"role": "user", "content": "hi"}])
+            asked = engine.asked[-1]
+            assert TOKENIZER.decode(asked.prompt_ids).startswith(f"<|bos|><|system|>\n{head}<|end|>\n<|user|>")
+            assert (asked.adapter, asked.sampling.max_new_tokens) == ("tickets", 16)  # as many as in the evaluation

@@ -143,7 +143,7 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
             )
             jobs, lifespans = _tuning(gateway, asked.runs_dir) if asked.tuning else ([], [])
             app = make_app(gateway, [*admin.routes(), *jobs], lifespans)
-            async with served(app, listening, limits.drain_s) as task:
+            async with served(app, listening, limits.drain_s) as server:
                 told = {
                     "base_url": f"{address_of(listening)}/v1",
                     "models": [entry["id"] for entry in registry.listing()] if registry else [],
@@ -163,7 +163,7 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
                         f"warning: {asked.host} can be reached from other machines, and keys and texts travel "
                         "unencrypted; put a proxy with TLS in front, or leave --host out"
                     )
-                await task
+                await server.ended
                 warn("ended; answers on their way were let finish")
         finally:
             if registry is not None:

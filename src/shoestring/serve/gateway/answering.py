@@ -216,15 +216,18 @@ async def unless_gone(receive: Receive, awaited: Awaitable[T]) -> T:
 class EventStream:
     """Server-sent events as a response. An error on the way is an event, and the stream then lacks its [DONE]."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], answers: AsyncGenerator[Delta, None]) -> None:
-        """answers: closed at the end, whatever ends it."""
-        self.events, self.answers = events, answers
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], answers: AsyncGenerator[Delta, None], limit_s: float
+    ) -> None:
+        """answers: closed at the end, whatever ends it. limit_s: of a client that does not read."""
+        self.events, self.answers, self.limit_s = events, answers, limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         try:
-            await unless_gone(receive, self._send(send))
-        except (ClientLeft, OSError):
+            async with asyncio.timeout(self.limit_s):
+                await unless_gone(receive, self._send(send))
+        except (ClientLeft, OSError):  # a TimeoutError is one
             pass
         finally:
             await self.events.aclose()

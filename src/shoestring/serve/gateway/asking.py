@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .app import Gateway
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
+SLACK_S = 5.0  # the last words of an answer that took its whole time
 DONE = b"[DONE]"
 
 
@@ -143,7 +144,8 @@ async def respond(
     try:
         first = await unless_gone(request.receive, anext(told))
         if is_streamed:
-            return EventStream(as_sent(events(_with_first(first, told))), told)
+            limit_s = gateway.limits.timeout_s + SLACK_S
+            return EventStream(as_sent(events(_with_first(first, told))), told, limit_s)
         parts: list[list[Delta]] = [[] for _ in work.readers]
 
         async def collect() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +117,6 @@ class Gate:
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits, self.clock = limits, clock
         self.num_in_flight = 0
-        self.num_refused: defaultdict[str, int] = defaultdict(int)
         self._accounts: dict[tuple[str, str], Account] = {}
 
     def _account(self, kind: str, name: str, of_kind: dict[str, Allowance]) -> Account:
@@ -140,9 +138,12 @@ class Gate:
             self._account("key", key, self.limits.keys),
             self._account("model", model, self.limits.models),
         ]
+        own_most = [account.allowance.in_flight for account in accounts]
+        most = min(limit for limit in (self.limits.queue, *own_most) if limit is not None)
+        if num_answers > most:
+            raise ApiError(400, f"{num_answers} answers in one request; {most} is the limit here.", param="n")
         if self.num_in_flight + num_answers > self.limits.queue:
-            self._refuse(
-                "queue",
+            raise _later(
                 f"The server has {self.num_in_flight} answers on their way; {self.limits.queue} are its limit.",
                 1.0,
             )
@@ -171,25 +172,21 @@ class Gate:
     def _check(self, account: Account, num_answers: int, num_prompt_tokens: int) -> None:
         own = account.allowance
         if own.in_flight is not None and account.num_in_flight + num_answers > own.in_flight:
-            self._refuse(
-                "in_flight",
+            raise _later(
                 f"Of {account.name} {account.num_in_flight} answers are on their way; {own.in_flight} is the limit.",
                 1.0,
             )
         wait_s = account.requests.wait_s(1) if account.requests else 0.0
         if wait_s > 0:
-            self._refuse(
-                "requests", f"Rate limit of {account.name}: {own.requests_per_minute} requests a minute.", wait_s
-            )
+            raise _later(f"Rate limit of {account.name}: {own.requests_per_minute} requests a minute.", wait_s)
         wait_s = account.tokens.wait_s(num_prompt_tokens) if account.tokens else 0.0
         if wait_s > 0:
-            self._refuse(
-                "tokens",
+            raise _later(
                 f"Rate limit of {account.name}: {own.tokens_per_minute} tokens a minute, and this prompt has "
                 f"{num_prompt_tokens}.",
                 wait_s,
             )
 
-    def _refuse(self, kind: str, message: str, retry_after_s: float) -> None:
-        self.num_refused[kind] += 1
-        raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=retry_after_s)
+
+def _later(message: str, retry_after_s: float) -> ApiError:
+    return ApiError(429, message, code="rate_limit_exceeded", retry_after_s=retry_after_s)

@@ -33,7 +33,6 @@ class Metrics:
         self.requests = Counter(
             "shoestring_requests", "Requests that ended.", ("model", "endpoint", "status"), registry=self.registry
         )
-        self.refused = Counter("shoestring_refused", "Requests told to come again.", ("reason",), registry=own)
         self.prompt_tokens = Counter("shoestring_prompt_tokens", "Tokens read.", ("model",), registry=own)
         self.cached_tokens = Counter("shoestring_cached_tokens", "Of them kept from earlier.", ("model",), registry=own)
         self.new_tokens = Counter("shoestring_completion_tokens", "Tokens written.", ("model",), registry=own)

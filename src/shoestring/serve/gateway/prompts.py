@@ -17,6 +17,8 @@ from .conversation import call_opening
 from .errors import ApiError
 from .text import Detokeniser, TokenBytes
 
+MAX_WAITING = 256
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,7 @@ class Prompts:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._writing = copy.deepcopy(tokenizer)
+        self.num_waiting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self.token_bytes = TokenBytes(tokenizer)
         self.num_ids = len(tokenizer)
@@ -68,7 +71,13 @@ class Prompts:
         return len(encode_prompt(self._writing, messages))
 
     async def _beside(self, make: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, make)
+        if self.num_waiting >= MAX_WAITING:
+            raise ApiError(429, f"{self.num_waiting} prompts wait to be read.", code="queue_full", retry_after_s=1.0)
+        self.num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, make)
+        finally:
+            self.num_waiting -= 1
 
     def close(self) -> None:
         """End the thread."""

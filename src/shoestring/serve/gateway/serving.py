@@ -52,6 +52,8 @@ def is_loopback(listening: socket.socket) -> bool:
 class Server(uvicorn.Server):
     """A first signal lets answers on their way finish, a second one ends at once. Neither is raised again."""
 
+    ended: asyncio.Task[None]
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's, for either signal."""
         if self.should_exit:
@@ -64,8 +66,8 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def served(app: Starlette, listening: socket.socket, drain_s: float) -> AsyncIterator[asyncio.Task[None]]:
-    """While the app answers there. The task ends once a signal came and answers have finished, drain_s at most."""
+async def served(app: Starlette, listening: socket.socket, drain_s: float) -> AsyncIterator[Server]:
+    """While the app answers there; server.ended once a signal came and answers have finished, drain_s at most."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -78,13 +80,13 @@ async def served(app: Starlette, listening: socket.socket, drain_s: float) -> As
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = Server(config)
-    task = asyncio.create_task(server.serve([listening]))
+    server.ended = task = asyncio.create_task(server.serve([listening]))
     try:
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         if task.done():
             await task
-        yield task
+        yield server
     finally:
         if not task.done():
             server.handle_exit(signal.SIGTERM, None)

@@ -108,9 +108,11 @@ class Reader:
                     held = length
                     break
         certain = len(self.text) - held
-        if self.holds == ALL:
-            return 0
-        return min(certain, before_call(self.text, self.num_given)) if self.holds == CALLS else certain
+        if self.holds == CALLS:
+            begins, is_call = before_call(self.text, self.num_given)
+            self.holds = ALL if is_call else CALLS
+            return min(certain, begins)
+        return 0 if self.holds == ALL else certain
 
     def _told(self, until: int) -> Delta | None:
         until = max(until, self.num_given)
@@ -122,20 +124,18 @@ class Reader:
         return Delta(self.index, text, tuple(ready), self.finish)
 
 
-def before_call(text: str, start: int) -> int:
-    """Where in text, from start on, a tool call begins or may yet begin; blanks before it belong to it."""
-    ends = [len(text)]
-    for mark in MARKS:
-        at = text.find(mark, start)
-        if at < 0:
-            sizes = range(min(len(mark) - 1, len(text) - start), 0, -1)
-            at = next((len(text) - size for size in sizes if text.endswith(mark[:size])), -1)
-        ends += [at] if at >= 0 else []
+def before_call(text: str, start: int) -> tuple[int, bool]:
+    """Where in text, from start on, a tool call begins or may yet begin, and which; blanks before it belong to it."""
+    sure = [at for mark in MARKS if (at := text.find(mark, start)) >= 0]
     if match := CALL_START.search(text, start):
+        sure.append(match.start())
+    ends = sure or [len(text)]
+    for mark in () if sure else MARKS:
+        sizes = range(min(len(mark) - 1, len(text) - start), 0, -1)
+        ends += [len(text) - size for size in sizes if text.endswith(mark[:size])]
+    if not sure and (match := HALF_CALL.search(text, max(start, len(text) - LONGEST_HALF))) and match.group():
         ends.append(match.start())
-    if (match := HALF_CALL.search(text, max(start, len(text) - LONGEST_HALF))) and match.group():
-        ends.append(match.start())
-    return max(start, len(text[: min(ends)].rstrip()))
+    return max(start, len(text[: min(ends)].rstrip())), bool(sure)
 
 
 def is_byte_level(tokenizer: Any) -> bool:
