@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from tiny import make_tokenizer
 
+from bench import page as page_bench
 from shoestring.errors import BudgetStopped, TrainingError
 from shoestring.files import write_json
 from shoestring.live import Live
@@ -337,3 +338,14 @@ def test_checks_show_what_refuses_first_and_the_learned_tokens(tmp_path: Path) -
     assert '<span class="tok learned">&lt;script&gt;' in text and "<script>alert" not in text
     (tmp_path / "done" / "check.json").write_text("[]")
     assert "check again" in client.get("/runs/done/check").text
+
+
+def test_the_bench_measures_what_it_says(tmp_path: Path) -> None:
+    page_bench.write_run(tmp_path / "done", 200, 40)
+    page_bench.write_run(tmp_path / "training", 200, 40, is_finished=False)
+    states = {run.name: run.state for run in Reader(tmp_path).all()}
+    assert states == {"done": "met", "training": "killed"}
+    with page_bench.served(tmp_path) as (url, pid):
+        for path in ("/", "/runs/done", "/runs/training", "/runs/done/outputs?only=wrong"):
+            assert page_bench.request_s(url, path) > 0
+        assert page_bench.cpu_s(pid) > 0

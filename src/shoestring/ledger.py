@@ -5,6 +5,7 @@ A line that a kill tore in half is ignored when read, reported by `torn_lines`, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import cannot_write, read_json, read_whole_lines
+from .files import cannot_write, read_json
 from .records import Estimate
 from .units import SECONDS_PER_HOUR
 
 QUANTITIES = ("usd", "s", "bytes")
+LAST_STEPS_BYTES = 1 << 16
 
 
 class Ledger:
@@ -126,8 +128,17 @@ class Ledger:
 
 
 def _seconds(steps: Path) -> float:
-    """Seconds of a training so far, by its step records."""
-    return float(max((row.get("wall_s", 0.0) for row in read_whole_lines(steps)), default=0.0))
+    """Seconds of a training so far, by its last step records: they rise from line to line."""
+    with steps.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LAST_STEPS_BYTES))
+        lines = file.read().split(b"\n")
+    seconds = [0.0]
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the first and the last may be parts of a line
+            row = json.loads(line)
+            seconds.append(float(row.get("wall_s", 0.0)) if isinstance(row, dict) else 0.0)
+    return max(seconds)
 
 
 def _spread(value: Estimate | Mapping[str, float]) -> dict[str, float]:

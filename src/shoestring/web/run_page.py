@@ -83,8 +83,8 @@ def run(request: Request) -> Response:
 
 
 def _training(folder: Path, seen: Seen) -> Training | None:
-    """What trains now, its steps read."""
-    found = training_of(folder) if seen.run.holder is not None else None
+    """What trains now, its last steps read."""
+    found = training_of(folder, is_whole=False) if seen.run.holder is not None else None
     if found is not None:
         found.read()
     return found

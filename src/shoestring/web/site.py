@@ -99,7 +99,7 @@ class Site:
         self.cookie = f"shoestring-{self.port}"  # cookies do not tell ports apart
         self.by_url = {static.url: static for static in self.statics.values()}
         self.templates = jinja2.Environment(
-            loader=jinja2.PackageLoader(PACKAGE), autoescape=True, undefined=jinja2.StrictUndefined
+            loader=jinja2.PackageLoader(PACKAGE), autoescape=True, undefined=jinja2.StrictUndefined, auto_reload=False
         )
         self.templates.globals["static"] = lambda name: self.statics[name].url
         self.templates.filters |= {"usd": usd, "duration": duration, "gib": gib, "count": count}

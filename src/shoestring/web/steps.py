@@ -15,6 +15,7 @@ from ..report.svg import thin
 from ..runfolder import RunFolder, rung_name
 
 MOST_POINTS = 600  # that a page is given at once
+END_BYTES = 1 << 16
 SPEED_STEPS = 20  # over which tokens a second are a mean
 KEYS = ("loss", "dev_loss", "dev_metric")
 
@@ -26,6 +27,17 @@ class Tail:
     path: Path
     _at: int = 0
     _rest: bytes = b""
+
+    @classmethod
+    def of_end(cls, path: Path) -> Tail:
+        """A tail that begins with the last rows."""
+        start = max(0, path.stat().st_size - END_BYTES)
+        if not start:
+            return cls(path)
+        with path.open("rb") as file:
+            file.seek(start)
+            file.readline()  # the rest of a line
+            return cls(path, file.tell())
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The rows since the last call, and whether those before no longer hold."""
@@ -94,8 +106,8 @@ def point(row: dict[str, Any]) -> list[float | None]:
     return [float(row["step"]), *(v if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values)]
 
 
-def training_of(folder: Path) -> Training | None:
-    """The rung whose steps were appended last, where it has no record of its end yet."""
+def training_of(folder: Path, is_whole: bool = True) -> Training | None:
+    """The rung whose steps were appended last, where it has no record of its end yet; if not whole, its last steps."""
     found = [path for path in folder.glob("rungs/*/steps.jsonl") if not path.with_name("train.json").exists()]
     newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
@@ -104,7 +116,9 @@ def training_of(folder: Path) -> Training | None:
     rungs = plan_from_json(planned["result"]).rungs if planned else ()
     own = next((rung for rung in rungs if rung_name(rung.model) == newest.parent.name), None)
     model = own.model if own else newest.parent.name
-    return Training(newest.parent, model, own.num_steps if own else None, Tail(newest))
+    return Training(
+        newest.parent, model, own.num_steps if own else None, Tail(newest) if is_whole else Tail.of_end(newest)
+    )
 
 
 def left_s(folder: Path, training: Training | None) -> tuple[float, int] | None:
