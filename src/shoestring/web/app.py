@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -10,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import check_page, data_page, new_page, outputs_page, plan_page, run_page, runs_page
+from . import chat_page, check_page, data_page, new_page, outputs_page, plan_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
@@ -21,6 +25,7 @@ PAGES = (
     check_page,
     data_page,
     plan_page,
+    chat_page,
     new_page,
 )
 FOREVER = "private, max-age=31536000, immutable"
@@ -35,10 +40,18 @@ def make_app(site: Site) -> Starlette:
         ],
         middleware=[Middleware(Guard, site=site)],
         exception_handlers={HTTPException: refused, ShoestringError: failed},
+        lifespan=lifetime,
     )
     app.state.site = site
     site.body_limits |= new_page.BODY_LIMITS
     return app
+
+
+@contextlib.asynccontextmanager
+async def lifetime(app: Starlette) -> AsyncIterator[None]:
+    """While the page is served; the models that it loaded end with it, the runs that it started go on."""
+    yield
+    await run_in_threadpool(app.state.site.model_server.stop)
 
 
 async def static(request: Request) -> Response:

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse
 from ..report.style import STYLE
 from ..report.text import Markup, esc
 from ..units import count, duration, gib, usd
+from .model_server import ModelServer
 from .overview import STATES, WORKING, Overview, Reader
 from .processes import Processes
 
@@ -32,6 +33,7 @@ RUN_TABS = (
     ("data", "Data"),
     ("check", "Checks"),
     ("plan", "Plan"),
+    ("try", "Try it"),
 )
 
 
@@ -105,6 +107,7 @@ class Site:
         self.templates.filters |= {"usd": usd, "duration": duration, "gib": gib, "count": count}
         self.templates.globals["run_tabs"] = RUN_TABS
         self.reader, self.processes = Reader(self.runs_dir), Processes(self.runs_dir)
+        self.model_server = ModelServer(self.runs_dir)
         self.templates.filters |= {"clean": lambda value: Trusted(esc(value))}
 
     @property
