@@ -361,3 +361,27 @@ def test_a_dropped_file_is_planned_before_it_runs(tmp_path: Path) -> None:
     assert "tickets: the plan" in page and "shoestring-1m: " in page
     client.post(f"{address}/plan", data={"budget_usd": "7", "then": "write"})
     assert load_run_file(next(tmp_path.glob(".uploads/*/run.yaml"))).budget_usd == 7
+
+
+# ---- try it ---------------------------------------------------------------------------------
+
+
+def test_without_a_loaded_model_a_question_says_what_to_do(curated: Path) -> None:
+    client = client_of(curated)
+    assert "Nothing is trained yet" in client.get("/runs/tickets/try").text
+    asked = {"model": "tickets", "messages": [{"role": "user", "content": "hello"}]}
+    answer = client.post("/runs/tickets/try/chat", json=asked)
+    assert answer.status_code == 422 and "load the models again" in answer.json()["error"]
+    for changed_part, said in (
+        ({"messages": []}, "messages is no list"),
+        ({"messages": [{"role": "root", "content": "x"}]}, "messages is no list"),
+        ({"max_tokens": 10**9}, "max_tokens = 1000000000"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"model": 3}, "model is missing"),
+    ):
+        answer = client.post("/runs/tickets/try/chat", json={**asked, **changed_part})
+        assert answer.status_code == 422 and said in answer.json()["error"]
+    assert client.post("/runs/tickets/try/chat", content=b"no json").status_code == 400
+    assert client.post("/runs/tickets/try", data={"with": "../../etc"}).status_code == 404
+    assert client.post("/runs/tickets/try", data={"with": ["a", "b", "c"]}).status_code == 422
+    assert client.app.state.site.model_server.child() is None  # type: ignore[attr-defined]
