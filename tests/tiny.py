@@ -29,14 +29,25 @@ def make_tokenizer(template: str | None = TEMPLATE, specials: list[str] = SPECIA
     return tokenizer
 
 
-def make_model(folder: Path, *, template: str | None = TEMPLATE, hidden: int = 32, layers: int = 2) -> Path:
-    """Write model and tokenizer to folder."""
+def make_model(
+    folder: Path,
+    *,
+    template: str | None = TEMPLATE,
+    hidden: int = 32,
+    layers: int = 2,
+    kind: str = "llama",
+    is_tied: bool = True,
+    seed: int = 0,
+    **more: object,
+) -> Path:
+    """Write model and tokenizer to folder; kind: a model type of transformers, more: of its configuration."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer(template)
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -44,13 +55,14 @@ def make_model(folder: Path, *, template: str | None = TEMPLATE, hidden: int = 3
         num_key_value_heads=1,
         intermediate_size=2 * hidden,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=is_tied,
         initializer_range=0.2,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **more,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -324,6 +324,10 @@ class MergeCheck:
     adapter_effect: float  # mean |Δ log-probability| of adapter against bare base, same tokens
     greedy_match_frac: float
     passed: bool
+    kl: float = 0.0
+    rounding_noise: float = 0.0  # mean |Δ log-probability| of what was trained in 16 bits; 0: not measured
+    faults: tuple[str, ...] = ()
+    candidates: dict[str, Any] = field(default_factory=dict)  # of an NF4 base: both merges' scores, which is shipped
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,7 @@ def show_trained(run: Run) -> None:
 def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
     """Export the best rung that is trained and scored, as the run folder holds it; nothing is trained."""
     from ..recipe import Run
+    from ..serve.card import merge_choice
 
     asked = open_run(target, runs_dir)
     if not list((asked.folder / "rungs").glob("*/eval.json")):
@@ -298,6 +299,10 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
             f"{check['top1_agreement_frac']:.2%}, mean difference of log-probability "
             f"{check['mean_abs_logprob_diff']:.2g} ({'passed' if check['passed'] else 'FAILED'})"
         )
+        if check.get("candidates"):
+            say(f"merged {merge_choice(check['candidates'])}")
+        for fault in check.get("faults", ()):
+            warn(f"merged weights refused: {fault}")
         if not chosen.meets(run.config.task.bar):
             warn(
                 f"note: {chosen.arm} does not meet the bar of {run.config.task.bar:g} "

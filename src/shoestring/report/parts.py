@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..records import Estimate, Message
+from ..serve.card import merge_choice
 from ..units import SECONDS_PER_HOUR, count, duration, gib, usd
 from .folder import RunFiles
 from .svg import ratio_bar
@@ -237,9 +238,13 @@ def environment(run: RunFiles) -> Markup:
                 f"{'passed' if check.get('passed') else 'failed'}: mean |Δ log-probability| "
                 f"{check.get('mean_abs_logprob_diff', 0):.2g} on {check.get('num_tokens', 0):,} tokens, same top token "
                 f"{check.get('top1_agreement_frac', 0):.2%} "
-                f"(training itself moves {check.get('adapter_effect', 0):.2g})"
+                f"(training itself moves {check.get('adapter_effect', 0):.2g}, "
+                f"rounding {check.get('rounding_noise', 0):.2g})"
             )
+            said += "".join(f"; {fault}" for fault in check.get("faults", ()))
             rows.append([esc("merged against trained"), esc(said)])
+        if check.get("candidates"):
+            rows.append([esc("of two merges"), esc(merge_choice(check["candidates"]))])
     if not rows:
         return Markup("")
     return section("Environment", details(esc("Versions, machine, files"), table(["what", "value"], rows, wide=(1,))))

@@ -170,6 +170,7 @@ def _merge(folder: Path, check: MergeCheck | None, is_adapter: bool) -> list[str
     )
     instead = "the rung's model folder" if is_full else "the adapter"
     verdict = "passed" if check.passed else f"**failed: use {instead} instead of these weights**"
+    noise = f", rounding to 16 bits by {check.rounding_noise:.2g}" if check.rounding_noise else ""
     return [
         "## Merge check",
         "",
@@ -178,10 +179,22 @@ def _merge(folder: Path, check: MergeCheck | None, is_adapter: bool) -> list[str
         "",
         f"- merged onto: {origin.get('base', 'original weights')}; shipped in {origin.get('dtype', 'their own type')}",
         f"- mean |difference| of log-probability: {check.mean_abs_logprob_diff:.2g} "
-        f"({itself} itself changes it by {check.adapter_effect:.2g})",
+        f"({itself} itself changes it by {check.adapter_effect:.2g}{noise}); KL divergence {check.kl:.2g}",
+        *([f"- of two merges: {merge_choice(check.candidates)}"] if check.candidates else []),
         f"- same greatest token: {check.top1_agreement_frac:.1%}; same greedy answer: {check.greedy_match_frac:.1%}",
+        *(f"- {fault}" for fault in check.faults),
         "",
     ]
+
+
+def merge_choice(candidates: Mapping[str, Any]) -> str:
+    """Of an NF4 base's two merges: which is shipped, and by what difference."""
+    other = "original" if candidates["shipped"] == "dequantised" else "dequantised"
+    rows, p_value = f"{candidates['num_rows']} held-out rows", f"p = {candidates['p_value']:.2g}"
+    return (
+        f"onto {candidates['shipped']} weights ({candidates['metric']} {candidates[candidates['shipped']]:.3f}, onto "
+        f"the {other} {candidates[other]:.3f}; {rows}, {p_value})"
+    )
 
 
 def _loading(arm: ArmScore, is_adapter: bool, words: str) -> list[str]:

@@ -1,62 +1,65 @@
 """Adapter and base as one set of weights, reloaded from disk and compared with the two kept apart.
 
 A model whose every weight was trained, in float32, is rounded once to the device's type, and compared with itself
-before. A 16-bit base takes the adapter in float32 and is rounded once. An adapter trained on an NF4 base is merged onto
-the dequantised NF4 weights, those it was trained on: merging onto the original 16-bit weights would add the
-quantisation error the adapter has learned to undo.
-
-Shapes: N answer tokens, V vocabulary.
+before. A 16-bit base takes the adapter in float32 and is rounded once. Of an adapter trained on an NF4 base both merges
+are made: onto the dequantised NF4 weights, those it was trained on, and onto the original ones, which lack the
+quantisation error that the adapter has learned to undo. The better on held-out rows is shipped, the dequantised where
+they are not told apart. Nothing is merged inside 4-bit weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import BadInput, ModelError
-from ..evaluate.generation import decode_greedy
+from ..evaluate.paired import paired_means
 from ..files import read_json, write_json, writing
 from ..records import Device, Example, MergeCheck
 from ..train.adapter import ORIGIN
 from ..train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
-from ..train.loss import FULL, answer_logits, collate, on_device
+from ..train.locate import folder_at_hand
 from ..train.tokens import Encoded, encode_example
 from ..train.watch import replace_folder
+from .merge_check import Readings, check_merged, read
 
-# The merge error may be at most this share of what the adapter itself changes.
-ERROR_SHARE = 0.1
-# Both sets of weights giving the same greatest token, and the same greedy text, at least so often.
-LEAST_TOP1_FRAC, LEAST_GREEDY_FRAC = 0.95, 0.75
-# Below this no merge error matters, however small the adapter's effect: float32 noise of a deep model.
-NEGLIGIBLE = 1e-4
-BATCH_TOKENS = 4096
-GREEDY_ROWS = 16
-GREEDY_MARGIN_TOKENS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Readings:
-    """What one set of weights says on the held-out answers."""
-
-    logprobs_N: Any
-    top1_N: Any
-    texts: list[list[int]]
+DEQUANTISED, ORIGINAL = "dequantised", "original"
+BASE_WORDS = {
+    DEQUANTISED: "dequantised NF4 weights, those the adapter was trained on",
+    ORIGINAL: "original weights",
+    "": "none, every weight is new",
+}
+# The original weights are another model than the one evaluated: they must be better than chance makes them.
+LEVEL_P = 0.05
+LEGAL = ("LICEN", "NOTICE", "USE_POLICY", "COPYING")
+Score = Callable[[Any, Any], Sequence[float]]  # model, tokenizer: a score of each row that merging is checked on
 
 
 def merge_adapter(
-    model: str, adapter_dir: Path, out_dir: Path, *, device: Device, examples: Sequence[Example], method: str = ""
+    model: str,
+    adapter_dir: Path,
+    out_dir: Path,
+    *,
+    device: Device,
+    examples: Sequence[Example],
+    method: str = "",
+    score: Score | None = None,
+    metric: str = "",
 ) -> MergeCheck:
-    """Write merged weights to out_dir with tokenizer, chat template and generation config, and check them.
+    """Write merged weights to out_dir with tokenizer, chat template, generation config and licence, and check them.
 
     adapter_dir: of an adapter, or of a model trained whole. method: lora, qlora or full; empty: as recorded there.
-    The merged weights are in the device's type;
-    they are compared in float32 arithmetic where both sets fit in half the device's memory, else in its own type.
-    Raises: ModelError, BadInput, RunFolderError.
+    score, metric: by which an NF4 base's two merges are told apart; default their answers' mean log-probability.
+    The merged weights are in the device's type; they are compared in float32 arithmetic where both sets fit in half
+    the device's memory, else in its own type. Raises: ModelError, BadInput, RunFolderError.
     """
     adapter_dir, out_dir = Path(adapter_dir), Path(out_dir)
     origin = read_json(adapter_dir / ORIGIN) if (adapter_dir / ORIGIN).is_file() else {}
@@ -71,64 +74,94 @@ def merge_adapter(
         raise BadInput("merging is checked on held-out rows, and none were given")
     tokenizer = load_tokenizer(model)
     rows = [encode_example(tokenizer, example) for example in examples]
-    _write_merged(model, adapter_dir, out_dir, tokenizer, device, method)
+    ways = {"full": [""], "qlora": [DEQUANTISED, ORIGINAL]}.get(method, [ORIGINAL])
+    partials = {way: out_dir.with_name(f".{out_dir.name}{way and '-'}{way}.partial") for way in ways}
+    try:
+        with writing(out_dir):
+            for way, partial in partials.items():
+                _write_merged(model, adapter_dir, partial, tokenizer, device, way)
+                gc.collect()
+            candidates = _scored(partials, tokenizer, rows, device, score, metric) if len(ways) > 1 else {}
+            way = candidates.get("shipped", ways[0])
+            replace_folder(partials[way], out_dir)
+    finally:
+        for partial in partials.values():
+            shutil.rmtree(partial, ignore_errors=True)
+    check = check_export(out_dir, model, adapter_dir, device=device, rows=rows, tokenizer=tokenizer, way=way)
+    check = dataclasses.replace(check, candidates=candidates)
+    words = {"method": method, "base": BASE_WORDS[way], "words": origin.get("words", ""), "passed": check.passed}
     exact = _float32_if_it_fits(out_dir, device)
-    if method == "full":
-        reference = _read(load_base(str(adapter_dir), device=exact), tokenizer, rows)
-        bare = _read(load_base(model, device=exact), tokenizer, rows, texts=False)
-    else:
-        apart = _adapted(model, adapter_dir, exact, device, method)
-        reference = _read(apart, tokenizer, rows)
-        with apart.disable_adapter():
-            bare = _read(apart, tokenizer, rows, texts=False)
-        del apart
-    gc.collect()
-    merged = _read(load_base(str(out_dir), device=exact), tokenizer, rows)
-    check = compare(reference, merged, bare)
-    write_json(
-        out_dir / ORIGIN,
-        {
-            "model": model,
-            "method": method,
-            "dtype": device.dtype,
-            "compared_in": exact.dtype,
-            "base": _base_words(method),
-            "words": origin.get("words", ""),
-        },
-    )
+    write_json(out_dir / ORIGIN, {"model": model, "dtype": device.dtype, "compared_in": exact.dtype, **words})
     return check
 
 
-def compare(reference: _Readings, merged: _Readings, bare: _Readings) -> MergeCheck:
-    """The check's numbers and its verdict."""
-    error = float((merged.logprobs_N - reference.logprobs_N).abs().mean())
-    effect = float((bare.logprobs_N - reference.logprobs_N).abs().mean())
-    agreement = float((merged.top1_N == reference.top1_N).double().mean())
-    greedy = sum(a == b for a, b in zip(merged.texts, reference.texts, strict=True)) / max(len(reference.texts), 1)
-    close = error <= max(ERROR_SHARE * effect, NEGLIGIBLE)
-    return MergeCheck(
-        num_tokens=len(reference.logprobs_N),
-        mean_abs_logprob_diff=error,
-        top1_agreement_frac=agreement,
-        adapter_effect=effect,
-        greedy_match_frac=greedy,
-        passed=close and agreement >= LEAST_TOP1_FRAC and greedy >= LEAST_GREEDY_FRAC,
-    )
+def check_export(
+    folder: Path, model: str, adapter_dir: Path, *, device: Device, rows: Sequence[Encoded], tokenizer: Any, way: str
+) -> MergeCheck:
+    """The merged weights in folder against what was trained on the base, merged the given way ("": trained whole).
+
+    Raises: ModelError.
+    """
+    exact = _float32_if_it_fits(folder, device)
+    has_noise = device.dtype != exact.dtype
+    rounded: Readings | None = None
+    if way == "":
+        trained = load_base(str(adapter_dir), device=exact)
+        reference = read(trained, tokenizer, rows)
+        base = load_base(model, device=exact)
+        stops = stop_token_ids(tokenizer, base)
+        bare = read(base, tokenizer, rows, texts=False)
+        del trained, base
+        if has_noise:
+            rounded = read(load_base(str(adapter_dir), device=device), tokenizer, rows)
+    else:
+        apart = _adapted(model, adapter_dir, exact, device, way)
+        stops = stop_token_ids(tokenizer, apart)
+        reference = read(apart, tokenizer, rows)
+        with apart.disable_adapter():
+            bare = read(apart, tokenizer, rows, texts=False)
+        del apart
+        if has_noise:
+            rounded = read(_adapted(model, adapter_dir, device, device, way), tokenizer, rows)
+    gc.collect()
+    return check_merged(folder, rows, tokenizer, exact, reference, bare, rounded, stops)
 
 
-def _base_words(method: str) -> str:
-    words = {"qlora": "dequantised NF4 weights, those the adapter was trained on", "full": "none, every weight is new"}
-    return words.get(method, "original weights")
+def _scored(
+    partials: dict[str, Path], tokenizer: Any, rows: Sequence[Encoded], device: Device, score: Score | None, metric: str
+) -> dict[str, Any]:
+    """Both merges' scores of the same rows, their difference, and which is shipped."""
+    scores = {}
+    for way, folder in partials.items():
+        merged = load_base(str(folder), device=device)
+        means = score(merged, tokenizer) if score else read(merged, tokenizer, rows, texts=False).row_means()
+        scores[way] = np.asarray(means, float)
+        del merged
+        gc.collect()
+    result = paired_means(scores[ORIGINAL], scores[DEQUANTISED])
+    is_better = result.difference.value > 0 and result.p_value < LEVEL_P
+    return {
+        "metric": metric if score else "mean log-probability of an answer token",
+        "num_rows": len(scores[ORIGINAL]),
+        **{way: float(values.mean()) for way, values in scores.items()},
+        "original_minus_dequantised": float((scores[ORIGINAL] - scores[DEQUANTISED]).mean()),
+        "p_value": result.p_value,
+        "shipped": ORIGINAL if is_better else DEQUANTISED,
+    }
 
 
-def _base(model: str, compute: Device, trained_on: Device, method: str) -> Any:
-    """The base the adapter was trained on, as ordinary matrices in compute's type."""
-    import logging
-
+def _base(model: str, compute: Device, trained_on: Device, way: str) -> Any:
+    """The base of one way of merging, as ordinary matrices in compute's type. Raises: ModelError."""
     import torch
 
-    if method != "qlora":
-        return load_base(model, device=compute)
+    if way != DEQUANTISED:
+        base = load_base(model, device=compute)
+        if getattr(base.config, "quantization_config", None):
+            raise ModelError(
+                f"{model} is itself quantised, and nothing is merged into quantised weights; serve the adapter beside "
+                "it, or train on the 16-bit model"
+            )
+        return base
     base = load_base(model, device=trained_on, quantise=True)
     logger = logging.getLogger("transformers.integrations.bitsandbytes")
     level = logger.level
@@ -148,40 +181,67 @@ def _base(model: str, compute: Device, trained_on: Device, method: str) -> Any:
     return base.to(getattr(torch, compute.dtype)).requires_grad_(False)
 
 
-def _adapted(model: str, adapter_dir: Path, compute: Device, trained_on: Device, method: str) -> Any:
+def _adapted(model: str, adapter_dir: Path, compute: Device, trained_on: Device, way: str) -> Any:
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    base = _base(model, compute, trained_on, method)
+    base = _base(model, compute, trained_on, way)
+    refuse_unmergeable(read_json(adapter_dir / "adapter_config.json"), base, adapter_dir)
     try:
-        with quiet_loading():
+        with quiet_loading(), warnings.catch_warnings():
+            # What PEFT fears of tied matrices is refused above, or compared with what comes out.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             return PeftModel.from_pretrained(base, str(adapter_dir)).eval()
     except SafetensorError as error:
         raise ModelError(f"the adapter in {adapter_dir} is damaged ({error}); train this rung again") from error
 
 
-def _write_merged(model: str, adapter_dir: Path, out_dir: Path, tokenizer: Any, device: Device, method: str) -> None:
-    merged = (
-        load_base(str(adapter_dir), device=device) if method == "full" else _merge(model, adapter_dir, device, method)
-    )
+def refuse_unmergeable(settings: dict[str, Any], base: Any, adapter_dir: Path) -> None:
+    """Raises: ModelError naming what of an adapter would not be in the merged weights as it was trained."""
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise ModelError(f"{adapter_dir} holds {kind}, and LoRA alone is merged; serve it beside its base")
+    targets = settings.get("target_modules") or []
+    names = {part.rpartition(".")[2] for part in ([targets] if isinstance(targets, str) else targets)}
+    ends = names & {"embed_tokens", "lm_head", "wte", "embed_out"}
+    is_tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+    if ends and is_tied and not settings.get("ensure_weight_tying"):
+        raise ModelError(
+            f"{adapter_dir} adapts {', '.join(sorted(ends))}, and its base has one matrix for embedding and head: "
+            "merging would change both. Train without it, or with PEFT's ensure_weight_tying"
+        )
+    own = adapter_dir / "tokenizer.json"
+    if own.is_file():
+        from tokenizers import Tokenizer
+
+        size, room = Tokenizer.from_file(str(own)).get_vocab_size(), base.get_input_embeddings().weight.shape[0]
+        if size > room:
+            raise ModelError(
+                f"{adapter_dir} has a tokenizer of {size:,} tokens, and its base has rows for {room:,}: add the tokens "
+                "to the base first, save it with its tokenizer, and train on that folder"
+            )
+
+
+def _write_merged(model: str, adapter_dir: Path, partial: Path, tokenizer: Any, device: Device, way: str) -> None:
+    merged = load_base(str(adapter_dir), device=device) if way == "" else _merge(model, adapter_dir, device, way)
     generation = merged.generation_config
     generation.eos_token_id = stop_token_ids(tokenizer, merged)
     generation.pad_token_id = tokenizer.pad_token_id
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with writing(out_dir):
-        with quiet_loading():
-            merged.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        config = read_json(partial / "config.json")
-        assert "quantization_config" not in config, "a merged model is not quantised"
-        replace_folder(partial, out_dir)
+    with quiet_loading():
+        merged.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    source = folder_at_hand(model)
+    for file in sorted(source.iterdir()) if source else ():
+        if file.is_file() and file.name.upper().startswith(LEGAL):
+            shutil.copyfile(file, partial / file.name)
 
 
-def _merge(model: str, adapter_dir: Path, device: Device, method: str) -> Any:
-    adapted = _adapted(model, adapter_dir, device, device, method)
+def _merge(model: str, adapter_dir: Path, device: Device, way: str) -> Any:
+    adapted = _adapted(model, adapter_dir, device, device, way)
     try:
-        with quiet_loading():
+        with quiet_loading(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")  # as trained
             return adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(
@@ -196,43 +256,3 @@ def _float32_if_it_fits(folder: Path, device: Device) -> Device:
     if size / per_param * 4 <= device.memory_bytes / 2:
         return dataclasses.replace(device, dtype="float32")
     return device
-
-
-def _read(model: Any, tokenizer: Any, rows: Sequence[Encoded], *, texts: bool = True) -> _Readings:
-    """Log-probabilities and greatest tokens at every answer token, and greedy answers to the first rows."""
-    import torch
-
-    logprobs, top1 = [], []
-    with torch.no_grad():
-        for batch in _batches(rows):
-            tensors = on_device(collate(batch, tokenizer.pad_token_id), model.device)
-            logits_NV = answer_logits(model, tensors, path=FULL)
-            chosen = logits_NV.log_softmax(-1).gather(1, tensors["targets"][:, None]).squeeze(1)
-            logprobs.append(chosen.cpu())
-            top1.append(logits_NV.argmax(-1).cpu())
-    answers = _greedy(model, tokenizer, rows[:GREEDY_ROWS]) if texts else []
-    return _Readings(torch.cat(logprobs), torch.cat(top1), answers)
-
-
-def _batches(rows: Sequence[Encoded]) -> list[list[Encoded]]:
-    batches: list[list[Encoded]] = [[]]
-    longest = 0
-    for row in rows:
-        longest = max(longest, len(row.ids))
-        if batches[-1] and (len(batches[-1]) + 1) * longest > BATCH_TOKENS:
-            batches.append([])
-            longest = len(row.ids)
-        batches[-1].append(row)
-    return batches
-
-
-def _greedy(model: Any, tokenizer: Any, rows: Sequence[Encoded]) -> list[list[int]]:
-    """Greedy answers, as long as the longest expected answer and a little more."""
-    answers = decode_greedy(
-        model,
-        [row.ids[: row.num_prompt_tokens] for row in rows],
-        stop_ids=stop_token_ids(tokenizer, model),
-        pad_id=tokenizer.pad_token_id,
-        max_new_tokens=max(len(row.ids) - row.num_prompt_tokens for row in rows) + GREEDY_MARGIN_TOKENS,
-    )
-    return [tokens for tokens, _ in answers]

@@ -24,7 +24,7 @@ from ..live import Live
 from ..plan.learned import basis_of
 from ..records import ArmScore, Curated, Estimate, TrainResult, Verdict, arm_from_json, plan_from_json, to_json
 from ..runfolder import fingerprint, rung_name
-from ..serve.card import write_model_card
+from ..serve.card import merge_choice, write_model_card
 from ..serve.merge import merge_adapter
 from ..train.adapter import folder_name
 from ..train.search import SearchResult
@@ -33,6 +33,7 @@ from ..versions import package_versions
 from .bringing import is_brought
 from .common import device, price, rung_file, sample_rows
 from .judging import recalibrate
+from .merging import row_scores
 from .retrieving import rows_for, write_beside
 from .tools import require_tools
 
@@ -159,12 +160,15 @@ def export(run: Run, chosen: ArmScore, curated: Curated) -> tuple[Any, Any]:
     method = trained["result"]["method"]
     adapter_dir = run.run_folder.rung(chosen.model) / folder_name(method)
     run.progress(f"merge {chosen.model}", 0, None)
-    check = merge_adapter(chosen.model, adapter_dir, merged_dir, device=device(run), examples=rows, method=method)
+    score = row_scores(run, chosen.model, rows, curated) if method == "qlora" else None
+    check = merge_adapter(
+        chosen.model, adapter_dir, merged_dir, device=device(run), examples=rows, method=method, score=score,
+        metric=score.metric if score else "",
+    )  # fmt: skip
     if not check.passed:
-        run.log(
-            f"Merged weights differ from the {adapter_dir.name} (same first choice on {check.top1_agreement_frac:.1%} "
-            f"of tokens): serve the {adapter_dir.name} instead"
-        )
+        run.log(f"Merged weights are refused ({'; '.join(check.faults)}): serve the {adapter_dir.name} instead")
+    if check.candidates:
+        run.log(f"Merged {merge_choice(check.candidates)}")
     for folder in (adapter_dir, merged_dir):
         write_beside(run, chosen.model, folder)
         write_model_card(folder, run.config, chosen, curated.counts, check)
