@@ -58,12 +58,13 @@ def make_run(
     method: str = "lora",
     system: str = "",
     value: float | None = 0.9,
+    made: Path | None = None,
     **lora: Any,
 ) -> Path:
-    """A trained run; value: its score (None: not scored yet)."""
+    """A trained run; value: its score (None: not scored yet); made: its adapter, where it is not to be a random one."""
     folder, run = runs_dir / name, RunFolder(runs_dir / name)
     write_run_yaml(folder, model, system)
-    source = make_adapter(folder / "made", model, seed, **lora)
+    source = made or make_adapter(folder / "made", model, seed, **lora)
     rung = run.rung(model)
     rung.mkdir(parents=True)
     facts = {"method": method, "rslora": bool(lora.get("use_rslora")), "dora": bool(lora.get("use_dora"))}

@@ -26,7 +26,9 @@ class StreamServer(LoopbackServer):
         refused: tuple[str, ...] = (),
         health: dict[str, str] | None = None,
         counts_tokens: bool = True,
+        busy: int = 0,
     ) -> None:
+        """busy: so many requests are refused with 429 first."""
         self.bodies: list[dict[str, Any]] = []
         self.asked = threading.Semaphore(0)  # released for each request
         server, lock = self, threading.Lock()
@@ -45,6 +47,7 @@ class StreamServer(LoopbackServer):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     server.bodies.append(body)
+                    is_busy = len(server.bodies) <= busy
                 server.asked.release()
                 said = body["messages"][-1]["content"].split()
                 wrong = next((name for name in refused if name in body), None)
@@ -54,7 +57,7 @@ class StreamServer(LoopbackServer):
                     self.refuse(400, f"Unsupported parameter: {wrong}")
                 elif body["model"] not in models:
                     self.refuse(404, f"no model {body['model']}")
-                elif said[0] == "busy":
+                elif is_busy or said[0] == "busy":
                     self.refuse(429, "the queue is full", {"Retry-After": "0.01"})
                 elif said[0] == "vanish":
                     self.close_connection = True

@@ -158,6 +158,14 @@ def test_a_wrong_key_or_model_ends_before_the_load(server: StreamServer) -> None
         fitted(Load(server.url, ("west",), ask("hi"), key="secret"))
 
 
+def test_a_busy_server_is_waited_for_before_the_load() -> None:
+    server = StreamServer({"base": None}, busy=3)
+    load = fitted(Load(server.url, ("base",), ask("hi"), num_requests=2))
+    assert figures(run_load(load))["num_done"] == 2
+    assert len(server.bodies) == 3 + 1 + 2
+    server.close()
+
+
 def test_prompts_of_a_size(server: StreamServer) -> None:
     load = Load(server.url, ("base",), ask("hi"), key="secret")
     made = sized_prompts(load, 40, 300, 5)

@@ -29,6 +29,7 @@ MOST_CLIENTS = 1024
 LONGEST_RETRY_AFTER_S = 30.0
 BUSY_FRAC = 0.8  # of one core: Python runs one thread at a time, and above this the load would measure itself
 TICK_S = 0.1
+MOST_TRIES = 10  # before the load, of a busy server
 # Parameters that some servers refuse, and what is sent instead; None: nothing.
 ADAPTATIONS: dict[str, str | None] = {
     "max_tokens": "max_completion_tokens",
@@ -109,18 +110,28 @@ def fitted(load: Load) -> Load:
     try:
         for number in range(len(load.models)):
             for _ in range(len(ADAPTATIONS) + 1):
-                answer = client.ask(replace(load, max_new_tokens=1).body(number))
+                answer = _patient(client, replace(load, max_new_tokens=1).body(number))
                 told = answer.status == 400 and _adapted(load, answer.detail)
                 if not told:
                     break
                 load = told
-            if answer.error and answer.status != 429:
+            if answer.error:
                 raise EndpointError(
                     f"{load.url}: model {load.models[number]!r}: {answer.error}: {answer.detail}; {_next_step(answer)}"
                 )
     finally:
         client.close()
     return load
+
+
+def _patient(client: Client, body: Mapping[str, Any]) -> Answer:
+    """The answer, asked for again where the server is busy and says when to come back."""
+    for _ in range(MOST_TRIES):
+        answer = client.ask(body)
+        if answer.retry_after_s is None:
+            break
+        time.sleep(min(answer.retry_after_s, LONGEST_RETRY_AFTER_S))
+    return answer
 
 
 def _adapted(load: Load, detail: str) -> Load | None:
@@ -170,7 +181,7 @@ def sized_prompts(load: Load, own_tokens: int, shared_tokens: int, num: int) -> 
     seen = []
     for num_words in (8, 72):
         asked = replace(load, prompts=text_prompts(num_words, 0, 1, seed=1), max_new_tokens=1)
-        answer = client.ask(asked.body(0))
+        answer = _patient(client, asked.body(0))
         if answer.error or answer.num_prompt_tokens is None:
             said = f"{answer.error}: {answer.detail}" if answer.error else "its answers have no usage"
             client.close()
