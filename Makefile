@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-for-tests
-NOT_BENCHES := arms clock shapes workloads unsloth_arm gpu_train
+NOT_BENCHES := arms clock shapes workloads unsloth_arm gpu_train soak_adapters soak_load
 BENCHES ?= $(filter-out __init__ $(NOT_BENCHES),$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py)))
 
 .DEFAULT_GOAL := help

@@ -188,7 +188,7 @@ def soak(minutes: float | None, num_requests: int | None, num_adapters: int, pau
         finally:
             if server.process.poll() is None:
                 server.process.kill()
-                server.process.wait()
+            server.process.communicate()
 
 
 def measure(
