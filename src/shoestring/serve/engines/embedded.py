@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DoesNotFit, ModelError, ShoestringError
-from ...evaluate.generation.forest import LOGITS_LIMIT
 from ...records import Device
-from ...train.base import load_base, load_tokenizer, quiet_loading, stop_token_ids
+from ...train.base import load_base, load_tokenizer, stop_token_ids
 from ...train.device import free_bytes
 from ...units import gib
 from ..engine import BASE, Ask, Busy, Capability, EngineDown, Piece
 from .embedded_cache import PrefixTree, Store, keyed_dtype
+from .embedded_check import choose, compare, keyed_shape
 from .embedded_loop import Loop
 from .embedded_lora import Adapter, Slots, read_adapter
-from .embedded_pass import Pass, Run, hidden_above
 from .embedded_sampling import Grammars, make_choice
-from .embedded_steps import Forward, Row
+from .embedded_steps import Row
 
 _yield = getattr(os, "sched_yield", lambda: None)
 
@@ -35,7 +34,6 @@ QUEUE_LEN = 256
 ROWS_FRAC, PREFIX_FRAC = 0.5, 0.25
 # Kept of prompts read before: half of what the weights take, but never less than this.
 PREFIX_BYTES = 64 << 20
-PROBE_TOKENS = 24
 
 
 async def open_embedded(
@@ -72,7 +70,7 @@ class EmbeddedEngine:
         self.context_tokens: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or int(1e9)
         self.stop_ids = frozenset(stop_token_ids(tokenizer, model))
         self.grammars = Grammars(tokenizer, sorted(self.stop_ids), model.get_output_embeddings().weight.shape[0])
-        self.forward, self.route = _choose(model, name)
+        self.forward, self.route = choose(model, name, free_bytes(device))
         self.adapters: dict[str, Adapter] = {}
         self.loading = asyncio.Lock()
         self.num_open = 0
@@ -81,7 +79,7 @@ class EmbeddedEngine:
         self.capability = Capability(
             "embedded", mixes_adapters=True, patterns=True, quantised_base=bool(is_quantised), notes=(self.route,)
         )
-        store = Store(_keyed_shape(model), dtype=keyed_dtype(model), device=model.device, budget_tokens=0)
+        store = Store(keyed_shape(model), dtype=keyed_dtype(model), device=model.device, budget_tokens=0)
         free = free_bytes(device)
         store.budget_tokens = int(free * ROWS_FRAC) // store.token_bytes
         if store.budget_tokens < 256:
@@ -111,7 +109,10 @@ class EmbeddedEngine:
         """As Engine.load."""
         async with self.loading:
             adapter = await asyncio.to_thread(read_adapter, name, folder, self.forward.groups)
-            await asyncio.to_thread(self._compare, adapter, folder)
+            if self.forward.is_exclusive:
+                await self.loop.run_between(lambda: compare(self.forward, self.model, adapter, folder))
+            else:
+                await asyncio.to_thread(compare, self.forward, self.model, adapter, folder)
         await self.drop(name)
         self.adapters[name] = adapter
 
@@ -120,25 +121,6 @@ class EmbeddedEngine:
         adapter = self.adapters.pop(name, None)
         if adapter is not None:
             self.loop.call(lambda: self.loop.forget(adapter))
-
-    def _compare(self, adapter: Adapter, folder: Path) -> None:
-        """The adapter's logits on a probe must be those of PEFT. Raises: ModelError."""
-        from peft import PeftModel
-
-        ids = _probe_ids(self.model)
-        with quiet_loading():
-            tuned = PeftModel.from_pretrained(self.model, str(folder), is_trainable=False)
-        try:
-            theirs = _own_logits(tuned, ids)
-        finally:
-            tuned.unload()
-        apart = _apart(theirs, probe(self.forward, self.model, ids, adapter))
-        limit = LOGITS_LIMIT[str(self.model.dtype).removeprefix("torch.")]
-        if not apart <= limit:
-            raise ModelError(
-                f"with the adapter {adapter.name!r} logits differ by {apart:.2g} from PEFT's, limit {limit:g}; serve "
-                "its merged weights instead (shoestring export)"
-            )
 
     # ---- answers ----
 
@@ -225,86 +207,3 @@ def _deliver(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:
 def _put(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:
     for sink, piece in told:
         sink.put(piece)
-
-
-# ---- whether it is the model's own answer ----
-
-
-def _choose(model: Any, name: str) -> tuple[Forward, str]:
-    """The quickest pass that gives the model's own logits, and why it is that one. Raises: ModelError."""
-    from .embedded_lean import Lean, refusal
-
-    ids = _probe_ids(model)
-    theirs = _own_logits(model, ids)
-    reason = refusal(model)
-    limit = LOGITS_LIMIT[str(model.dtype).removeprefix("torch.")]
-    if not reason:
-        forward = Lean(model, may_pack=True)
-        apart = _apart(theirs, probe(forward, model, ids, None))
-        if apart <= limit:
-            return forward, f"short form, logits within {apart:.1g} of transformers'"
-        reason = f"logits of the short form differ by {apart:.2g} from transformers', limit {limit:g}"
-    raise ModelError(f"{name} is not served by the embedded engine: {reason}; take --engine vllm or llamacpp")
-
-
-def _probe_ids(model: Any) -> list[int]:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    num_ids = model.get_input_embeddings().weight.shape[0]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or PROBE_TOKENS
-    return torch.randint(num_ids, (min(PROBE_TOKENS, context),), generator=generator).tolist()
-
-
-def _own_logits(model: Any, ids: list[int]) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
-
-
-def probe(forward: Forward, model: Any, ids: list[int], adapter: Adapter | None) -> Any:
-    """Logits (N, V) after each token, the first half read as a run, the others one by one as answers are."""
-    import torch
-
-    device, dtype = model.device, keyed_dtype(model)
-    with torch.inference_mode():
-        store = Store(_keyed_shape(model), dtype=dtype, device=device, budget_tokens=len(ids))
-        store.require(1, len(ids))
-        slots = Slots(forward.groups, dtype=torch.float32, device=device)
-        slot = None if adapter is None else slots.place(adapter, lambda _: True)
-        half = len(ids) // 2
-        found = []
-        for start, stop in [(0, half), *((i, i + 1) for i in range(half, len(ids)))]:
-            positions = torch.arange(start, stop, device=device)
-            is_run = stop - start > 1
-            own = torch.zeros_like(positions)
-            now = Pass(
-                ids=torch.tensor(ids[start:stop], device=device),
-                positions=positions,
-                places=None,
-                store=store,
-                written=store.write_places(own, positions),
-                num_single=0 if is_run else 1,
-                order=None,
-                num_tokens_seen=0 if is_run else stop,
-                hidden=None if is_run else torch.zeros(1, 1, 1, stop, dtype=dtype, device=device),
-                trunks=None,
-                runs=[Run(0, start, stop, 0, hidden_above(start, stop, dtype=dtype, device=device))] if is_run else [],
-                slots=slots,
-                share=slots.share([slot] * (stop - start), 0 if is_run else 1),
-            )
-            found.append(forward.forward(now).float())
-    return torch.cat(found)
-
-
-def _apart(theirs: Any, ours: Any) -> float:
-    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
-
-
-def _keyed_shape(model: Any) -> tuple[int, int, int]:
-    """Layers, key/value heads, head size."""
-    config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return config.num_hidden_layers, heads, size

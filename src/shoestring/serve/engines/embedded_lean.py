@@ -10,6 +10,7 @@ Shapes: N tokens of a pass, I hidden size, H query heads, K key/value heads, D h
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from .embedded_cache import keyed_dtype
@@ -48,6 +49,8 @@ def refusal(model: Any) -> str:
 class Lean:
     """A model of these shapes; `forward` is its pass."""
 
+    is_exclusive = False
+
     def __init__(self, model: Any, *, may_pack: bool) -> None:
         """may_pack: memory has room for a second copy of the weights, in the order that the CPU multiplies them."""
         self.model = model
@@ -72,6 +75,10 @@ class Lean:
             return weight, bias
         with torch.inference_mode():
             return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS), bias
+
+    def theirs(self) -> contextlib.AbstractContextManager[None]:
+        """The model as transformers has it."""
+        return contextlib.nullcontext()
 
     def _joined(self, i: int, layer: Any) -> tuple[Any, ...]:
         name = f"model.layers.{i}"

@@ -6,7 +6,9 @@ rows from standing still. Rows lie in the store without gaps: first those that a
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import concurrent.futures
 import queue
 import threading
 from collections.abc import Callable
@@ -74,6 +76,23 @@ class Loop(threading.Thread):
     def call(self, function: Callable[[], None]) -> None:
         """Run between two passes."""
         self.inbox.put(function)
+
+    async def run_between(self, function: Callable[[], None]) -> None:
+        """Run between two passes and wait for it. Raises: what the function raises, EngineDown."""
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                function()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self.call(run)
+        if self.is_over:
+            raise EngineDown("the engine has ended; start the server again")
+        await asyncio.wrap_future(done)
 
     def forget(self, adapter: Adapter) -> None:
         """Between passes: nothing is kept of an adapter that is gone, once no row uses it."""

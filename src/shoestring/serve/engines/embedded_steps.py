@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +34,13 @@ class Forward(Protocol):
     @property
     def num_queries_per_key(self) -> int:
         """Query heads of one key/value head."""
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether the model's modules compute, so that nobody else may use them meanwhile."""
+
+    def theirs(self) -> AbstractContextManager[None]:
+        """Inside, the model computes as transformers has it."""
 
     def forward(self, now: Pass) -> Any:
         """Logits (n, V) at the places that are wanted."""
