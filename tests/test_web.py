@@ -8,9 +8,12 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+import launched
 import pytest
 from report_folder import HOSTILE, write_run
 from starlette.exceptions import HTTPException
@@ -21,6 +24,7 @@ from bench import page as page_bench
 from shoestring.errors import BudgetStopped, TrainingError
 from shoestring.files import write_json
 from shoestring.live import Live
+from shoestring.recipe import Run
 from shoestring.records import no_log, no_progress, to_json
 from shoestring.report.curves import curves
 from shoestring.report.folder import read_run
@@ -31,6 +35,7 @@ from shoestring.report.rows import ArmRows, head_of, skim
 from shoestring.report.scores import scores
 from shoestring.report.verdict import verdict
 from shoestring.runfolder import RunFolder
+from shoestring.stages.closing import write_run_file
 from shoestring.train.shown import MOST_TOKENS, shown
 from shoestring.train.tokens import Encoded
 from shoestring.web.app import make_app
@@ -349,3 +354,47 @@ def test_the_bench_measures_what_it_says(tmp_path: Path) -> None:
         for path in ("/", "/runs/done", "/runs/training", "/runs/done/outputs?only=wrong"):
             assert page_bench.request_s(url, path) > 0
         assert page_bench.cpu_s(pid) > 0
+
+
+# ---- starting and stopping ------------------------------------------------------------------
+
+
+def until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Wait for what another process does."""
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_run_is_started_stopped_and_can_go_on(tmp_path: Path) -> None:
+    run_file = launched.write_run(tmp_path, "small")
+    runs = tmp_path / "runs"
+    write_run_file(Run.from_file(run_file, runs_dir=runs))
+    client = client_of(runs)
+    site = client.app.state.site
+
+    def state() -> str:
+        return str(site.seen(site.reader.one(runs / "small")).state)
+
+    assert client.post("/runs/small/stop").status_code == 422  # nothing works on it
+    assert client.post("/runs/small/start", headers={"hx-request": "true"}).status_code == 204
+    assert state() in ("starting", "running")
+    assert "already" in client.post("/runs/small/start").text
+    until(lambda: any(path.stat().st_size for path in runs.glob("small/rungs/*/steps.jsonl")))
+    assert "tokens a second" in client.get("/runs/small").text
+    assert client.post("/runs/small/stop", follow_redirects=False).status_code == 303
+    assert state() in ("stopping", "interrupted")
+    until(lambda: state() == "interrupted" and site.processes.num_working == 0)
+    assert "Resume" in client.get("/runs/small").text
+    assert "stopped by SIG" in (runs / "small" / "page.log").read_text()
+
+
+def test_what_keeps_a_run_from_starting_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path / "half", until="half-trained")  # its meta.json does not say where the data are
+    client = client_of(tmp_path)
+    site = client.app.state.site
+    client.post("/runs/half/start")
+    until(lambda: site.seen(site.reader.one(tmp_path / "half")).state == "failed")
+    assert site.processes.num_working == 0
+    assert "give the original run file instead" in client.get("/").text

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..errors import RunFolderError
 from ..files import cannot_write
-from ..launch.jobs import import_path
+from ..launch import jobs
+from ..launch.records import ENDED, Launch
 from ..live import now
 from ..runfolder import Holder, RunFolder
 from .overview import Overview
@@ -69,10 +70,14 @@ class Processes:
     def stop(self, run: Overview) -> None:
         """Ask what works on a run to stop as Ctrl-C does: it saves, and can go on. Raises: RunFolderError."""
         with self._lock:
-            if run.state == "away":
-                self._started[run.name] = self._run(self.runs_dir / run.name, ["launch", run.name, "--stop"])
+            folder, launch = self.runs_dir / run.name, run.launch
+            holder = RunFolder(folder).holder()
+            is_going = launch is not None and launch.state not in ENDED
+            if launch is not None and is_going and (run.state == "away" or _supervised(folder, launch)):
+                self._started[run.name] = self._run(folder, ["launch", launch.id, "--stop"])
+                if holder is not None:
+                    self._stopping[run.name] = holder
                 return
-            holder = RunFolder(self.runs_dir / run.name).holder()
             if holder is None:
                 raise RunFolderError(f"no process works on {run.name} any more")
             if not holder.is_here:
@@ -99,6 +104,12 @@ class Processes:
             is_working = started.process.poll() is None
             return is_working, "" if is_working or started.process.returncode == 0 else started.said()
 
+    @property
+    def num_working(self) -> int:
+        """Processes started from here that have not ended."""
+        with self._lock:
+            return sum(one.process.poll() is None for one in (*self._started.values(), *self._checks.values()))
+
     def seen(self, run: Overview) -> tuple[str, str]:
         """State and reason of a run, with what this page started and asked of it."""
         with self._lock:
@@ -106,6 +117,8 @@ class Processes:
             if run.state == "running":
                 return ("stopping", "it saves first") if self._stopping.get(run.name) == run.holder else ("running", "")
             self._stopping.pop(run.name, None)
+            if run.state == "away" and started is not None and started.process.poll() is None:
+                return "stopping", run.why
             if started is None:
                 return run.state, run.why
             if str((run.facts.live or {}).get("started_at", "")) >= started.at:
@@ -127,11 +140,16 @@ class Processes:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,  # Ctrl-C at the page's terminal is not meant for it
-                    env={**os.environ, "PYTHONPATH": import_path()},
+                    env={**os.environ, "PYTHONPATH": jobs.import_path()},
                 )
         except OSError as error:
             raise cannot_write(log, error) from error
         return Started(process, log, start, now())
+
+
+def _supervised(folder: Path, launch: Launch) -> bool:
+    """Whether a supervisor of this machine stays with the run: it would start again what was only interrupted."""
+    return jobs.is_alive(folder / "launches" / launch.id)
 
 
 def _polite_signal(pid: int) -> signal.Signals:
