@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI
 
 from shoestring.errors import BadInput
-from shoestring.serve.engine import Ask, Busy, EngineDown
+from shoestring.serve.engine import Ask, Busy, EngineDown, NotLoaded
 from shoestring.serve.gateway.limits import Limits
 from tests.scripted_engine import ScriptedEngine
 from tests.served import Running, running
@@ -240,7 +240,12 @@ def test_sampling_is_passed_on_and_each_answer_has_its_seed(client: OpenAI, said
 
 @pytest.mark.parametrize(
     ("raised", "status", "retry_after"),
-    [(Busy("full", 7.2), 429, "8"), (EngineDown("gone"), 503, None), (BadInput("bad schema"), 400, None)],
+    [
+        (Busy("full", 7.2), 429, "8"),
+        (EngineDown("gone"), 503, None),
+        (BadInput("bad schema"), 400, None),
+        (NotLoaded("dropped on the way"), 404, None),
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_faults_of_the_engine_have_a_status(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import ShoestringError
+from ..errors import ModelError, ShoestringError
 
 BASE = ""  # the name of the base without an adapter, among an engine's adapters
 
@@ -23,6 +23,10 @@ class Busy(ShoestringError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotLoaded(ModelError):
+    """No adapter of that name, or no more: it may be dropped between a request's arrival and its first step."""
 
 
 class EngineDown(ShoestringError):
@@ -113,7 +117,7 @@ class Engine(Protocol):
     def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """The answer, piece by piece; closing the iterator cancels it at the next token.
 
-        Raises: Busy, EngineDown, ModelError.
+        Raises: Busy, EngineDown, NotLoaded, ModelError.
         """
 
     def stats(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ...records import Device
 from ...train.base import load_base, load_tokenizer, stop_token_ids
 from ...train.device import free_bytes
 from ...units import gib
-from ..engine import BASE, Ask, Busy, Capability, EngineDown, Piece
+from ..engine import BASE, Ask, Busy, Capability, EngineDown, NotLoaded, Piece
 from .embedded_cache import PrefixTree, Store, keyed_dtype
 from .embedded_check import choose, compare, keyed_shape
 from .embedded_loop import Loop
@@ -151,7 +151,7 @@ class EmbeddedEngine:
         if self.num_open >= self.max_rows + self.queue_len:
             raise Busy(f"{self.num_open} requests are on their way, {self.queue_len} may wait; come again in a moment")
         if ask.adapter != BASE and ask.adapter not in self.adapters:
-            raise ModelError(f"no adapter {ask.adapter!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}")
+            raise NotLoaded(f"no adapter {ask.adapter!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}")
         if not 0 < len(ask.prompt_ids) < self.context_tokens:
             raise ModelError(
                 f"the prompt has {len(ask.prompt_ids)} tokens; {self.name} reads {self.context_tokens}, the answer "

@@ -24,7 +24,7 @@ from ...plan.shapes import shape_of
 from ...records import Device
 from ...train.watch import WEIGHTS
 from ..adapters import Base
-from ..engine import BASE, Ask, Capability, EngineDown, Piece, Token
+from ..engine import BASE, Ask, Capability, EngineDown, NotLoaded, Piece, Token
 from ..llamacpp_home import find
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
 
@@ -155,7 +155,7 @@ class LlamaCppEngine:
         if self.server is None:
             raise EngineDown("llama-server is not running")
         if ask.adapter != BASE and ask.adapter not in self.adapters:
-            raise ModelError(f"no adapter {ask.adapter!r} is loaded")
+            raise NotLoaded(f"no adapter {ask.adapter!r} is loaded")
         with self.counters.place():
             server = self.server
             server.num_users += 1

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ...errors import BadInput, DoesNotFit, MissingDependency, ModelError, ShoestringError
-from ..engine import Ask, Busy, EngineDown
+from ..engine import Ask, Busy, EngineDown, NotLoaded
 from .errors import ApiError
 from .text import Delta, Reader
 from .usage import Used
@@ -122,6 +122,8 @@ def as_api_error(error: ShoestringError) -> ApiError:
     """What an engine raises, for a client."""
     if isinstance(error, Busy):
         return ApiError(429, str(error), code="rate_limit_exceeded", retry_after_s=error.retry_after_s)
+    if isinstance(error, NotLoaded):
+        return ApiError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, (EngineDown, DoesNotFit)):
         return ApiError(503, str(error), code="engine_unavailable")
     if isinstance(error, BadInput) and not isinstance(error, (ModelError, MissingDependency)):
