@@ -173,7 +173,7 @@ class Remote:
                         return
                     event = json.loads(text)
                     if "error" in event:
-                        raise self._refusal(500, text)
+                        raise self._refusal(_status_in(event["error"]), text)
                     yield event
         except self.errors as error:
             raise self._down(error) from error
@@ -202,6 +202,12 @@ class Remote:
     async def close(self) -> None:
         """Hang up."""
         await self.client.aclose()
+
+
+def _status_in(error: Any) -> int:
+    """The HTTP status that an error inside a stream has, where it says one."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 class Counters:

@@ -24,6 +24,7 @@ from ...plan.shapes import ModelShape, shape_of
 from ...records import Device
 from ..adapters import Adapter, Base
 from ..engine import Ask, Capability, EngineDown, Piece, Token
+from .embedded_sampling import BLANKS
 from .names import Names
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
 
@@ -41,6 +42,13 @@ GIB = 1 << 30
 START_S = 900.0  # compilation and graph capture of a large model
 NO_TOP_K, NO_MIN_P, NO_PENALTY = 0, 0.0, 1.0
 TOKEN_ID = "token_id:"
+# How llguidance writes JSON: blanks around commas and colons alone, and no more than in the embedded engine, or a model
+# may write nothing else until its limit. Its whitespace_pattern bounds nothing in 1.7, which vLLM 0.32 holds.
+BOUNDED = {
+    "whitespace_flexible": False,
+    "item_separator": f"{BLANKS},{BLANKS}",
+    "key_separator": f"{BLANKS}:{BLANKS}",
+}
 
 CAPABILITY = Capability(
     name="vllm",
@@ -49,7 +57,10 @@ CAPABILITY = Capability(
     rslora=True,
     tied_embeddings=True,
     max_top_logprobs=20,
-    notes=("log-probabilities of answers held to a schema are of the constrained distribution",),
+    notes=(
+        "log-probabilities of answers held to a schema are of the constrained distribution",
+        "JSON held to a schema has blanks around commas and colons alone, not inside brackets",
+    ),
 )
 
 
@@ -75,6 +86,8 @@ class Settings:
             *("--dtype", self.dtype),
             # The model's own sampling defaults (top_k, repetition_penalty) would change what the evaluation measured.
             *("--generation-config", "vllm"),
+            # llguidance, as in the embedded engine: it takes BOUNDED.
+            *("--structured-outputs-config", '{"backend": "guidance"}'),
         ]
 
 
@@ -266,8 +279,8 @@ class VllmEngine:
         if own.num_top_logprobs is not None:
             body |= {"logprobs": own.num_top_logprobs, "return_tokens_as_token_ids": True}
         if own.schema is not None:
-            wanted = json.loads(own.schema)
-            body["structured_outputs"] = {"json": wanted} if wanted else {"json_object": True}
+            wanted = json.loads(own.schema) or {"type": "object"}
+            body["structured_outputs"] = {"json": {**wanted, "x-guidance": BOUNDED}}
         return body
 
     def stats(self) -> dict[str, float]:
