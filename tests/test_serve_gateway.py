@@ -166,7 +166,10 @@ def test_a_call_that_must_be_made_begins_in_the_prompt(client: OpenAI, said: Sai
         assert TOKENIZER.decode(asked.prompt_ids).endswith("<|assistant|>\n<tool_call>\n")
         schema = json.loads(asked.sampling.schema or "")
         assert schema["properties"]["name"] == {"const": "weather"}
-        assert schema["properties"]["arguments"] == WEATHER["function"]["parameters"]
+        assert schema["properties"]["arguments"] == {
+            **WEATHER["function"]["parameters"],
+            "additionalProperties": False,
+        }
     said.text = said.text[:-4]  # cut short: no call, and said to be
     found = ask(client, tools=[WEATHER], tool_choice="required", max_tokens=len(said.text)).choices[0]
     assert found.finish_reason == "length" and found.message.tool_calls is None

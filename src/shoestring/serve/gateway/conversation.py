@@ -21,6 +21,11 @@ from .fields import (
 )
 
 ANY_OBJECT = "{}"
+# Keys of a schema that say what else an object may have.
+OPEN_BY = {
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames",
+    "allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas",
+}  # fmt: skip
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 LONGEST_OPENING = 40
 
@@ -129,6 +134,8 @@ def call_schema(asked: ChatRequest) -> dict[str, Any]:
             arguments = dict(own.parameters or NO_ARGUMENTS)
             # What a schema refers to stands at its own root.
             shared = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
+            if arguments.get("properties") is not None and not OPEN_BY & arguments.keys():
+                arguments["additionalProperties"] = False  # a function takes no arguments that it does not declare
             kinds.append((own.name, arguments, shared))
     defs: dict[str, Any] = {}
     for _, _, shared in kinds:
