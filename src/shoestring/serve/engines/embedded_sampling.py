@@ -77,7 +77,12 @@ class Choice:
             counts = torch.tensor(list(self.counts.values()), dtype=logits_V.dtype, device=logits_V.device)
             logits_V = logits_V.index_add(0, ids, -(sampling.presence_penalty + sampling.frequency_penalty * counts))
         if self.matcher is not None:
-            logits_V = logits_V.masked_fill(~self._allowed(len(logits_V)).to(logits_V.device), float("-inf"))
+            allowed_V = self._allowed(len(logits_V))
+            if not allowed_V.any():
+                raise BadInput(
+                    f"the JSON schema cannot be kept to: {self.matcher.get_error() or 'no token may follow'}"
+                )
+            logits_V = logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
         chosen = int(logits_V.argmax()) if sampling.temperature == 0 else self._drawn(logits_V)
         if self.matcher is not None and chosen not in self.stop_ids and not self.matcher.consume_token(chosen):
             raise BadInput(f"the JSON schema cannot be kept to: {self.matcher.get_error() or 'no token may follow'}")
@@ -111,7 +116,8 @@ class Choice:
             seed = self.sampling.seed
             self.generator = torch.Generator(device=logits_V.device)
             self.generator.manual_seed(int.from_bytes(os.urandom(7), "big") if seed is None else seed & (2**63 - 1))
-        odds_V = (logits_V / self.sampling.temperature).softmax(-1)
+        # Less the largest first: a temperature near 0 must not make infinities of all of them.
+        odds_V = ((logits_V - logits_V.max()) / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p < 1:
             values, ids = odds_V.sort(descending=True, stable=True)
             # Those before the mass is reached, and the one that reaches it.
