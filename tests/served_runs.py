@@ -59,23 +59,27 @@ def make_run(
     system: str = "",
     value: float | None = 0.9,
     made: Path | None = None,
+    rung: str = "",
     **lora: Any,
 ) -> Path:
-    """A trained run; value: its score (None: not scored yet); made: its adapter, where it is not to be a random one."""
+    """A trained run; value: its score (None: not scored yet); made: its adapter, else a random one.
+
+    rung: its name, where it is not the model's.
+    """
     folder, run = runs_dir / name, RunFolder(runs_dir / name)
     write_run_yaml(folder, model, system)
     source = made or make_adapter(folder / "made", model, seed, **lora)
-    rung = run.rung(model)
-    rung.mkdir(parents=True)
+    own, rung_name = run.rung(rung or model), rung or model
+    own.mkdir(parents=True)
     facts = {"method": method, "rslora": bool(lora.get("use_rslora")), "dora": bool(lora.get("use_dora"))}
-    publish(None, source, rung / "adapter", load_tokenizer(model), origin_of(model, facts, "float32"))
-    settings = {"adapter_sha256": {p.name: sha256_file(p) for p in files_of(rung / "adapter")}, "max_new_tokens": 16}
-    place = str((rung / "adapter").relative_to(folder))
-    trained = TrainResult(model, method, place, 1, False, 1, 0.9, 1.0, 0, 1, 1, 1, 0.1, (), settings)
-    run.finish(f"rungs/{rung.name}/train.json", "0" * 16, to_json(trained), 1.0)
+    publish(None, source, own / "adapter", load_tokenizer(model), origin_of(model, facts, "float32"))
+    settings = {"adapter_sha256": {p.name: sha256_file(p) for p in files_of(own / "adapter")}, "max_new_tokens": 16}
+    place = str((own / "adapter").relative_to(folder))
+    trained = TrainResult(rung_name, method, place, 1, False, 1, 0.9, 1.0, 0, 1, 1, 1, 0.1, (), settings)
+    run.finish(f"rungs/{own.name}/train.json", "0" * 16, to_json(trained), 1.0)
     if value is not None:
         row = RowScore("a", "p", "e", "e", value, 1, 1, 0.1, 0.0)
         score = Estimate(value, value - 0.1, min(1.0, value + 0.1))
-        arm = ArmScore(f"lora {model}", "finetune", model, "accuracy", score, 1, 1.0, 0.0, {}, "wilson", (row,))
-        run.finish(f"rungs/{rung.name}/eval.json", "0" * 16, {"arm": to_json(arm)}, 1.0)
+        arm = ArmScore(f"lora {rung_name}", "finetune", rung_name, "accuracy", score, 1, 1.0, 0.0, {}, "wilson", (row,))
+        run.finish(f"rungs/{own.name}/eval.json", "0" * 16, {"arm": to_json(arm)}, 1.0)
     return folder

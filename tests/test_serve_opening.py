@@ -100,6 +100,24 @@ def test_vllm_is_proven_or_refused_with_the_fix(runs: Path, monkeypatch: pytest.
     assert "answered in one batch as alone" in said[-1]
 
 
+def test_an_adapter_that_shows_the_fault_while_serving_is_taken_back(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"{sys.executable} {STAND_IN}")
+    monkeypatch.setenv("STAND_IN_FAULT", "last_slot")
+
+    async def work() -> None:
+        registry = await open_registry([], model=MODEL, runs_dir=runs, device=CPU, engine="vllm")
+        try:
+            with pytest.raises(ModelError, match="answers the base otherwise"):
+                await registry.add_named("tickets")
+            assert not registry.models and not len(registry.engine.names)  # type: ignore[attr-defined]
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
+
+
 async def characters_of_several_tokens(registry: Registry, prompt: list[int]) -> None:
     """llama-server tells the last token of such a character alone."""
     text = "日本 \N{SLIGHTLY SMILING FACE}"

@@ -7,15 +7,16 @@ import json
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from served_runs import make_adapter, make_run
 from tiny import make_model
 
+from shoestring.decide.passages import BORDER, HEAD
 from shoestring.errors import BadInput
-from shoestring.files import read_json, write_json
+from shoestring.files import read_json, write_json, write_jsonl
 from shoestring.messages import Message
 from shoestring.serve.adapters import MERGE, REFUSE, SERVE, read_adapter, read_base, verdict
 from shoestring.serve.engine import Ask, Capability, Piece
@@ -100,6 +101,40 @@ def test_the_runs_system_prompt_stands_before_requests_without_one(runs: Path) -
     assert own.prompt(asked, len, 99) == (Message("system", "Be brief."), *asked)
     told = (Message("system", "Be long."), *asked)
     assert own.prompt(told, len, 99) == told
+
+
+def test_a_run_trained_with_passages_finds_them_for_each_request(runs: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "manual", rung="shoestring-1m+documents")
+    with pytest.raises(BadInput, match="write them with: shoestring export"):
+        read_run(folder)
+    beside = next(folder.glob("rungs/*/adapter"))
+    texts = ("The red lamp blinks when the filter is full.", "Bring it back within thirty days.", "Water at noon.")
+    facts = {"head": HEAD, "border": BORDER, "num_chunks": 2, "chunk_tokens": 16, "by": "bm25", "embeddings": ""}
+    write_json(beside / "retrieval.json", facts)
+    write_jsonl(beside / "passages.jsonl", [{"text": t, "source": "a.md", "number": n} for n, t in enumerate(texts, 1)])
+    own = read_run(folder)
+    assert (own.rung, own.base) == ("shoestring-1m+documents", "shoestring-1m")
+    asked = (Message("user", "Why does the lamp blink?"),)
+
+    def num_characters(messages: Sequence[Message]) -> int:
+        return sum(len(m.content) for m in messages)
+
+    (filled,) = own.prompt(asked, num_characters, 1000)
+    assert filled.content == f"{HEAD}\n\n[1] {texts[0]}{BORDER}Why does the lamp blink?"
+    assert own.prompt(asked, num_characters, 50) == asked, "no room for one"
+    write_json(beside / "retrieval.json", {**facts, "head": "Passages:"})
+    with pytest.raises(BadInput, match="in other words"):
+        read_run(folder)
+
+
+def test_a_run_whose_every_weight_is_new_is_served_alone(runs: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    own = dataclasses.replace(read_run(runs / "tickets"), name="whole", method="full", adapter=None)
+    with pytest.raises(BadInput, match="whole: every weight is its own"):
+        one_base([read_run(runs / "orders"), own])
+    with pytest.raises(BadInput, match="serve it alone"):
+        asyncio.run(Registry(Recorder(), read_base("shoestring-1m"), runs).add(own))
 
 
 def test_a_run_that_is_damaged_or_untrained_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ Engines: embedded (in this process), vllm (its own environment, a container, or 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,10 @@ async def open_registry(
         for run in adapters.values():
             await registry.add(run)
         if isinstance(opened, (VllmEngine, LlamaCppEngine)):
-            await prove(opened, registry, log)
+            if registry.models:
+                found = await prove(opened, base, {name: run.folder for name, run in registry.models.items()})
+                log(told(found, len(registry.models)))
+            registry.prove = functools.partial(_prove_one, opened, base)
     except BaseException:
         await opened.close()
         raise
@@ -141,23 +146,20 @@ def probe_prompts(model: str) -> list[list[int]]:
     return [encode_prompt(tokenizer, (Message("user", text),)) for text in ASKED]
 
 
-async def prove(engine: VllmEngine | LlamaCppEngine, registry: Registry, log: Log = no_log) -> parity.Parity | None:
-    """Hold answers in one batch against each alone; None without adapters, where nothing can mix.
+async def prove(engine: VllmEngine | LlamaCppEngine, base: Base, adapters: Mapping[str, Path]) -> parity.Parity:
+    """Hold answers of the base and these loaded adapters, in one batch, against each alone.
 
-    Raises: ModelError with the fix.
+    adapters: at least one, by name. Raises: ModelError with the fix.
     """
-    names = list(registry.models)
-    if not names:
-        return None
     extra: list[str] = []
     if isinstance(engine, VllmEngine) and engine.process is not None:
-        extra = await engine.fill_slots(registry.models[names[0]].folder)
+        extra = await engine.fill_slots(next(iter(adapters.values())))
     try:
-        found = await parity.check(
+        return await parity.check(
             engine,
-            [*names, *extra],
-            probe_prompts(registry.base.model),
-            engine.stop_ids if isinstance(engine.stop_ids, list) else sorted(engine.stop_ids),
+            [*adapters, *extra],
+            await asyncio.to_thread(probe_prompts, base.model),
+            sorted(engine.stop_ids),
             at_once=engine.counters.max_rows,
         )
     except ModelError as error:
@@ -165,11 +167,19 @@ async def prove(engine: VllmEngine | LlamaCppEngine, registry: Registry, log: Lo
     finally:
         for name in extra:
             await engine.drop(name)
-    log(
-        f"Checked: {found.num_requests} requests for the base and {len(names)} adapters answered in one batch as alone "
-        f"(log-probabilities within {found.largest:.2g}; adapters change them by {found.effect:.2g} or more)"
+
+
+async def _prove_one(engine: VllmEngine | LlamaCppEngine, base: Base, run: Served) -> None:
+    """The same for an adapter that was loaded while serving."""
+    await prove(engine, base, {run.name: run.folder})
+
+
+def told(found: parity.Parity, num_adapters: int) -> str:
+    """What the check has shown, for the log."""
+    return (
+        f"Checked: {found.num_requests} requests for the base and {num_adapters} adapters answered in one batch as "
+        f"alone (log-probabilities within {found.largest:.2g}; adapters change them by {found.effect:.2g} or more)"
     )
-    return found
 
 
 async def _open_llamacpp(
@@ -191,7 +201,7 @@ async def _open_llamacpp(
     if not whole.is_file():
         log(f"The base is written as GGUF ({kind}), once")
         with _fresh(work):
-            write_model(base_folder(base.model, work), whole, kind, home)
+            await asyncio.to_thread(lambda: write_model(base_folder(base.model, work), whole, kind, home))
 
     def convert(folder: Path) -> Path:
         out = made / f"{sha256_file(folder / WEIGHTS)[:16]}-{sha256_file(folder / CONFIG)[:8]}.gguf"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -282,6 +282,8 @@ class Registry:
         self.engine, self.base, self.runs_dir = engine, base, Path(runs_dir)
         self.base_name = name or base_named(base.model)
         self.models: dict[str, Served] = {}
+        # Asked of an adapter that was loaded while serving; what it raises takes the adapter back.
+        self.prove: Callable[[Served], Awaitable[None]] | None = None
         self._lock = asyncio.Lock()
 
     async def add(self, run: Served) -> Served:
@@ -304,6 +306,13 @@ class Registry:
                     "drop one first"
                 )
             await self.engine.load(run.name, run.folder)
+            if self.prove is not None:
+                try:
+                    await self.prove(run)
+                except BaseException:
+                    self.models.pop(run.name, None)
+                    await self.engine.drop(run.name)
+                    raise
             self.models[run.name] = run
         return run
 
