@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,10 @@ class Ledger:
         """Line numbers (from 1) that hold no whole entry: what a kill cut, or a person edited."""
         return self._read()[1]
 
-    def live_s(self) -> dict[str, float]:
+    def live_s(self, entries: Sequence[dict[str, Any]] | None = None) -> dict[str, float]:
         """Seconds of trainings, and of the searches and learning curves before them, that were begun and are not
         entered yet, by rung folder: from their step records, and from the search's state."""
-        entries = self.entries()
+        entries = self.entries() if entries is None else entries
         live = {}
         for marker in self.path.parent.glob("rungs/*/inputs.json"):
             name, begun = marker.parent.name, read_json(marker)
@@ -122,8 +122,9 @@ class Ledger:
 
     def spent_usd(self, *, live_usd_per_hour: float = 0.0, but: str = "") -> float:
         """Sum of the actual dollars, and of trainings under way at a price an hour, but for one rung folder's."""
-        entered_usd = sum(e["actual"].get("usd", 0.0) for e in self.entries())
-        live_s = sum(wall_s for name, wall_s in self.live_s().items() if name != but)
+        entries = self.entries()
+        entered_usd = sum(e["actual"].get("usd", 0.0) for e in entries)
+        live_s = sum(wall_s for name, wall_s in self.live_s(entries).items() if name != but)
         return entered_usd + live_s * live_usd_per_hour / SECONDS_PER_HOUR
 
 

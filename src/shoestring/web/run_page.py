@@ -52,7 +52,6 @@ def _parts(run: RunFiles, training: str | None) -> list[tuple[str, str]]:
         ("growth", growth(run)),
         ("climb", ladder(run)),
         ("searches", parts.searches(run)),
-        ("costs", run.costs or ""),
         ("predicted", parts.predicted(run)),
         ("launched", launched(run.folder)),
         ("forgotten", parts.forgotten(run)),
@@ -115,7 +114,7 @@ def follow(request: Request) -> Response:
     """Events of one run: what it does, new steps, and parts whose records changed."""
     site = site_of(request)
     folder = folder_of(site.runs_dir, request.path_params["name"])
-    changes, state, training = events.Changes(), "", _Followed(folder)
+    changes, state, training = events.Changes(), "", Followed(folder)
 
     def look() -> list[events.Event]:
         nonlocal state
@@ -133,7 +132,7 @@ def follow(request: Request) -> Response:
 
 
 @dataclass
-class _Followed:
+class Followed:
     """The training of a run as one page follows it."""
 
     folder: Path
