@@ -262,6 +262,7 @@ def watch(server: Server, tally: Tally, started_s: float, minutes: float | None,
         if now_s - last_told_s > 30:
             last_told_s = now_s
             told = {"minutes": round((now_s - started_s) / 60, 1), "rss_mib": samples[-1] >> 20, **tally.counts}
+            told |= {f"{name}_example": tally.examples[name][-1] for name in MUST_BE_NONE if tally.examples.get(name)}
             print(json.dumps(told), file=sys.stderr, flush=True)
         if now_s - started_s >= (minutes * 60 if minutes else STARTS_S):
             return samples
