@@ -24,7 +24,7 @@ class StreamServer(LoopbackServer):
         *,
         key: str = "",
         refused: tuple[str, ...] = (),
-        health: dict[str, str] | None = None,
+        version: str = "",
         counts_tokens: bool = True,
         busy: int = 0,
     ) -> None:
@@ -38,8 +38,8 @@ class StreamServer(LoopbackServer):
                 if self.path == "/v1/models":
                     rows = [{"id": name, "parent": parent, "owned_by": "echo"} for name, parent in models.items()]
                     self.reply(200, {"object": "list", "data": rows})
-                elif self.path == "/health" and health is not None:
-                    self.reply(200, health)
+                elif self.path == "/version" and version:
+                    self.reply(200, {"version": version})
                 else:
                     self.refuse(404, f"no such path: {self.path}")
 

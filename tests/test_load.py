@@ -37,7 +37,7 @@ MODELS = {"base": None, "north": "base", "south": "base"}
 
 @pytest.fixture
 def server() -> Iterator[StreamServer]:
-    running = StreamServer(MODELS, key="secret", health={"engine": "echo", "engine_version": "1", "device": "L4"})
+    running = StreamServer(MODELS, key="secret", version="1")
     yield running
     running.close()
 
@@ -295,10 +295,12 @@ def test_the_command_saves_rates(server: StreamServer, tmp_path: Path, capfd: py
     (tmp_path / "run.yaml").write_text("name: x\n")
     os.environ["SHOESTRING_API_KEY"] = "secret"
     try:
-        assert run(f"bench serve {server.url} --requests 9 --clients 2 --save {tmp_path} --json".split()) == 0
+        assert (
+            run(f"bench serve {server.url} --requests 9 --clients 2 --save {tmp_path} --device L4 --json".split()) == 0
+        )
     finally:
         del os.environ["SHOESTRING_API_KEY"]
     told = json.loads(capfd.readouterr().out)
     assert told["saved"] == str(tmp_path / "serving.json")
     (one,) = rates_in(tmp_path)
-    assert (one.engine, one.device, one.num_adapters) == ("echo", "L4", 2)
+    assert (one.engine, one.engine_version, one.device, one.num_adapters) == ("echo", "1", "L4", 2)

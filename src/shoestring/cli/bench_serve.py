@@ -52,9 +52,8 @@ def command(wanted: Wanted, save: Path | None, device: str | None, is_json: bool
     try:
         listed = models_at(client)
         names = wanted.models or tuple(m["id"] for m in listed)
-        host = client.host
         of_base = split_models(listed, names) if save is not None else None
-        machine = machine_at(client, host, listed, device) if save is not None else {}
+        machine = machine_at(client, listed, device) if save is not None else {}
     finally:
         client.close()
     load = Load(

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import BadInput, EndpointError
 from ..plan.served import ServedRates
 from ..records import Estimate, Progress, no_progress
+from ..train.device import present_device
 from .load import Load, Measured, run_load
 from .wire import Client
 
@@ -145,36 +146,23 @@ def split_models(listed: Sequence[dict[str, Any]], wanted: Sequence[str]) -> tup
     return bases[0], adapters
 
 
-def machine_at(client: Client, host: str, listed: Sequence[dict[str, Any]], device: str | None) -> dict[str, str]:
-    """Engine, its version and the device, as far as the server tells; this machine's device where it is on loopback.
+def machine_at(client: Client, listed: Sequence[dict[str, Any]], device: str | None) -> dict[str, str]:
+    """Engine and version as the server's list of models tells them, and the device: this machine's where it is here.
 
     Raises: BadInput where the device is not known.
     """
-    told = _told(client)
-    engine = told.get("engine") or str(listed[0].get("owned_by") or "")
-    name = device or told.get("device") or (_own_device() if host in LOCAL else "")
+    base = next((m for m in listed if not m.get("parent")), listed[0])
+    name = device or (present_device().name if client.host in LOCAL else "")
     if not name:
-        raise BadInput(f"{client.url} does not tell what it runs on; give --device, such as L4 or H100-SXM")
-    return {"engine": engine or "unknown", "engine_version": told.get("engine_version", ""), "device": name}
+        raise BadInput(f"{client.url} is on another machine; say what it runs on with --device, such as L4 or H100-SXM")
+    engine, version = base.get("engine") or base.get("owned_by") or "unknown", str(base.get("server_version") or "")
+    return {"engine": str(engine), "engine_version": version or _version(client), "device": name}
 
 
-def _told(client: Client) -> dict[str, str]:
-    """Of our own /health, else of vLLM's /version."""
-    for path, keys in (("/health", ("engine", "engine_version", "device")), ("/version", ("version",))):
-        try:
-            said = client.get_root(path)
-        except EndpointError:
-            continue
-        if isinstance(said, dict):
-            found = {k: str(said[k]) for k in keys if said.get(k)}
-            if "version" in found:
-                return {"engine": "vllm", "engine_version": found["version"]}
-            if "engine" in found:
-                return found
-    return {}
-
-
-def _own_device() -> str:
-    from ..train.device import present_device
-
-    return present_device().name
+def _version(client: Client) -> str:
+    """Of vLLM's /version; empty where there is none."""
+    try:
+        said = client.get_root("/version")
+    except EndpointError:
+        return ""
+    return str(said.get("version", "")) if isinstance(said, dict) else ""

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..config import RunConfig, load_run_file
 from ..errors import BadInput, ConfigError
 from ..files import read_json
@@ -339,7 +340,15 @@ class Registry:
     def listing(self) -> list[Mapping[str, Any]]:
         """As GET /v1/models lists them: the base, then adapters with the base as parent."""
         entries: list[Mapping[str, Any]] = [
-            {"id": self.base_name, "object": "model", "created": 0, "owned_by": "shoestring", "parent": None}
+            {
+                "id": self.base_name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "shoestring",
+                "parent": None,
+                "engine": self.engine.capability.name,
+                "server_version": __version__,
+            }
         ]
         for name, run in sorted(self.models.items()):
             entries.append(
