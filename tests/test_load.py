@@ -51,7 +51,7 @@ def ask(text: str) -> tuple[list[dict[str, str]], ...]:
 
 def test_figures_by_hand() -> None:
     """Two answers in 2 s: first tokens after 0.1 and 0.3 s, then 4 tokens in 0.4 s and 1 in 0.5 s."""
-    load = Load("http://x/v1", ("m",), ask("hi"), clients=2, num_requests=6)
+    load = Load("http://x/v1", ("m",), ask("hi") * 6, clients=2, num_requests=6)
     one = Answer("m", 0.0, 0.1, 0.5, 0.6, num_prompt_tokens=10, num_new_tokens=5, num_cached_tokens=4)
     two = Answer("m", 1.0, 1.3, 1.8, 2.0, num_prompt_tokens=30, num_new_tokens=2)
     lost = Answer("m", 1.0, error="status 429", detail="full")
@@ -274,12 +274,14 @@ def test_seconds_of_a_request_by_hand() -> None:
 
 
 def test_rates_of_a_server(server: StreamServer) -> None:
-    load = Load(server.url, ("base",), text_prompts(20, 0, 30), clients=2, num_requests=8, key="secret")
+    load = Load(server.url, ("base",), text_prompts(20, 0, 102), clients=2, num_requests=8, key="secret")
     machine = {"engine": "echo", "engine_version": "1", "device": "L4"}
     found = measure_rates(load, "base", ["north", "south"], machine)
     assert (found.model, found.num_adapters, found.device) == ("base", 2, "L4")
     assert found.prompt_tokens == 20 and found.completion_tokens == 21
     assert found.requests_per_s.low <= found.requests_per_s.value <= found.requests_per_s.high
+    said = [b["messages"][0]["content"] for b in server.bodies]
+    assert len(set(said)) == len(said) == 102  # none is asked twice while there are others
     # Each model alone: 3 rounds of 2 loads of 8, and 6 of one client.
     asked = [b["model"] for b in server.bodies]
     assert asked.count("base") == 3 * 2 * 8 + 6 and asked.count("north") == asked.count("south") == 3 * 8

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..plan.served import ServedRates
 from ..plan.served import save as save_rates
 from ..serve.load import Load, Messages, figures, fitted, models_at, run_load, run_prompts, sized_prompts, text_prompts
-from ..serve.rates import machine_at, measure_rates, split_models
+from ..serve.rates import machine_at, measure_rates, requests_in_all, split_models
 from ..serve.wire import Client
 from .output import emit, say, warn
 from .progress import Screen
@@ -22,7 +22,7 @@ from .tables import table
 INTERRUPTED_CODE = 5
 DEFAULT_REQUESTS = 100
 KEY_VARIABLE = "SHOESTRING_API_KEY"
-MOST_PROMPTS = 512  # texts made; a longer load asks them again
+MOST_PROMPTS = 5_000  # texts made; a longer load asks them again
 SIZE = re.compile(r"(?:(\d+)\+)?(\d+)")
 
 
@@ -67,20 +67,27 @@ def command(wanted: Wanted, save: Path | None, device: str | None, is_json: bool
         key=key,
     )
     load = fitted(load)
-    load = replace(load, prompts=_prompts(wanted.prompts, load))
+    load = replace(load, prompts=_prompts(wanted.prompts, load, requests_in_all(load) if save is not None else 0))
     rates: ServedRates | None = None
     with Screen() as screen:
         measured = run_load(load, screen.progress)
-        if of_base is not None and not measured.is_interrupted:
-            rates = measure_rates(load, *of_base, machine, screen.progress)
-    answer = figures(measured)
+        is_interrupted = measured.is_interrupted
+        if of_base is not None and not is_interrupted:
+            try:
+                later = replace(load, offset=len(measured.answers))
+                rates = measure_rates(later, *of_base, machine, screen.progress)
+            except KeyboardInterrupt:
+                is_interrupted = True
+    answer = figures(measured) | {"is_interrupted": is_interrupted}
+    if save is not None and rates is None:
+        answer["notes"].append("interrupted before the rates were known: nothing is saved")
     if save is not None and rates is not None:
         answer["saved"] = str(save_rates(save, rates))
     if is_json:
         emit(answer)
     else:
         show(answer, rates)
-    if measured.is_interrupted:
+    if is_interrupted:
         return INTERRUPTED_CODE
     return 0 if answer["num_done"] else 1
 
@@ -110,11 +117,11 @@ def key_of(path: Path | None) -> str:
     return key
 
 
-def _prompts(said: str, load: Load) -> tuple[Messages, ...]:
+def _prompts(said: str, load: Load, more: int) -> tuple[Messages, ...]:
     size = SIZE.fullmatch(said)
     if size is None:
         return run_prompts(Path(said))
-    num = MOST_PROMPTS if load.num_requests is None else min(MOST_PROMPTS, load.num_requests)
+    num = min(MOST_PROMPTS, more + (load.num_requests or MOST_PROMPTS))
     return sized_prompts(load, int(size[2]), int(size[1] or 0), num)
 
 

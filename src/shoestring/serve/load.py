@@ -62,12 +62,13 @@ class Load:
     # Of each request, besides model, messages and stream; fitted() leaves out what the server refuses.
     parameters: tuple[tuple[str, Any], ...] = (("temperature", 0), ("stream_options", {"include_usage": True}))
     limit_name: str = "max_tokens"
+    offset: int = 0  # of the prompts: where this load begins among them
 
     def body(self, number: int) -> dict[str, Any]:
         """The request of that number, from 0."""
         return {
             "model": self.models[number % len(self.models)],
-            "messages": self.prompts[number % len(self.prompts)],
+            "messages": self.prompts[(self.offset + number) % len(self.prompts)],
             "stream": True,
             self.limit_name: self.max_new_tokens,
             **dict(self.parameters),
@@ -310,6 +311,11 @@ def figures(measured: Measured) -> dict[str, Any]:
         notes.append(
             f"this process was busy {cpu_frac:.0%} of the time: it may have been the limit, not the server; "
             "spread the clients over several processes"
+        )
+    if len(measured.answers) > len(load.prompts):
+        notes.append(
+            f"{len(load.prompts):,} prompts were asked {len(measured.answers):,} times: a cache of prompts helps more "
+            "than with requests that are new"
         )
     if load.num_requests is not None and load.seconds is None and load.num_requests < 3 * load.clients:
         notes.append("fewer than three requests a client: start and end of the load weigh on its rates")

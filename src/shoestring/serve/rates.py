@@ -52,17 +52,19 @@ def measure_rates(
 
     Raises: EndpointError where requests fail, for rates of a failing server are none.
     """
-    asked = replace(load, num_requests=max(2 * load.clients, load.num_requests or 0), seconds=None)
+    asked = replace(load, num_requests=requests_each(load), seconds=None)
+    num_asked = 0
     rounds: dict[str, list[Round]] = {"base": [], "adapters": []}
     who = {"base": (base,), "adapters": tuple(adapters)}
     for number in range(ROUNDS):
         for name, models in who.items():
             if models:
                 label = f"Round {number + 1} of {ROUNDS}, {name}"
-                rounds[name].append(_round(replace(asked, models=models), number, progress, label))
-    alone = _good(
-        run_load(replace(asked, models=(base,), clients=1, num_requests=ALONE_REQUESTS), progress, "One client alone")
-    )
+                turn = replace(asked, models=models, offset=load.offset + num_asked)
+                rounds[name].append(_round(turn, progress, label))
+                num_asked += 2 * requests_each(load)
+    last = replace(asked, models=(base,), clients=1, num_requests=ALONE_REQUESTS, offset=load.offset + num_asked)
+    alone = _good(run_load(last, progress, "One client alone"))
     whole = [a.end_s - a.sent_s for a in alone.done]
     own = rounds["base"]
     splits = [r.split for r in own]
@@ -90,11 +92,20 @@ def measure_rates(
     )
 
 
-def _round(load: Load, number: int, progress: Progress, label: str) -> Round:
-    shift = number * (load.num_requests or 0) % len(load.prompts)  # prompts that the round before did not ask
-    turned = replace(load, prompts=(*load.prompts[shift:], *load.prompts[:shift]))
-    short = _good(run_load(replace(turned, max_new_tokens=1), progress, f"{label}, prompts"))
-    whole = _good(run_load(turned, progress, f"{label}, answers"))
+def requests_each(load: Load) -> int:
+    """Of each load of a round."""
+    return max(2 * load.clients, load.num_requests or 0)
+
+
+def requests_in_all(load: Load) -> int:
+    """Prompts that measure_rates asks, no two alike where there are so many: a cache of prompts would tell a lie."""
+    return ROUNDS * 2 * 2 * requests_each(load) + ALONE_REQUESTS
+
+
+def _round(load: Load, progress: Progress, label: str) -> Round:
+    short = _good(run_load(replace(load, max_new_tokens=1), progress, f"{label}, prompts"))
+    later = replace(load, offset=load.offset + (load.num_requests or 0))
+    whole = _good(run_load(later, progress, f"{label}, answers"))
     prompt = [a.num_prompt_tokens for a in whole.done]
     if any(p is None for p in prompt):
         raise EndpointError(f"{load.url} counts no prompt tokens (usage), so that its rates cannot be told")
