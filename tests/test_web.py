@@ -136,6 +136,7 @@ def test_the_command_prints_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> No
     started = subprocess.Popen(
         [sys.executable, "-m", "shoestring", "ui", "--runs-dir", str(tmp_path), "--json"],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -150,12 +151,15 @@ def test_the_command_prints_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> No
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         with opener.open(told["url"]) as answer:
             assert answer.status == 200 and answer.url == f"http://127.0.0.1:{told['port']}/"
-        started.send_signal(signal.SIGINT)
-        assert started.wait(20) == 0
+        with opener.open(f"http://127.0.0.1:{told['port']}/events") as events:  # a tab that is open
+            assert events.readline() == b"retry: 2000\n"
+            started.send_signal(signal.SIGINT)
+            assert started.wait(60) == 0
+        assert started.stderr is not None
+        assert b"Traceback" not in started.stderr.read()
     finally:
         started.kill()
-        started.wait()
-        started.stdout.close()
+        started.communicate()
 
 
 # ---- the list -------------------------------------------------------------------------------

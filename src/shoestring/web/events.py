@@ -50,13 +50,15 @@ class Changes:
                 yield part(element_id, html)
 
 
-def stream(look: Callable[[], list[Event]], every_s: float = EVERY_S) -> StreamingResponse:
-    """Events as they come: look() is asked for them, in a thread."""
+def stream(
+    look: Callable[[], list[Event]], is_closing: Callable[[], bool], every_s: float = EVERY_S
+) -> StreamingResponse:
+    """Events as they come: look() is asked for them, in a thread, until the server is closing."""
 
     async def sent() -> AsyncIterator[str]:
         num_quiet = 0
         yield "retry: 2000\n\n"
-        while True:
+        while not is_closing():
             found = await run_in_threadpool(look)
             num_quiet = 0 if found else num_quiet + 1
             for name, data in found:

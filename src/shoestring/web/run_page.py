@@ -128,7 +128,7 @@ def follow(request: Request) -> Response:
         state = seen.state
         return found
 
-    return events.stream(look)
+    return events.stream(look, lambda: site.is_closing())
 
 
 @dataclass

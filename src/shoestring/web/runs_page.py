@@ -68,7 +68,7 @@ def follow(request: Request) -> Response:
         before = now
         return [*changes.parts(differing), *said]
 
-    return events.stream(look)
+    return events.stream(look, lambda: site.is_closing())
 
 
 def start(request: Request) -> Response:

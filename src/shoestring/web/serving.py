@@ -38,5 +38,7 @@ def serve(runs_dir: Path, port: int, ready: Callable[[Site], None]) -> None:
             lifespan="on",
             timeout_graceful_shutdown=GRACE_S,
         )
+        server = uvicorn.Server(config)
+        site.is_closing = lambda: server.should_exit
         ready(site)
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])

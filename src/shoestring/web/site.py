@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -95,6 +95,7 @@ class Site:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     body_limits: dict[str, int] = field(default_factory=dict)
     statics: dict[str, Static] = field(default_factory=lambda: static_files())
+    is_closing: Callable[[], bool] = lambda: False  # the server, which then waits for its answers to end
 
     def __post_init__(self) -> None:
         self.hosts = (f"{HOST}:{self.port}", f"localhost:{self.port}")
