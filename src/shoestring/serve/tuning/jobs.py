@@ -47,6 +47,7 @@ class TuningJob:
     hyperparameters: dict[str, Any]
     metadata: dict[str, str] | None
     organisation: str
+    method_of_run: str = "auto"  # of the run file
     status: str = VALIDATING
     checked: bool = False  # the files were read and the run file is written
     started_at: int | None = None

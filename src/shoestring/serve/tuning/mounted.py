@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import BadInput, ModelError
+from ...errors import ShoestringError
 from ..gateway.tuning_settings import TuningSettings
 from .names import Served
 from .routes import body_limits, routes
@@ -31,7 +31,7 @@ def mounted(gateway: Gateway, runs_dir: Path, settings: TuningSettings) -> tuple
         async def load(run_folder: Path, name: str) -> str:
             try:
                 await served.add_named(run_folder.name, name)
-            except (BadInput, ModelError) as error:
+            except ShoestringError as error:  # refused, or the engine is full or down
                 return str(error)
             return ""
 
@@ -48,4 +48,6 @@ def mounted(gateway: Gateway, runs_dir: Path, settings: TuningSettings) -> tuple
 def served_base(gateway: Gateway) -> Served | None:
     """The base that jobs tune where nothing else is asked for; None where none is served."""
     registry = gateway.registry
-    return Served(registry.base_name, registry.base.model) if registry else None
+    if registry is None:
+        return None
+    return Served(registry.base_name, registry.base.model, registry.engine.capability.quantised_base)

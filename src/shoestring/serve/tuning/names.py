@@ -18,10 +18,11 @@ TUNED = "ft:"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The base that the gateway serves: its name to clients, and as a run file names it."""
+    """The base that the gateway serves: its name to clients, as a run file names it, and whether it is held in NF4."""
 
     name: str
     model: str
+    on_nf4: bool = False
 
 
 @dataclass(frozen=True, slots=True)

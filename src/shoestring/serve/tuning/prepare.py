@@ -47,7 +47,8 @@ class Ask:
     run_name: str
     model: str
     start: str
-    method: str
+    method: str  # supervised, dpo
+    method_of_run: str  # auto, qlora
     hyperparameters: Mapping[str, Any]
     seed: int
     budget_usd: float
@@ -149,6 +150,7 @@ def _run_file(ask: Ask, checked: Checked, notes: list[str]) -> dict[str, Any]:
         "task": {"kind": checked.kind, "bar": 0.0},
         "data": {"train": [TRAIN]},
         "models": [ask.model],
+        "method": ask.method_of_run,
         "budget_usd": ask.budget_usd,
         "seed": ask.seed,
         "curate": {},

@@ -199,7 +199,9 @@ async def _json(request: Request) -> Any:
         if len(data) > MAX_BODY_BYTES:
             raise ApiError(413, f"The request is larger than {MAX_BODY_BYTES:,} bytes")
     try:
-        return json.loads(data)
+        body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()  # half a character pair could not be answered either
+        return body
     except (ValueError, RecursionError) as error:
         raise refused(f"the body is no JSON: {str(error)[:200]}") from error
 

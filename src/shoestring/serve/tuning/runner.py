@@ -117,6 +117,7 @@ class Runner:
         (folder / CHECKED).unlink(missing_ok=True)
         ask = Ask(
             id=job.id, run_name=job.run_name, model=job.run_model, start=job.start, method=job.method,
+            method_of_run=job.method_of_run,
             hyperparameters=job.hyperparameters, seed=job.seed, budget_usd=self.settings.job_budget_usd,
             overlay=dict(self.settings.run),
         )  # fmt: skip

@@ -134,6 +134,7 @@ class Tuning:
             asked_model=asked.model,
             run_model=trained.model,
             start=trained.start,
+            method_of_run=self._method_of_run(trained),
             training_file=asked.training_file,
             validation_file=asked.validation_file,
             suffix=asked.suffix,
@@ -165,6 +166,11 @@ class Tuning:
             )
         folder = self._runner.run_folder(earlier)
         return Trained(earlier.model, earlier.run_model, f"training goes on from {asked}", str(folder))
+
+    def _method_of_run(self, trained: Trained) -> str:
+        """On the served base as the engine holds it: an adapter is served on what it was trained on alone."""
+        on_nf4 = self.served is not None and self.served.on_nf4 and trained.model == self.served.model
+        return "qlora" if on_nf4 else "auto"
 
     def _require_room(self) -> None:
         """Raises: ApiError 429 where the queue is full or the budget is spent, 503 where it has broken down."""
