@@ -207,6 +207,30 @@ def test_an_upload_cut_short_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / ".serving" / "files").iterdir())
 
 
+def test_broken_uploads_are_refused_not_failed(tmp_path: Path) -> None:
+    """Bytes of a request changed, cut and doubled at random: an answer of the API each time, and nothing left."""
+    rng = random.Random(0)
+    head = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+    head += b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.jsonl"\r\n\r\n'
+    whole = head + tickets(1) + b"\r\n--b--\r\n"
+    answered = set()
+    with served(tmp_path) as url, contextlib.closing(http.client.HTTPConnection(url.split("/")[2])) as connection:
+        for number in range(70):
+            body = bytearray(whole)
+            for _ in range(number % 4):
+                at, how = rng.randrange(len(body)), rng.randrange(3)
+                body[at : at + (how == 1) * 9] = bytes([rng.randrange(256)]) if how else body[at : at + 40]
+            kind = f"multipart/form-data; boundary={'b' if number % 7 else rng.choice(['x', '', 'b' * 300, 'b;b'])}"
+            headers = {"Authorization": f"Bearer {KEYS['ann']}", "Content-Type": kind}
+            connection.request("POST", "/v1/files", body=bytes(body), headers=headers)
+            response = connection.getresponse()
+            told = json.loads(response.read())
+            answered.add(response.status)
+            assert response.status == 200 or "message" in told["error"], told
+        kept = len(client(url).files.list().data)
+    assert answered == {200, 400} and len(list((tmp_path / ".serving" / "files").iterdir())) == kept
+
+
 def test_a_file_expires(tmp_path: Path) -> None:
     files = Files(tmp_path, max_file_mb=1, max_stored_mb=1)
     record = files.put(new_id("file-"), "ann", "x.jsonl", "fine-tune", b"{}")

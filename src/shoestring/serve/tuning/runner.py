@@ -26,14 +26,12 @@ from filelock import FileLock, Timeout
 from ...files import read_json, write_json, write_whole
 from ...secrets import without_secrets
 from ...units import usd
-from ..gateway.keys import ADMIN_VARIABLE, KEY_VARIABLE
 from ..gateway.tuning_settings import TuningSettings
 from .jobs import (
     BUDGET_CODE,
     CANCELLED,
     CHECKED,
     FAILED,
-    LOG,
     OUTPUT,
     QUEUED,
     RUN_FILE,
@@ -46,6 +44,7 @@ from .jobs import (
     line_of,
 )  # fmt: skip
 from .prepare import ASK, TRAIN, VALIDATION, Ask
+from .processes import send, spawn
 from .progress import MOST_TOLD_CODES, JobRun, failure, metrics_csv
 from .store import ID_CHARACTERS, RESULTS, Files
 
@@ -54,7 +53,6 @@ GRACE_S = 90.0  # from SIGINT to SIGKILL: a checkpoint is written in between
 MOST_KILLS = 3  # in a row without getting further: most likely memory
 KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 DONE_CODES, BUDGET_EXIT, INTERRUPTED_EXIT = (0, 3), 4, 5
-OF_THE_SERVER = (KEY_VARIABLE, ADMIN_VARIABLE)  # that a run has no use for
 
 # Load a finished job's adapter into the gateway: (run folder, name) -> why it cannot be served here, or "".
 OnFinished = Callable[[Path, str], Awaitable[str]]
@@ -114,23 +112,27 @@ class Runner:
 
     async def _validate(self, job: TuningJob) -> None:
         folder = self.jobs.path(job)
-        (folder / CHECKED).unlink(missing_ok=True)
         ask = Ask(
             id=job.id, run_name=job.run_name, model=job.run_model, start=job.start, method=job.method,
             method_of_run=job.method_of_run,
             hyperparameters=job.hyperparameters, seed=job.seed, budget_usd=self.settings.job_budget_usd,
             overlay=dict(self.settings.run),
         )  # fmt: skip
-        write_json(folder / ASK, asdict(ask))
-        process = self._spawn(job, ["-m", "shoestring.serve.tuning.prepare", str(folder)])
-        while process.poll() is None:
-            if self.is_closing or job.status != VALIDATING:
-                _signal(process, signal.SIGKILL)
-            await asyncio.sleep(POLL_S / 4)
+        if _read(folder / ASK) != asdict(ask):  # else an earlier server had the files checked, or began to
+            (folder / CHECKED).unlink(missing_ok=True)
+            write_json(folder / ASK, asdict(ask))
+        code = 0
+        if not (folder / CHECKED).is_file():
+            process = spawn(folder, ["-m", "shoestring.serve.tuning.prepare", str(folder)])
+            while process.poll() is None:
+                if self.is_closing or job.status != VALIDATING:
+                    send(process, signal.SIGKILL)
+                await asyncio.sleep(POLL_S / 4)
+            code = process.returncode
         if job.status != VALIDATING or self.is_closing:
             return
         if not (folder / CHECKED).is_file():
-            self._fail(job, "server_error", f"checking the files ended with code {process.returncode}; see its log")
+            self._fail(job, "server_error", f"checking the files ended with code {code}; see its log")
             return
         told = read_json(folder / CHECKED)
         if told["error"]:
@@ -206,7 +208,7 @@ class Runner:
         folder, run = self.jobs.path(job), JobRun(self.run_folder(job))
         command = ["-m", "shoestring", "run", RUN_FILE, "--runs-dir", str(self.runs_dir), "--json"]
         with (folder / OUTPUT).open("wb") as output:
-            process = self.process = self._spawn(job, command, output.fileno())
+            process = self.process = spawn(folder, command, output.fileno())
         first_step = max((e["data"]["step"] for e in self.jobs.events(job) if e["type"] == "metrics"), default=0)
         told_step, looked_s, signalled_s = first_step, time.monotonic(), None
         while process.poll() is None:
@@ -214,7 +216,7 @@ class Runner:
             if signalled_s is None and (self.is_closing or job.status != RUNNING):
                 signalled_s = now_s
             if signalled_s is not None and now_s - signalled_s > GRACE_S:
-                _signal(process, signal.SIGKILL)
+                send(process, signal.SIGKILL)
             if now_s - looked_s > STEPS_EVERY_S:
                 told_step, looked_s = self._tell_steps(job, run, told_step), now_s
             await asyncio.sleep(POLL_S)
@@ -315,7 +317,7 @@ class Runner:
     def interrupt(self, job: TuningJob | None) -> None:
         """SIGINT to the run under way, if it is the job's (None: whichever)."""
         if self.process is not None and self.process.poll() is None and job in (None, self.current):
-            _signal(self.process, signal.SIGINT)
+            send(self.process, signal.SIGINT)
 
     def spent_usd(self, but: TuningJob | None = None) -> float:
         """What all jobs have cost, by their ledgers; of a run folder that is gone, as last known."""
@@ -344,33 +346,16 @@ class Runner:
                 except OSError:
                     shutil.copyfile(source, folder / name)
 
-    def _spawn(self, job: TuningJob, arguments: list[str], stdout: int | None = None) -> subprocess.Popen[bytes]:
-        """A process that ends with this one (Linux), in a group of its own; its words go to the job's log."""
-        package = str(Path(__file__).resolve().parents[3])
-        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        kept = {name: value for name, value in os.environ.items() if name not in OF_THE_SERVER}
-        with (self.jobs.path(job) / LOG).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "shoestring.serve.tuning.child", str(os.getpid()), sys.executable, *arguments],
-                cwd=self.jobs.path(job),
-                env={**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
-                stdin=subprocess.DEVNULL,
-                stdout=log if stdout is None else stdout,
-                stderr=log,
-                start_new_session=True,
-            )
+
+def _read(path: Path) -> Any:
+    """The JSON of a file, None where there is none."""
+    return read_json(path) if path.is_file() else None
 
 
 def _tell_fault(task: asyncio.Task[None]) -> None:
     """On standard error, for the server's owner."""
     if not task.cancelled() and (error := task.exception()):
         sys.stderr.write("".join(traceback.format_exception(error)))
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To a process and those it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def _set_budget(run_file: Path, budget_usd: float) -> None:
