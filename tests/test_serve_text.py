@@ -57,6 +57,32 @@ def test_pieces_add_up_to_what_the_tokenizer_makes_of_all(name: str) -> None:
         assert "".join(own.add(i) for i in ids) + own.rest() == whole(tokenizer, ids)
 
 
+def sentence_pieces() -> Any:
+    """A tokenizer as Llama 2 and Gemma have: blanks as a mark, bytes for what the vocabulary lacks."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "a", "b", "▁☃", "é"]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a")], byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+
+
+def test_blanks_of_sentence_pieces_are_kept_within_and_left_out_at_the_start() -> None:
+    tokenizer = sentence_pieces()
+    own, draw = Detokeniser(tokenizer), random.Random(0)
+    ids = ids_of("a b ☃ aé日", tokenizer)
+    assert "".join(own.add(i) for i in ids) + own.rest() == whole(tokenizer, ids) == "a b ☃ aé日"
+    for _ in range(300):
+        text = "".join(draw.choice("ab ☃é日x") for _ in range(draw.randrange(20)))
+        ids = ids_of(text, tokenizer) + [draw.randrange(258, len(tokenizer)) for _ in range(3)]
+        own = Detokeniser(tokenizer)
+        assert "".join(own.add(i) for i in ids) + own.rest() == whole(tokenizer, ids)
+    assert b"".join(TokenBytes(tokenizer).of(i) for i in ids_of("a 日", tokenizer)).decode() == " a 日"
+
+
 @pytest.mark.parametrize("name", ["tiny", "shoestring-1m"])
 def test_bytes_of_tokens_add_up_to_the_text(name: str) -> None:
     tokenizer = TOKENIZER if name == "tiny" else load_tokenizer(name)

@@ -28,8 +28,11 @@ class Detokeniser:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.seen = 0  # ids whose text is given out
-        self.start = 0  # where decoding begins: before the last ids given out, whose spaces the next ones need
+        self.start = 0  # where decoding begins: before the last ids given out, whose spaces the next ones may need
         self.num_given = 0  # characters
+        core = getattr(tokenizer, "backend_tokenizer", None)
+        # Bytes are what they are, whatever stands before them.
+        self.is_context_free = core is not None and type(core.decoder).__name__ == "ByteLevel"
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -38,10 +41,11 @@ class Detokeniser:
     def add(self, token: int) -> str:
         """The text that has become certain."""
         self.ids.append(token)
-        before, now = self._decode(self.ids[self.start : self.seen]), self._decode(self.ids[self.start :])
+        now = self._decode(self.ids[self.start :])
+        before = self._decode(self.ids[self.start : self.seen]) if self.start < self.seen else ""
         if now.endswith(UNFINISHED) or not now.startswith(before):
             return ""
-        self.start, self.seen = self.seen, len(self.ids)
+        self.start, self.seen = len(self.ids) if self.is_context_free else self.seen, len(self.ids)
         self.num_given += len(now) - len(before)
         return now[len(before) :]
 
