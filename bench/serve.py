@@ -326,6 +326,41 @@ class LlamaServer:
         return 3 * self.work.new_tokens / (time.perf_counter() - began)
 
 
+def measure_http(work: Work, rounds: int) -> dict[str, Any]:
+    """The same load through the gateway, in this process: /v1/completions with token ids, not streamed."""
+    from shoestring.serve.engines.embedded import open_embedded
+    from tests.served import running
+    from tests.served_runs import make_run
+
+    runs_dir = work.folder / "runs"
+    names = [folder.name for folder in work.adapters[:NUM_ADAPTERS]]
+    for name in names:
+        make_run(runs_dir, name, work.model, made=work.folder / name)
+
+    async def open_engine() -> Any:
+        engine = await open_embedded(work.model, device=work.device, max_rows=NUM_CLIENTS)
+        engine.loop.stop_ids = frozenset()
+        return engine
+
+    with running(runs_dir, work.model, open_engine, tuple(names)) as server, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+
+        def ask(client: int, prompts: list[list[int]]) -> None:
+            for prompt in prompts:
+                body = {"model": names[client % NUM_ADAPTERS], "prompt": prompt, "max_tokens": work.new_tokens}
+                told = post(f"{server.base_url}/completions", body, server.key)
+                if told["usage"]["completion_tokens"] != work.new_tokens:
+                    raise ShoestringError(f"the gateway gave {told['usage']}, not {work.new_tokens} tokens")
+
+        rates = []
+        for number in range(rounds + 1):
+            prompts = [work.prompts(2) for _ in range(NUM_CLIENTS)]
+            began = time.perf_counter()
+            list(pool.map(ask, range(NUM_CLIENTS), prompts))
+            if number:
+                rates.append(NUM_CLIENTS * 2 * work.new_tokens / (time.perf_counter() - began))
+    return {"tokens_per_s": statistics.median(rates)}
+
+
 @contextlib.contextmanager
 def serving(command: list[str]) -> Iterator[str]:
     """A llama-server until the end of the block; its address."""
@@ -350,8 +385,9 @@ def serving(command: list[str]) -> Iterator[str]:
         process.wait()
 
 
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+def post(url: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=600) as told:
         return dict(json.load(told))
 
@@ -359,7 +395,9 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 # ---- all of it ----
 
 
-def run(model: str, *, rounds: int, new_tokens: int, num_more: int, dtype: str, with_llama: bool) -> dict[str, Any]:
+def run(
+    model: str, *, rounds: int, new_tokens: int, num_more: int, dtype: str, with_llama: bool, with_http: bool
+) -> dict[str, Any]:
     """One comparison; ratios are None where the other is not there."""
     import torch
 
@@ -392,6 +430,7 @@ def run(model: str, *, rounds: int, new_tokens: int, num_more: int, dtype: str, 
             "engine": engine,
             "peft_tokens_per_s": theirs,
             "llama_server": llama,
+            "http": measure_http(work, rounds) if with_http else None,
         }
 
 
@@ -402,11 +441,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     parser.add_argument("--dtype", default="", help="default: what this CPU multiplies in hardware")
+    parser.add_argument("--http", action="store_true", help="through the gateway besides")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found = run(
         given.model, rounds=given.rounds, new_tokens=given.new_tokens, num_more=NUM_MORE_ADAPTERS,
-        dtype=given.dtype or machine()["dtype"], with_llama=True,
+        dtype=given.dtype or machine()["dtype"], with_llama=True, with_http=given.http,
     )  # fmt: skip
     found |= {"machine": machine(), "versions": versions(), "affinity": sorted(os.sched_getaffinity(0))}
     if given.json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from .embedded_loop import Loop
 from .embedded_lora import Adapter, Slots, read_adapter
 from .embedded_sampling import Grammars, make_choice
 from .embedded_steps import Row
-
-_yield = getattr(os, "sched_yield", lambda: None)
 
 MAX_ROWS = {"cpu": 32, "mps": 32, "cuda": 128}
 QUEUE_LEN = 256
@@ -201,7 +198,6 @@ def _deliver(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:
     for loop, own in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_put, own)
-    _yield()  # on one core what was handed over is read before the next pass
 
 
 def _put(told: list[tuple[Sink, Piece | ShoestringError]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from .embedded_steps import Forward, Passes, Row
 
 # A request waits for another that reads the same beginning, where that saves so many tokens.
 WORTH_WAITING_TOKENS = 32
+
+# After each pass: where there is one core, requests come in and answers go out between two of them.
+_yield = getattr(os, "sched_yield", lambda: None)
 
 Deliver = Callable[[list[tuple[Any, Piece | ShoestringError]]], None]
 
@@ -125,6 +129,7 @@ class Loop(threading.Thread):
                     if self.rows:
                         self._step()
                     self._tell()
+                    _yield()
         except BaseException as error:  # whatever it is, nobody may wait for ever
             self.fault = error
             raise

@@ -115,7 +115,8 @@ def read_adapter(name: str, folder: Path, groups: Sequence[Linears]) -> Adapter:
             raise ModelError(
                 f"the adapter {name!r} holds numbers that are not finite in {layer}; train this rung again"
             )
-        matrices[layer] = (pair["A"].float(), pair["B"].float() * _scale(config, layer, rank))
+        # Copied, for what is read lies in the mapped file, which would stay in memory as a whole.
+        matrices[layer] = (pair["A"].float().clone(), pair["B"].float() * _scale(config, layer, rank))
     if not matrices:
         raise ModelError(f"the adapter {name!r} in {folder} holds no LoRA matrix; train this rung again")
     return Adapter(name, matrices)
