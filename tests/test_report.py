@@ -1,5 +1,6 @@
 """The report: verdict first, everything escaped, nothing fetched, and whole from any half-finished folder."""
 
+import dataclasses
 import html.parser
 import re
 
@@ -8,10 +9,13 @@ from report_folder import HOSTILE, write_run
 
 from shoestring.files import read_json, write_json, write_jsonl, write_whole
 from shoestring.records import Estimate
-from shoestring.report.folder import next_step
+from shoestring.report.curves import growth
+from shoestring.report.folder import RunFiles, next_step, read_run
 from shoestring.report.html import render_report
+from shoestring.report.ladder import pareto, price_chart
 from shoestring.report.svg import Series, arm_chart, curve_chart, nice_range, ratio_bar, share_bar, thin, ticks
 from shoestring.report.text import clip, esc
+from shoestring.runfolder import RunFolder
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -250,3 +254,44 @@ def test_scores_on_far_rows_stand_beside_the_whole(tmp_path):
     write_json(path, record)
     page = render_report(tmp_path / "run")
     assert "on far rows" in page and "0.611" in page and "0.520–0.690, 120 rows" in page
+
+
+def test_the_pareto_line_joins_what_no_cheaper_arm_equals(tmp_path):
+    """By hand: b costs more than a and scores less, d the same as c for more: the line is a, c."""
+    write_run(tmp_path)
+    arm = read_run(tmp_path).arms[0]
+    costs = {"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.7), "d": (4.0, 0.7)}
+    arms = [
+        dataclasses.replace(arm, arm=name, cost_usd=usd, score=Estimate(score, score - 0.1, score + 0.1))
+        for name, (usd, score) in costs.items()
+    ]
+    assert [one.arm for one in pareto(arms)] == ["a", "c"]
+    run = RunFiles(tmp_path, baselines=arms)
+    text = price_chart(run)
+    assert text.count('class="pareto"') == 2 and "Score over dollars: 1 a; 2 b; 3 c; 4 d" in text
+    assert price_chart(RunFiles(tmp_path, baselines=arms[:1])) == ""
+    free = [dataclasses.replace(one, cost_usd=0.0) for one in arms]
+    assert "nan" not in price_chart(RunFiles(tmp_path, baselines=free))
+
+
+def test_the_predicted_band_of_a_learning_curve_is_drawn_and_told(tmp_path):
+    write_run(tmp_path)
+    points = [{"num_rows": n, "score": s, "num_scored": 80} for n, s in ((88, 0.3), (175, 0.5), (350, 0.6))]
+    band = {"value": 0.7, "low": 0.62, "high": 0.78}
+    curve = {"points": points, "forecast": {"num_rows": 700, "measured": band}}
+    RunFolder(tmp_path).finish("rungs/shoestring-1m/curve.json", "f" * 16, curve, 1.0)
+    text = growth(read_run(tmp_path))
+    assert text.count('class="point b"') == 3 and text.count('class="foretold"') == 1
+    assert "0.700 (0.620 to 0.780)" in text and "bar 0.8" in text and ">88<" in text and ">700<" in text
+    assert "Would more rows help?" in render_report(tmp_path)
+
+
+def test_arms_measured_so_far_are_shown_while_decide_works(tmp_path):
+    write_run(tmp_path, until="decide")
+    arms = read_json(tmp_path / "decide.json")["result"]["arms"]
+    (tmp_path / "decide.json").unlink()
+    RunFolder(tmp_path).finish("decide/linear.json", "f" * 16, {"arm": arms[0], "skipped": ""}, 1.0)
+    RunFolder(tmp_path).finish("decide/few.json", "f" * 16, {"arm": None, "skipped": "no rows"}, 1.0)
+    for with_rows in (True, False):
+        run = read_run(tmp_path, with_rows)
+        assert [arm.arm for arm in run.arms] == ["linear"] and run.decided is None and not run.problems
