@@ -29,7 +29,6 @@ from shoestring.records import no_log, no_progress, to_json
 from shoestring.report.curves import curves
 from shoestring.report.folder import read_run
 from shoestring.report.html import render_report
-from shoestring.report.ladder import price_chart
 from shoestring.report.parts import predicted
 from shoestring.report.rows import ArmRows, head_of, skim
 from shoestring.report.scores import scores
@@ -245,12 +244,12 @@ def test_no_name_leads_out_of_the_runs(tmp_path: Path) -> None:
 def test_a_run_shows_its_verdict_first_and_shares_the_reports_parts(tmp_path: Path) -> None:
     write_run(tmp_path / "done")
     text = client_of(tmp_path).get("/runs/done").text
-    order = ["Bar met", "Score of each arm", "Score against dollars", "Learning curves", "Predicted against actual"]
+    order = ["Bar met", "Score of each arm", "Learning curves", "Predicted against actual"]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     report = render_report(tmp_path / "done")
     run = read_run(tmp_path / "done", with_rows=False)
-    for part in (verdict(run), scores(run), price_chart(run), curves(run), predicted(run)):
+    for part in (verdict(run), scores(run), curves(run), predicted(run)):
         assert part and part in text and part in report
 
 

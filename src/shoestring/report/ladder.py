@@ -58,7 +58,7 @@ def ladder(run: RunFiles) -> Markup:
 def price_chart(run: RunFiles) -> Markup:
     """Score of each arm over what it cost, training included; the Pareto line, and the bar as a line."""
     arms = run.arms
-    if len(arms) < 2:
+    if len(arms) < 2 or not any(arm.cost_usd > 0 for arm in arms):
         return Markup("")
     bar = run.config.task.bar if run.config else None
     line = {arm.arm for arm in pareto(arms)}
@@ -95,7 +95,7 @@ def pareto(arms: Sequence[ArmScore]) -> list[ArmScore]:
 
 def _scatter(order: Sequence[ArmScore], line: Collection[str], bar: float | None) -> Markup:
     paid = [arm.cost_usd for arm in order if arm.cost_usd > 0]
-    low, high = (min(paid) / 2, max(paid) * 2) if paid else (0.5, 2.0)
+    low, high = min(paid) / 2, max(paid) * 2
 
     def x(arm: ArmScore) -> float:
         frac = math.log(max(arm.cost_usd, low) / low) / math.log(high / low)
