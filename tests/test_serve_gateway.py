@@ -252,7 +252,13 @@ def test_sampling_is_passed_on_and_each_answer_has_its_seed(client: OpenAI, said
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_faults_of_the_engine_have_a_status(
-    client: OpenAI, engine: ScriptedEngine, raised: Exception, status: int, retry_after: str | None, stream: bool
+    client: OpenAI,
+    server: Running,
+    engine: ScriptedEngine,
+    raised: Exception,
+    status: int,
+    retry_after: str | None,
+    stream: bool,
 ) -> None:
     engine.raises = raised
     try:
@@ -261,6 +267,19 @@ def test_faults_of_the_engine_have_a_status(
     finally:
         engine.raises = None
     assert caught.value.status_code == status and caught.value.response.headers.get("retry-after") == retry_after
+    assert httpx2.get(f"{server.url}/health").status_code == (503 if status == 503 else 200)
+    ask(client)
+    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+
+
+def test_a_fault_of_ours_is_told_without_its_text(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.raises = RuntimeError("what the request said")
+    try:
+        with pytest.raises(openai.InternalServerError, match=r"req_[0-9a-f]+") as caught:
+            ask(client)
+    finally:
+        engine.raises = None
+    assert "what the request said" not in str(caught.value) and engine.num_running == 0
 
 
 def test_a_fault_within_a_stream_is_an_event(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:

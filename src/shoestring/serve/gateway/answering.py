@@ -47,6 +47,7 @@ class Work:
     asks: Sequence[Ask]
     readers: Sequence[Reader]
     num_prompt_tokens: int
+    schema_param: str = ""  # the field whose schema answers keep to
 
     @property
     def num_new_tokens(self) -> int:
@@ -101,10 +102,13 @@ async def answers(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
                     if first_s is None:
                         first_s = time.monotonic() - started
                     yield delta
-            status = 200
+            status, gateway.engine_fault = 200, ""
         except ShoestringError as error:
             told = as_api_error(error)
             status = told.status
+            gateway.engine_fault = str(error) if isinstance(error, EngineDown) else ""
+            if status == 400:
+                told.param = work.schema_param or None
             raise told from error
         except ApiError as error:
             status = error.status

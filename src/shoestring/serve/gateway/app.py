@@ -55,6 +55,7 @@ class Gateway:
         self.prompts = Prompts(self.tokenizer) if self.tokenizer is not None else None
         self.gate = Gate(self.limits)
         self.machine = MachineTime()
+        self.engine_fault = ""  # why it was down when it was last asked
         self.metrics = Metrics(self.registry.engine.stats if self.registry else None)
         self.metrics.in_flight.set_function(lambda: self.gate.num_in_flight)
         self.usage = UsageLog(self.state / "usage.jsonl", self.usd_per_hour)
@@ -124,8 +125,9 @@ def gateway_of(request: Request) -> Gateway:
 
 
 async def health(request: Request) -> Response:
-    """Whether it answers."""
-    return JSONResponse({"status": "ok"})
+    """Whether it answers; 503 once the engine was found to be down, until it answers again."""
+    is_down = bool(gateway_of(request).engine_fault)
+    return JSONResponse({"status": "engine down" if is_down else "ok"}, 503 if is_down else 200)
 
 
 async def list_models(request: Request) -> Response:

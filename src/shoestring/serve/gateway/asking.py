@@ -117,6 +117,7 @@ def work_of(
     sampling: Sequence[Callable[[int], Sampling]],
     *,
     holds: str = "",
+    schema_param: str = "",
 ) -> Work:
     """n answers to each prompt, numbered on."""
     assert gateway.prompts is not None, "a model was found"
@@ -128,7 +129,9 @@ def work_of(
             asks.append(Ask(f"{request.state.id}-{index}", adapter, tuple(ids), of(number), asked.stream))
             readers.append(Reader(index, gateway.prompts.detokeniser(), asked.stops, holds))
     num_prompt = sum(len(ids) for ids in prompts_ids)
-    return Work(request.state.id, request.state.key.name, asked.model, endpoint, asks, readers, num_prompt)
+    return Work(
+        request.state.id, request.state.key.name, asked.model, endpoint, asks, readers, num_prompt, schema_param
+    )
 
 
 async def respond(

@@ -120,6 +120,7 @@ async def chat(request: Request) -> Response | EventStream:
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
     sampling = sampling_of(gateway, asked, most, num_top, schema)
     holds = ALL if asked.is_forced else CALLS if tools else ""
-    work = work_of(request, gateway, asked, CHAT, adapter, [ids], [sampling], holds=holds)
+    param = "tools" if asked.is_forced else "response_format" if schema is not None else ""
+    work = work_of(request, gateway, asked, CHAT, adapter, [ids], [sampling], holds=holds, schema_param=param)
     told = Chat(gateway, asked, work, tools, prompts.call_opening if asked.is_forced else "")
     return await respond(request, gateway, work, asked.stream, told.events, told.whole)

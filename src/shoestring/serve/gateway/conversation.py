@@ -69,7 +69,7 @@ def prompt_of(asked: ChatRequest, raw: Mapping[str, Any]) -> Prompt:
         content = text_of(turn.content)
         if messages and messages[-1].role == role:
             before = messages.pop()
-            content = "\n".join(part for part in (before.content, content) if part)
+            content = "\n".join([before.content, content] if content or not own else [before.content])
             own = before.tool_calls + own
         messages.append(Message(role, content, own))
     return with_tools(messages, declared(asked, raw))

@@ -12,6 +12,7 @@ from .errors import ApiError
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SCHEMA_CHARACTERS = 65_536
 SEEDS = 2**63
@@ -215,8 +216,8 @@ class Common(Fields):
     @classmethod
     def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MAX_STOPS or not all(stops):
-            raise ValueError(f"give at most {MAX_STOPS} strings, none of them empty")
+        if len(stops) > MAX_STOPS or not all(0 < len(each) <= MAX_STOP_CHARACTERS for each in stops):
+            raise ValueError(f"give at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters")
         return stop
 
     @field_validator("logit_bias", mode="after")
