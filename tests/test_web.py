@@ -42,6 +42,7 @@ from shoestring.web.outputs_page import chosen_arms, matching
 from shoestring.web.overview import Reader
 from shoestring.web.places import folder_of
 from shoestring.web.run_page import Followed
+from shoestring.web.runs_page import own_run_file
 from shoestring.web.site import MAX_BODY_BYTES, Site
 from shoestring.web.steps import Tail
 
@@ -117,8 +118,20 @@ def test_reads_by_other_origins_are_refused(tmp_path: Path) -> None:
     assert client.get("/", headers={"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}).status_code == 403
 
 
+def test_odd_cookies_of_other_programs_on_this_machine_do_not_lock_out(tmp_path: Path) -> None:
+    site = Site(tmp_path, PORT)
+    client = TestClient(make_app(site), base_url=BASE)
+    odd = '{"a": [1, "b"]}=x; =; ;;; é="\\q'.encode()
+    headers = {"cookie": odd + b"; " + f"{site.cookie}={site.token}".encode()}
+    assert client.get("/", headers=headers).status_code == 200
+
+
 def test_bodies_are_bounded(tmp_path: Path) -> None:
     client = client_of(tmp_path)
+    client.app.state.site.body_limits["/new"] = 1000  # type: ignore[attr-defined]
+    parts = [b'--x\r\ncontent-disposition: form-data; name="data"; filename="a.csv"\r\n\r\n', *[b"a,b\n" * 50] * 9]
+    form = {"content-type": "multipart/form-data; boundary=x", "transfer-encoding": "chunked"}
+    assert client.post("/new", content=iter(parts), headers=form).status_code == 413  # its length is not said
     assert client.post("/", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
     assert client.post("/", headers={"content-length": "-1"}).status_code == 413
 
@@ -408,6 +421,19 @@ def test_a_run_is_started_stopped_and_can_go_on(tmp_path: Path) -> None:
     until(lambda: state() == "interrupted" and site.processes.num_working == 0)
     assert "Resume" in client.get("/runs/small").text
     assert "interrupted" in (runs / "small" / "page.log").read_text()
+
+
+def test_a_run_goes_on_by_its_run_file_as_it_is_now(tmp_path: Path) -> None:
+    run_file = launched.write_run(tmp_path, "small")
+    run = Run.from_file(run_file, runs_dir=tmp_path / "runs")
+    write_run_file(run)
+    assert own_run_file(run.folder) == run_file
+    run_file.write_text(run_file.read_text().replace("name: small", "name: other"))
+    assert own_run_file(run.folder) is None  # another run's by now
+    run_file.write_text("name: [")
+    assert own_run_file(run.folder) == run_file  # the run says what is wrong with it
+    run_file.unlink()
+    assert own_run_file(run.folder) is None
 
 
 def test_what_keeps_a_run_from_starting_is_shown(tmp_path: Path) -> None:

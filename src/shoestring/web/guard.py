@@ -8,11 +8,11 @@ are told apart by the headers Origin and Sec-Fetch-Site. A foreign name that res
 from __future__ import annotations
 
 import hmac
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -76,12 +76,8 @@ class Guard:
         return answer
 
     def _unknown(self, headers: Headers) -> Response | None:
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
-        given = cookies.get(self.site.cookie)
-        if given is not None and self._is_token(given.value):
+        given = cookie_parser(headers.get("cookie", "")).get(self.site.cookie)
+        if given is not None and self._is_token(given):
             return None
         return PlainTextResponse("open the address that shoestring ui printed, with its token\n", 401)
 

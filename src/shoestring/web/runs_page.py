@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 from markupsafe import Markup as Trusted
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ..config import load_run_file
 from ..errors import BadInput
 from ..report.svg import score_bar
+from ..stages.closing import meta_of
 from . import events
 from .places import folder_of
 from .site import Seen, Site, page, site_of, trusted
@@ -72,13 +75,27 @@ def follow(request: Request) -> Response:
 
 
 def start(request: Request) -> Response:
-    """Start a run, or let it go on: what `shoestring run FOLDER` does."""
+    """Start a run, or let it go on: what `shoestring run RUN_FILE` does, or of its folder where that is gone."""
     site, name = site_of(request), request.path_params["name"]
     folder = folder_of(site.runs_dir, name)
     if not (folder / "run.yaml").is_file():
         raise BadInput(f"{name} holds no run file yet; start it with: shoestring run RUN_FILE")
-    site.processes.start(name, folder)
+    site.processes.start(name, own_run_file(folder) or folder)
     return _acted(request)
+
+
+def own_run_file(folder: Path) -> Path | None:
+    """The run file that a run was started with, as it is now: what was changed in it (a budget) is meant.
+
+    None where it is gone, or is another run's by now.
+    """
+    path = meta_of(folder).get("run_file")
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        return Path(path) if load_run_file(path).name == folder.name else None
+    except BadInput:
+        return Path(path)  # the run says what is wrong with it
 
 
 def stop(request: Request) -> Response:
