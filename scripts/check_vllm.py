@@ -126,8 +126,7 @@ def run(folder: Path, models: list[str]) -> dict[str, Any]:
             make_run(runs, "orders", model, seed=2, r=16, use_rslora=True)
             told["models"][model] = seen = {"as_installed": asyncio.run(refused(runs))}
             with mended(folder):
-                seen["mended"] = asyncio.run(compared(runs, model))
-                seen["contract"] = contract(runs, model)
+                seen |= served_rightly(runs, model)
     told["passed"] = all(
         seen["as_installed"]["refused"]
         and seen["mended"]["num_equal"] == seen["mended"]["num_answers"]
@@ -160,43 +159,68 @@ async def refused(runs: Path) -> dict[str, Any]:
     return {"refused": False, "because": "", "wall_s": round(time.monotonic() - started, 1)}
 
 
-async def compared(runs: Path, model: str) -> dict[str, Any]:
-    """Greedy tokens of the base and both adapters, all questions at once, against transformers and PEFT."""
+def served_rightly(runs: Path, model: str) -> dict[str, Any]:
+    """One server behind the gateway: its tokens against PEFT's, and the gateway's contract tests."""
+    from serve_contract import CHECKS
+    from served import running
     from served_runs import CPU
 
+    from shoestring.serve.engine import Engine
+    from shoestring.serve.opening import open_registry
+
+    said: list[str] = []
+    opened: list[float] = []
+
+    async def open_engine() -> Engine:
+        started = time.monotonic()
+        registry = await open_registry(runs_of(runs), runs_dir=runs, device=CPU, engine="vllm", log=said.append)
+        opened.append(time.monotonic() - started)
+        return registry.engine
+
+    passed, failed = [], {}
+    with running(runs, model, open_engine, ("tickets", "orders")) as server:
+        assert server.gateway.registry is not None
+        tokens = compared(server.gateway.registry.engine, server.run, runs, model)
+        for check in CHECKS:
+            try:
+                check(server.base_url, server.key, [model, "tickets", "orders"])
+            except Exception as error:  # each check has its own
+                failed[check.__name__] = f"{type(error).__name__}: {str(error)[:400]}"
+            else:
+                passed.append(check.__name__)
+    mended_facts = {**tokens, "start_and_check_s": round(opened[0], 1), "parity": said[-1]}
+    return {"mended": mended_facts, "contract": {"passed": passed, "failed": failed}}
+
+
+def compared(engine: Any, run: Any, runs: Path, model: str) -> dict[str, Any]:
+    """Greedy tokens of the base and both adapters, all questions at once, against transformers and PEFT."""
     from shoestring.messages import Message
     from shoestring.serve.engine import BASE, Ask, Sampling
-    from shoestring.serve.opening import open_registry
     from shoestring.train.base import encode_prompt, load_tokenizer
 
-    started, said = time.monotonic(), []
-    registry = await open_registry(runs_of(runs), runs_dir=runs, device=CPU, engine="vllm", log=said.append)
-    start_s = time.monotonic() - started
     tokenizer = load_tokenizer(model)
     prompts = [encode_prompt(tokenizer, (Message("user", text),)) for text in QUESTIONS]
     jobs = [(name, at) for at in range(len(prompts)) for name in (BASE, "tickets", "orders")]
 
     async def ask(name: str, at: int) -> list[int]:
-        sampling = Sampling(NUM_NEW_TOKENS)
-        answer = registry.engine.generate(Ask(f"{name}-{at}", name, tuple(prompts[at]), sampling))
+        answer = engine.generate(Ask(f"{name}-{at}", name, tuple(prompts[at]), Sampling(NUM_NEW_TOKENS)))
         return [token.id async for piece in answer for token in piece.tokens]
 
-    try:
-        started = time.monotonic()
-        found = dict(zip(jobs, await asyncio.gather(*(ask(*job) for job in jobs)), strict=True))
-        wall_s = time.monotonic() - started
-    finally:
-        await registry.engine.close()
+    async def ask_all() -> list[list[int]]:
+        return await asyncio.gather(*(ask(*job) for job in jobs))
+
+    started = time.monotonic()
+    found = dict(zip(jobs, run(ask_all()), strict=True))
+    wall_s = time.monotonic() - started
     wanted = {job: by_peft(runs, model, job[0], prompts[job[1]]) for job in jobs}
     different = [f"{name or 'base'}, question {at + 1}" for name, at in jobs if found[name, at] != wanted[name, at]]
+    num_tokens = sum(map(len, found.values()))
     return {
         "num_answers": len(jobs),
         "num_equal": len(jobs) - len(different),
         "different": different,
-        "num_tokens": sum(map(len, found.values())),
-        "tokens_per_s_total": round(sum(map(len, found.values())) / wall_s, 1),
-        "start_and_check_s": round(start_s, 1),
-        "parity": said[-1],
+        "num_tokens": num_tokens,
+        "tokens_per_s_total": round(num_tokens / wall_s, 1),
     }
 
 
@@ -212,30 +236,6 @@ def by_peft(runs: Path, model: str, name: str, prompt: list[int]) -> list[int]:
     stop, pad = own.stop_ids, own.tokenizer.pad_token_id
     answers = decode_greedy(own.model, [prompt], stop_ids=stop, pad_id=pad, max_new_tokens=NUM_NEW_TOKENS)
     return [token for token in answers[0][0] if token not in stop]
-
-
-def contract(runs: Path, model: str) -> dict[str, Any]:
-    """The gateway's contract tests over this engine."""
-    from serve_contract import CHECKS
-    from served import running
-    from served_runs import CPU
-
-    from shoestring.serve.engine import Engine
-    from shoestring.serve.opening import open_registry
-
-    async def open_engine() -> Engine:
-        return (await open_registry(runs_of(runs), runs_dir=runs, device=CPU, engine="vllm")).engine
-
-    passed, failed = [], {}
-    with running(runs, model, open_engine, ("tickets", "orders")) as server:
-        for check in CHECKS:
-            try:
-                check(server.base_url, server.key, [model, "tickets", "orders"])
-            except Exception as error:  # each check has its own
-                failed[check.__name__] = f"{type(error).__name__}: {str(error)[:400]}"
-            else:
-                passed.append(check.__name__)
-    return {"passed": passed, "failed": failed}
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def running(
 
     thread = threading.Thread(target=work)
     thread.start()
-    started.wait(120)
+    assert started.wait(600), "no server after ten minutes"
     if failed:
         raise failed[0]
 

@@ -13,9 +13,11 @@ import pytest
 from served_runs import CPU, make_run
 
 from shoestring.errors import BadInput, ModelError
+from shoestring.messages import Example, Message
+from shoestring.runfolder import RunFolder
 from shoestring.serve.engine import BASE, Ask, Sampling
 from shoestring.serve.engines.vllm import VARIABLE
-from shoestring.serve.opening import engine_named, open_registry, preflight, probe_prompts
+from shoestring.serve.opening import by_merged_weights, engine_named, open_registry, preflight, probe_prompts
 from shoestring.serve.registry import Registry, read_run
 from shoestring.train.base import load_tokenizer
 
@@ -64,6 +66,37 @@ def test_what_an_engine_may_not_have_is_refused_before_any_is_loaded(runs: Path)
     assert [line.verdict.decision for line in lines] == ["serve", "merge first"]
     with pytest.raises(BadInput, match="dora: merge first: embedded does not serve DoRA"):
         asyncio.run(open_registry(own, runs_dir=runs, device=CPU))
+
+
+def test_a_run_that_must_be_merged_first_answers_by_its_merged_weights(runs: Path, tmp_path: Path) -> None:
+    from shoestring.serve.merge import merge_adapter
+
+    folder = tmp_path / "dora"
+    shutil.copytree(runs / "dora", folder)
+    place = next(folder.glob("rungs/*/adapter"))
+    row = Example((Message("user", "Where is it?"), Message("assistant", "Here.")), (1, 2), source="a", line=1)
+    merge_adapter(MODEL, place, folder / "export" / "merged", device=CPU, examples=[row])
+    told = {
+        "adapter_dir": str(place.relative_to(folder)),
+        "merged_dir": "export/merged",
+        "merge_check": {"passed": True},
+    }
+    RunFolder(folder).finish("export.json", "0" * 16, told, 1.0)
+    own = by_merged_weights([read_run(folder)], "embedded")
+    assert own[0].adapter is None and "merged weights" in own[0].notes[-1]
+    tickets = read_run(runs / "tickets")
+    assert by_merged_weights([tickets], "embedded") == [tickets], "this one needs none"
+
+    async def work() -> None:
+        registry = await open_registry(own, runs_dir=tmp_path, device=CPU)
+        try:
+            assert registry.base_name == "dora" and not registry.models
+            prompt = probe_prompts(MODEL)[0]
+            assert await greedy(registry, BASE, prompt) == by_peft(runs / "dora", prompt)
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
 
 
 def test_the_embedded_engine_answers_as_peft(runs: Path) -> None:

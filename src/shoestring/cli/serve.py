@@ -56,6 +56,10 @@ def command(asked: Asked, is_check: bool, is_json: bool) -> int:
     if not asked.targets and asked.tuning and not is_check:
         return asyncio.run(_serve(asked, [], "", is_json))
     runs, model = wanted(asked.targets, asked.runs_dir)
+    if runs:
+        from ..serve.opening import by_merged_weights
+
+        runs = by_merged_weights(runs, asked.engine, asked.engine_url)
     if is_check:
         return _check(asked, runs, model, is_json)
     return asyncio.run(_serve(asked, runs, model, is_json))

@@ -19,7 +19,7 @@ from ..messages import Message
 from ..records import Device, Log, no_log
 from ..train.base import encode_prompt, load_tokenizer, stop_token_ids
 from ..train.watch import WEIGHTS
-from .adapters import CONFIG, SERVE, Base, read_base
+from .adapters import CONFIG, MERGE, SERVE, Base, read_base
 from .engine import Capability, Engine
 from .engines import parity
 from .engines.llamacpp import CAPABILITY as LLAMACPP
@@ -28,7 +28,7 @@ from .engines.vllm import CAPABILITY as VLLM
 from .engines.vllm import VllmEngine, reach_vllm, start_vllm
 from .gguf import base_folder, require_kind, write_adapter, write_model
 from .llamacpp_home import converter
-from .registry import Line, Registry, Served, check, one_base, refusal
+from .registry import Line, Registry, Served, as_merged, check, one_base, refusal
 
 ENGINES = ("auto", "embedded", "vllm", "llamacpp")
 # What the parity check asks; of a chat, so that adapters of chats answer as they were trained to.
@@ -67,6 +67,18 @@ def preflight(runs: Sequence[Served], engine: str, url: str = "") -> tuple[Base,
     """
     base = one_base(runs)
     return base, check(runs, base, capability_of(engine_named(engine, url), runs))
+
+
+def by_merged_weights(runs: Sequence[Served], engine: str, url: str = "") -> list[Served]:
+    """The runs as they are; a single one that must be merged first, and is, as that whole model, by its own name.
+
+    Raises: BadInput, ModelError.
+    """
+    if len(runs) == 1 and runs[0].merged is not None:
+        _, lines = preflight(runs, engine, url)
+        if lines[0].verdict.decision == MERGE:
+            return [as_merged(runs[0])]
+    return list(runs)
 
 
 async def open_registry(

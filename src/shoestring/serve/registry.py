@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,13 @@ def one_base(runs: Sequence[Served]) -> Base:
     return base
 
 
+def as_merged(run: Served) -> Served:
+    """The same run by its merged weights, a whole model; only where they were compared and passed."""
+    assert run.merged is not None
+    why = "answers by its merged weights, which were held against the adapter"
+    return replace(run, folder=run.merged, adapter=None, method="full", notes=(*run.notes, why))
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One row of the table that a server's start shows."""
@@ -271,7 +278,8 @@ def _verdict(run: Served, base: Base, engine: Capability) -> Verdict:
 def refusal(line: Line) -> str:
     """A verdict other than SERVE in words, with the next step."""
     own, found = line.served, line.verdict
-    step = f"serve the merged weights, {own.merged}" if own.merged else f"shoestring export {own.run}"
+    alone = f"shoestring serve {own.run}, alone: it answers by its merged weights"
+    step = alone if own.merged else f"shoestring export {own.run}"
     return f"{own.name}: {one_line(found)}" + (f"; next: {step}" if found.decision == MERGE else "")
 
 
