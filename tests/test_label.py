@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pty
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from test_judge_run import EVERY, write_run
 
 from shoestring.cli.label_page import Page
@@ -26,6 +29,8 @@ from shoestring.evaluate.judge.labels import ORDERS, human_scores, read_labels
 from shoestring.files import read_json
 from shoestring.recipe import Run
 from shoestring.records import ArmScore, Estimate, RowScore
+from shoestring.web.app import make_app
+from shoestring.web.site import Site
 from tests.judge_server import JudgeServer
 
 EXAMPLES = {example.id: example for example in EVERY[:40]}
@@ -258,6 +263,34 @@ def test_a_terminal_takes_single_keystrokes(decided) -> None:
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0 and json.loads(out)["num_rows"] == 36
+
+
+def test_the_page_of_shoestring_ui_labels_too(decided, tmp_path) -> None:
+    run, _ = decided
+    shutil.copytree(run.folder, tmp_path / "runs" / run.folder.name)
+    labels = tmp_path / "runs" / run.folder.name / "labels.jsonl"
+    labels.unlink(missing_ok=True)
+    site = Site(tmp_path / "runs", 8125)
+    client = TestClient(make_app(site), base_url="http://127.0.0.1:8125", headers={"origin": "http://127.0.0.1:8125"})
+    client.get(f"/?token={site.token}")
+    address = f"/runs/{run.folder.name}/label"
+
+    def said(act: str) -> str:
+        asked = re.search(r'name="id" value="(\d+)"', client.get(address).text)
+        assert asked is not None
+        return client.post(address, data={"id": asked[1], "act": act}).text
+
+    first = client.get(address).text
+    assert "0 labelled" in first and "zero-shot" not in first
+    assert "1 labelled" in said("yes") and "2 labelled" in said("no") and "2 labelled" in said("skipped")
+    assert "2 labelled" in said("undo") and "1 labelled" in said("undo")
+    assert [label.said for label in read_labels(labels)] == [[True], [False], "skipped", None, None]
+    assert "that is no label" in said("perhaps").replace("&#x27;", "'")
+    assert client.post(address, data={"id": "999", "act": "yes"}).status_code == 200  # another row is due: not kept
+    assert len(read_labels(labels)) == 5
+    assert "calibrated by them" in client.post(address, data={"act": "in"}).text
+    (labels.parent / "run.yaml").write_text("name: x")
+    assert client.get(address).status_code == 422
 
 
 def test_what_cannot_be_labelled_is_said(decided, capfd, tmp_path) -> None:

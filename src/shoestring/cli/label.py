@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, RunFolderError
+from ..errors import RunFolderError
 from .output import emit, say, warn
 from .running import open_run
 from .tables import score_text
@@ -31,19 +31,10 @@ def command(
     target: str, arm_names: Sequence[str], num_rows: int, is_page: bool, port: int, runs_dir: Path, is_json: bool
 ) -> int:
     """Label until enough, the end, or the person stops; then calibrate what is recorded."""
-    from ..evaluate.judge.labelling import Labelling
-    from ..evaluate.judge.labels import LABELS
-    from ..stages.judging import config_of, recorded_arms
-    from ..stages.preparing import read_again
+    from ..stages.labelling import open_session
 
     run = open_run(target, runs_dir)
-    config = config_of(run)
-    if run.run_folder.record("curate.json") is None:
-        raise BadInput(f"{run.folder}: no arm has answered yet; first: shoestring run {target}")
-    curated = read_again(run)
-    chosen = _arms(run, recorded_arms(run, curated), arm_names)
-    examples = {example.id: example for example in curated.eval}
-    session = Labelling(chosen, examples, config, run.folder / LABELS, run.config.seed)
+    session, chosen = open_session(run, arm_names)
     if is_page:
         from .label_page import serve
 
@@ -51,22 +42,7 @@ def command(
     else:
         with _keystrokes():
             _terminal(session, num_rows)
-    return _finish(run, session, [arm.arm for arm in chosen], is_json)
-
-
-def _arms(run: Run, recorded: Sequence[ArmScore], names: Sequence[str]) -> list[ArmScore]:
-    """The arms named; without names the one the verdict is about, else the best. Raises: BadInput."""
-    arms = {arm.arm: arm for arm in recorded}
-    if not arms:
-        raise BadInput(f"{run.folder}: no arm has answered yet; first: shoestring run {run.folder}")
-    unknown = [name for name in names if name not in arms]
-    if unknown:
-        raise BadInput(f"--arm {unknown[0]!r}: the run has {', '.join(map(repr, arms))}")
-    if names:
-        return [arms[name] for name in dict.fromkeys(names)]
-    concluded = run.run_folder.record("ladder.json")
-    best = max(arms.values(), key=lambda arm: arm.score.value)
-    return [arms.get(str(concluded["result"]["arm"]), best) if concluded else best]
+    return _finish(run, session, chosen, is_json)
 
 
 # ---- terminal -----------------------------------------------------------------------------------
@@ -185,12 +161,10 @@ def _block(name: str, text: str, width: int) -> list[str]:
 def _finish(run: Run, session: Labelling, names: Sequence[str], is_json: bool) -> int:
     """Calibrate the records by the labels, and say what they show."""
     from ..evaluate.judge.calibrate import MIN_LABELS
-    from ..stages.judging import recalibrate
+    from ..stages.labelling import take_in
 
     try:
-        with run.run_folder.locked():
-            arms = {arm.arm: arm for arm in recalibrate(run)}
-        run.write_report()
+        arms = take_in(run)
     except RunFolderError as error:
         warn(f"note: labels are kept; scores are calibrated by the next shoestring run ({error})")
         arms = {}

@@ -62,17 +62,11 @@ class Page:
 
     def say(self, body: dict[str, Any]) -> dict[str, Any]:
         """Keep a label of the item that is shown. Raises: Refused."""
-        from ..evaluate.judge.labels import SKIPPED
-
         item, said = self.session.next(), body.get("said")
         if item is None or body.get("id") != item.id:
             raise Refused(409, "another row is due; the page shows it now")
-        is_pair = self.session.config.mode == "pairwise"
-        if said != SKIPPED:
-            is_rubric = isinstance(said, list) and len(said) == len(self.session.criteria)
-            is_rubric = is_rubric and all(isinstance(value, bool) for value in said)  # type: ignore[union-attr]
-            if said not in ("A", "B", "tie") if is_pair else not is_rubric:
-                raise Refused(400, "no label")
+        if not self.session.is_label(said):
+            raise Refused(400, "no label")
         self.session.say(item, said)
         return self.state()
 

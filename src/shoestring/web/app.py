@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import ShoestringError
-from . import chat_page, check_page, data_page, new_page, outputs_page, plan_page, run_page, runs_page
+from . import chat_page, check_page, data_page, label_page, new_page, outputs_page, plan_page, run_page, runs_page
 from .guard import Guard
 from .site import Site, page, site_of
 
@@ -25,6 +25,7 @@ PAGES = (
     check_page,
     data_page,
     plan_page,
+    label_page,
     chat_page,
     new_page,
 )

@@ -22,7 +22,7 @@ from ..data.codes import CODES
 from ..data.restore import ADVICE, can_come_back
 from ..data.review import Mark
 from ..data.safety import redact
-from ..errors import BadInput
+from ..errors import BadInput, ConfigError
 from ..files import read_json
 from ..report.data import data, words
 from ..report.data_cases import Found, cases
@@ -53,6 +53,7 @@ def show(request: Request) -> Response:
         title=f"{folder.name}: data",
         has_data=(folder / "data" / "receipt.json").is_file(),
         section=_section(folder),
+        has_judge=(config := _config(folder)) is not None and config.judge is not None,
         suspects=[_suspect_cells(folder.name, one) for one in listed],
         num_suspects=num_suspects,
         num_decided=num_decided,
@@ -200,7 +201,10 @@ def _receipt(folder: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> RunConfig | None:
-    return load_run_file(folder / "run.yaml") if (folder / "run.yaml").is_file() else None
+    try:
+        return load_run_file(folder / "run.yaml")
+    except ConfigError:  # the run's own page says what is wrong with it
+        return None
 
 
 def _page_number(request: Request) -> int:

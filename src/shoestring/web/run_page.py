@@ -66,8 +66,10 @@ def run(request: Request) -> Response:
     folder = folder_of(site.runs_dir, request.path_params["name"])
     seen = site.seen(site.reader.one(folder))
     training = _training(folder, seen)
-    has_file = (folder / "run.yaml").is_file()
-    found = parts_of(folder, training.model if training else None) if has_file else []
+    if (folder / "run.yaml").is_file():
+        found = parts_of(folder, training.model if training else None)
+    else:  # the places that events fill once the run has read its run file
+        found = [(f"part-{name}", "") for name, _ in _parts(RunFiles(folder), None)]
     return page(
         request,
         "run.html",

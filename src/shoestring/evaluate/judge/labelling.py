@@ -96,6 +96,15 @@ class Labelling:
             self._keep(item, TIE)
         return None
 
+    def is_label(self, said: Any) -> bool:
+        """Whether this is something that may be said of an item: for those who ask over a wire."""
+        if said == SKIPPED:
+            return True
+        if self.config.mode == "pairwise":
+            return said in (FIRST, SECOND, TIE)
+        is_rubric = isinstance(said, list) and len(said) == len(self.criteria)
+        return is_rubric and all(isinstance(value, bool) for value in said)
+
     @property
     def num_rows(self) -> int:
         """Rows labelled whole: a pair in both orders; skipped ones are not counted."""
