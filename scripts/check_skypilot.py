@@ -3,8 +3,9 @@
 `python scripts/check_skypilot.py --install FOLDER` makes an environment with SkyPilot (a minute, half a gigabyte).
 `FOLDER/bin/python scripts/check_skypilot.py TASK.yaml...` prints a JSON object for each: the task loads with
 `sky.Task.from_yaml`, SkyPilot's optimizer chooses among its machines at the prices of a seeded catalog, and a dry run
-in this process finishes. What is not as in a launch: clouds count as having credentials, the bucket is left out of the
-dry run (SkyPilot asks its cloud for it), and `rsync`, which must exist and is not used, is made up where there is none.
+in this process finishes; a service passes SkyServe's own validation instead of the dry run. What is not as in a
+launch: clouds count as having credentials, the bucket is left out of the dry run (SkyPilot asks its cloud for it),
+and `rsync`, which must exist and is not used, is made up where there is none.
 Exit status 1 where one fails.
 """
 
@@ -82,6 +83,8 @@ def check(path: Path, home: Path) -> dict:
 
     enabled = [registry.CLOUD_REGISTRY.from_str(name) for name in clouds]
     sky_check.get_cached_enabled_clouds_or_refresh = lambda *args, **kwargs: enabled
+    if "service" in given:
+        return check_service(path, given)
     secrets = [(name, "a-value-for-the-check") for name in given.get("secrets") or {}]
     task = sky.Task.from_yaml(str(path))  # as `sky jobs launch` reads it
     loaded = {"resources": [str(r) for r in task.resources], "secrets": sorted(task.secrets)}
@@ -96,6 +99,38 @@ def check(path: Path, home: Path) -> dict:
         chosen = str(task.best_resources)
         execution.launch(task, cluster_name="shoestring-check", dryrun=True, _quiet_optimizer=True)
     return {**loaded, "chosen": chosen, "dry_run": "finished"}
+
+
+def check_service(path: Path, given: dict) -> dict:
+    """Load a service as `sky serve up` does, ask SkyServe's own validation, and let the optimizer choose."""
+    import sky
+    from sky import optimizer
+    from sky.serve import serve_utils
+
+    sky.Task.from_yaml(str(path))  # as `sky serve up` reads it
+    secrets = [(name, "a-value-for-the-check") for name in given.get("secrets") or {}]
+    task = sky.Task.from_yaml_config(given, secrets_overrides=secrets)
+    serve_utils.validate_service_task(task, pool=False)
+    spec = task.service
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        dag = sky.Dag()
+        dag.add(task)
+        optimizer.Optimizer.optimize(dag, quiet=True)
+    return {
+        "chosen": str(task.best_resources),
+        "secrets": sorted(task.secrets),
+        "mounts": sorted(task.file_mounts),
+        "service": {
+            "readiness_path": spec.readiness_path,
+            "initial_delay_seconds": spec.initial_delay_seconds,
+            "min_replicas": spec.min_replicas,
+            "max_replicas": spec.max_replicas,
+            "target_qps_per_replica": spec.target_qps_per_replica,
+            "use_ondemand_fallback": spec.use_ondemand_fallback,
+            "base_ondemand_fallback_replicas": spec.base_ondemand_fallback_replicas,
+        },
+    }
 
 
 def seed(folder: Path, wanted: list[dict]) -> list[str]:

@@ -178,7 +178,8 @@ def evaluate(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) ->
 def export(
     target: Target,
     tool: Annotated[
-        str | None, typer.Option("--to", metavar="TOOL", help="Write the run for trl or axolotl to train instead.")
+        str | None,
+        typer.Option("--to", metavar="TOOL", help="trl or axolotl, to train; skyserve, to serve."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="With --to: this rung (default: the first that fits).")
@@ -190,11 +191,13 @@ def export(
 
     Uses what is trained and scored, and trains nothing. The adapter gets a model card; the merged
     weights are read back and checked against it. With --to, the curated rows and the planned settings
-    are written as that trainer's own configuration, with the command that runs it.
+    are written as that trainer's own configuration, with the command that runs it. --to skyserve writes
+    a service of several machines for a trained run with traffic, with the command that starts it.
 
     \b
     Example: shoestring export runs/tickets
              shoestring export run.yaml --to axolotl
+             shoestring export runs/tickets --to skyserve
     """
     if tool is not None:
         from .handing_over import command

@@ -10,7 +10,11 @@ from .running import open_run
 
 
 def command(target: str, tool: str, model: str | None, runs_dir: Path, is_json: bool) -> int:
-    """Curate and plan where that is not done, then write the files."""
+    """Curate and plan where that is not done, then write the files; of a trained run, the service that serves it."""
+    if tool == "skyserve":
+        from .skyserve import command as serve_out
+
+        return serve_out(target, runs_dir, is_json)
     from ..stages.handing_over import hand_over, require_tool
 
     require_tool(tool)
