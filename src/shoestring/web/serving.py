@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,5 +41,6 @@ def serve(runs_dir: Path, port: int, ready: Callable[[Site], None]) -> None:
         )
         server = uvicorn.Server(config)
         site.is_closing = lambda: server.should_exit
+        threading.Thread(target=site.reader.all, daemon=True).start()  # while the browser opens
         ready(site)
         server.run(sockets=[listening])
