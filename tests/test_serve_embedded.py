@@ -6,6 +6,7 @@ import asyncio
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -552,3 +553,31 @@ def test_the_tree_keeps_what_was_used_last() -> None:
     add("longer than the budget")
     tree.forget("x")
     assert tree.num_tokens == 0 and known("abxy") == ""
+
+
+def test_in_16_bits_tokens_are_peft_up_to_ties(home: Path) -> None:
+    """Packed weights, float32 between products: each token's logit is at most a last bit below PEFT's largest."""
+    import torch
+    from peft import PeftModel
+
+    from shoestring.train.base import load_base, quiet_loading
+
+    device = replace(CPU, dtype="bfloat16")
+
+    async def main() -> list[list[int]]:
+        engine = await open_embedded(str(home / "base"), device=device)
+        try:
+            engine.loop.stop_ids = frozenset()
+            await engine.load("one", home / "one")
+            found = await asyncio.gather(*(answer(engine, "one", prompt, 12) for prompt in PROMPTS))
+            return [ids_of(pieces) for pieces in found]
+        finally:
+            await engine.close()
+
+    found = asyncio.run(main())
+    with quiet_loading(), torch.no_grad():
+        tuned = PeftModel.from_pretrained(load_base(str(home / "base"), device=device), str(home / "one"))
+        for prompt, tokens in zip(PROMPTS, found, strict=True):
+            logits = tuned(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float()
+            chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            assert float((logits.max(-1).values - chosen).max()) <= 0.02 * float(logits.abs().max())

@@ -4,8 +4,8 @@ The adapters in use lie in slots of one tensor, the rows of a pass in the order 
 multiplied in one batched product. Layers on one input (q, k, v; gate, up) are one group with one A. PEFT's way over a
 mixed batch is two products and three copies for each adapter of each layer.
 
-Shapes: N tokens of a pass, I input size, O output size of a group, R rank of one adapter in a group (of all its
-layers together), S slots, P rows of the slot that has most.
+Shapes: N tokens of a pass, I input size, O output size of a group, Q that of a block, R rank of one adapter in a group
+(of all its layers together), S slots, M blocks, P rows of the slot that has most.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class Linears:
     def num_outputs(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def num_blocks(self) -> int:
+        """How many B lie side by side: as many as layers where all have one size, else one with zeros between."""
+        return len(self.sizes) if len(set(self.sizes)) == 1 else 1
+
 
 @dataclass(slots=True, eq=False)
 class Adapter:
@@ -60,7 +65,8 @@ class Adapter:
         return sum(m.numel() * m.element_size() for pair in self.matrices.values() for m in pair)
 
     def rank_in(self, group: Linears) -> int:
-        return sum(self.matrices[name][0].shape[0] for name in group.names if name in self.matrices)
+        """The largest in a layer of the group."""
+        return max((len(self.matrices[name][0]) for name in group.names if name in self.matrices), default=0)
 
 
 def read_adapter(name: str, folder: Path, groups: Sequence[Linears]) -> Adapter:
@@ -153,9 +159,9 @@ class Slots:
         self.groups = {group.key: group for group in groups}
         self.dtype, self.device = dtype, device
         self.held: list[Adapter | None] = []
-        self.widths: dict[str, int] = dict.fromkeys(self.groups, 0)
+        self.ranks: dict[str, int] = dict.fromkeys(self.groups, 0)  # of one layer
         self.a: dict[str, Any] = {}  # (S, I, R)
-        self.b: dict[str, Any] = {}  # (S, R, O)
+        self.b: dict[str, Any] = {}  # (S M, R / M, Q)
         self.used: list[int] = []
         self.clock = 0
 
@@ -173,8 +179,8 @@ class Slots:
             self.used.append(0)
         self.held[slot], self.used[slot] = adapter, self.clock
         needed = {key: adapter.rank_in(group) for key, group in self.groups.items()}
-        if any(needed[key] > self.widths[key] for key in needed) or not self._has(slot):
-            self.widths = {key: max(width, needed[key]) for key, width in self.widths.items()}
+        if any(needed[key] > self.ranks[key] for key in needed) or not self._has(slot):
+            self.ranks = {key: max(rank, needed[key]) for key, rank in self.ranks.items()}
             self._rebuild()
         else:
             self._fill(slot, adapter)
@@ -185,35 +191,40 @@ class Slots:
         self.held = [None if held is adapter else held for held in self.held]
 
     def _has(self, slot: int) -> bool:
-        return all(not width or (key in self.a and len(self.a[key]) > slot) for key, width in self.widths.items())
+        return all(not rank or (key in self.a and len(self.a[key]) > slot) for key, rank in self.ranks.items())
 
     def _rebuild(self) -> None:
         import torch
 
         num = len(self.held)
         for key, group in self.groups.items():
-            width = self.widths[key]
-            if width:
-                self.a[key] = torch.zeros(num, group.num_inputs, width, dtype=self.dtype, device=self.device)
-                self.b[key] = torch.zeros(num, width, group.num_outputs, dtype=self.dtype, device=self.device)
+            if not self.ranks[key]:
+                continue
+            width, blocks = self.ranks[key] * len(group.names), group.num_blocks
+            shapes = (num, group.num_inputs, width), (num * blocks, width // blocks, group.num_outputs // blocks)
+            self.a[key], self.b[key] = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
         for slot, adapter in enumerate(self.held):
             if adapter is not None:
                 self._fill(slot, adapter)
 
     def _fill(self, slot: int, adapter: Adapter) -> None:
         for key, group in self.groups.items():
-            if not self.widths[key]:
+            rank, blocks = self.ranks[key], group.num_blocks
+            if not rank:
                 continue
-            a_IR, b_RO = self.a[key][slot], self.b[key][slot]
+            a_IR, b_MRQ = self.a[key][slot], self.b[key][slot * blocks : (slot + 1) * blocks]
             a_IR.zero_()
-            b_RO.zero_()
-            at = column = 0
-            for name, size in zip(group.names, group.sizes, strict=True):
+            b_MRQ.zero_()
+            column = 0
+            for number, (name, size) in enumerate(zip(group.names, group.sizes, strict=True)):
                 if name in adapter.matrices:
                     a, b = adapter.matrices[name]
+                    at = number * rank
                     a_IR[:, at : at + len(a)] = a.t()
-                    b_RO[at : at + len(a), column : column + size] = b.t()
-                    at += len(a)
+                    if blocks > 1:
+                        b_MRQ[number, : len(a)] = b.t()
+                    else:
+                        b_MRQ[0, at : at + len(a), column : column + size] = b.t()
                 column += size
 
     def share(self, slots: Sequence[int | None], num_single: int) -> Share | None:
@@ -243,24 +254,40 @@ class Slots:
 
     def add(self, key: str, x_NI: Any, y_NO: Any, share: Share) -> None:
         """Add the adapters' part of a group's output, in place."""
-        if not self.widths[key]:
+        if not self.ranks[key]:
             return
-        a_SIR, b_SRO = self.a[key], self.b[key]
+        a_SIR, b = self.a[key], self.b[key]
+        blocks = self.groups[key].num_blocks
         x_NI = x_NI.to(self.dtype)
         for slot, start, stop in share.spans:
-            y_NO[start:stop].add_((x_NI[start:stop] @ a_SIR[slot]) @ b_SRO[slot])
+            own = y_NO[start:stop]
+            h_NR = x_NI[start:stop] @ a_SIR[slot]
+            if blocks == 1:
+                own.add_(h_NR @ b[slot])
+            else:
+                h_MNR = h_NR.view(len(own), blocks, -1).transpose(0, 1)
+                more_MNQ = h_MNR @ b[slot * blocks : (slot + 1) * blocks]
+                own.view(len(own), blocks, -1).add_(more_MNQ.transpose(0, 1))
         if share.first == share.last:
             return
         own_NO, num = y_NO[share.first : share.last], len(a_SIR)
-        if share.places is None:
-            h_SPR = x_NI[share.first : share.last].view(num, -1, x_NI.shape[1]).bmm(a_SIR)
-            if y_NO.dtype == self.dtype:
-                own_NO.view(num, -1, y_NO.shape[1]).baddbmm_(h_SPR, b_SRO)
-            else:
-                own_NO.add_(h_SPR.bmm(b_SRO).view_as(own_NO))
+        picked = x_NI[share.first : share.last] if share.places is None else x_NI.index_select(0, share.places)
+        h_SPR = picked.view(num, -1, x_NI.shape[1]).bmm(a_SIR)
+        if blocks == 1 and share.back is None and y_NO.dtype == self.dtype:
+            own_NO.view(num, -1, y_NO.shape[1]).baddbmm_(h_SPR, b)
+            return
+        if blocks == 1:
+            more_SPO = h_SPR.bmm(b)
         else:
-            h_SPR = x_NI.index_select(0, share.places).view(num, -1, x_NI.shape[1]).bmm(a_SIR)
-            own_NO.add_(h_SPR.bmm(b_SRO).flatten(0, 1).index_select(0, share.back))
+            side = h_SPR.shape[1]
+            h_SMPR = h_SPR.view(num, side, blocks, -1).transpose(1, 2)
+            more_SMPQ = h_SMPR.reshape(num * blocks, side, -1).bmm(b).view(num, blocks, side, -1)
+            if share.back is None:
+                own_NO.view(num, side, blocks, -1).add_(more_SMPQ.transpose(1, 2))
+                return
+            more_SPO = more_SMPQ.transpose(1, 2)
+        more_NO = more_SPO.reshape(-1, y_NO.shape[1])
+        own_NO.add_(more_NO if share.back is None else more_NO.index_select(0, share.back))
 
 
 def slot_order(slot: int | None) -> int:
