@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 import os
 import signal
 import sys
@@ -12,11 +14,12 @@ from pathlib import Path
 import pytest
 from served_runs import make_adapter
 
-from shoestring.errors import BadInput, MissingDependency, ModelError
+from shoestring.errors import BadInput, DoesNotFit, MissingDependency, ModelError
+from shoestring.plan.shapes import shape_of
 from shoestring.records import Device
 from shoestring.serve.adapters import Adapter, Base, read_adapter, read_base
 from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, Piece, Sampling, Token
-from shoestring.serve.engines import parity, vllm
+from shoestring.serve.engines import parity, vllm, vllm_settings
 from shoestring.serve.engines.names import Names
 
 CPU = Device("cpu", "cpu", 16 << 30, 1, "float32", "for tests")
@@ -39,22 +42,31 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
 
 
 def test_settings_follow_the_adapters_and_the_machine(base: Base, adapters: list[Adapter]) -> None:
-    own = vllm.settings_for(base, adapters, CPU, max_rows=16)
+    own = vllm_settings.settings_for(base, adapters, CPU, max_rows=16)
     assert own.max_lora_rank == 8, "rank 4 in vLLM's list"
     assert (own.max_loras, own.max_cpu_loras) == (2, 18)
     # 16 rows of 1,024 tokens of 3 layers x 2 heads x 64 numbers, keys and values, 4 bytes: 50 MB, so the least, 1 GiB.
     assert own.kv_cache_gib == 1
     words = own.arguments()
     assert words[words.index("--generation-config") + 1] == "vllm", "the model's own top_k must not come in"
-    assert vllm.settings_for(base, adapters * 20, CPU, max_rows=4).max_loras == 4, "no more than rows"
+    assert vllm_settings.settings_for(base, adapters * 20, CPU, max_rows=4).max_loras == 4, "no more than rows"
 
 
 def test_slots_are_held_to_a_tenth_of_the_memory(base: Base, adapters: list[Adapter]) -> None:
-    from shoestring.plan.shapes import shape_of
-
     slot = 2 * shape_of(base.model, base.folder).num_adapter_params(8)
     small = Device("cpu", "cpu", 50 * slot, 1, "float32", "for tests")
-    assert vllm.settings_for(base, adapters * 20, small, max_rows=16).max_loras == 5
+    assert vllm_settings.settings_for(base, adapters * 20, small, max_rows=16).max_loras == 5
+
+
+def test_on_a_gpu_the_context_is_what_memory_leaves(base: Base, adapters: list[Adapter]) -> None:
+    shape = shape_of(base.model, base.folder)
+    # 90 % of the memory, less 16-bit weights, two slots of rank 8, and 2 GB; a token takes 3 x 2 x 64 x 2 x 2 bytes.
+    taken = 2 * shape.num_params + 2 * 2 * shape.num_adapter_params(8) + 2e9
+    card = Device("cuda", "card", math.ceil((taken + 700 * 1536 + 800) / 0.9), 1, "bfloat16", "for tests")
+    own = vllm_settings.settings_for(base, adapters, card, max_rows=16)
+    assert own.max_model_len == 700 and own.kv_cache_gib is None and "1024 do not fit" in own.reasons[0]
+    with pytest.raises(DoesNotFit, match="tokens are left"):
+        vllm_settings.settings_for(base, adapters, dataclasses.replace(card, memory_bytes=2 << 30), max_rows=16)
 
 
 def test_the_command_is_of_an_environment_a_program_or_several_words(
@@ -64,19 +76,19 @@ def test_the_command_is_of_an_environment_a_program_or_several_words(
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    monkeypatch.setenv(vllm.VARIABLE, str(tmp_path))
-    assert vllm.start_command() == [str(program), "serve"]
-    monkeypatch.setenv(vllm.VARIABLE, str(program))
-    assert vllm.start_command() == [str(program), "serve"]
-    monkeypatch.setenv(vllm.VARIABLE, f"{sys.executable} -m vllm serve")
-    assert vllm.start_command()[1:] == ["-m", "vllm", "serve"]
-    monkeypatch.setenv(vllm.VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setenv(vllm_settings.VARIABLE, str(tmp_path))
+    assert vllm_settings.start_command() == [str(program), "serve"]
+    monkeypatch.setenv(vllm_settings.VARIABLE, str(program))
+    assert vllm_settings.start_command() == [str(program), "serve"]
+    monkeypatch.setenv(vllm_settings.VARIABLE, f"{sys.executable} -m vllm serve")
+    assert vllm_settings.start_command()[1:] == ["-m", "vllm", "serve"]
+    monkeypatch.setenv(vllm_settings.VARIABLE, str(tmp_path / "none"))
     with pytest.raises(MissingDependency, match="neither an environment"):
-        vllm.start_command()
-    monkeypatch.delenv(vllm.VARIABLE)
+        vllm_settings.start_command()
+    monkeypatch.delenv(vllm_settings.VARIABLE)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingDependency, match="python -m venv DIR"):
-        vllm.start_command()
+        vllm_settings.start_command()
 
 
 # ---- vLLM: asked over HTTP, as recorded ------------------------------------------------------
@@ -88,7 +100,7 @@ def with_engine(
     work: Work, base: Base, adapters: list[Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str = ""
 ) -> None:
     """Run work on an engine over the stand-in, which must be gone afterwards."""
-    monkeypatch.setenv(vllm.VARIABLE, f"{sys.executable} {STAND_IN}")
+    monkeypatch.setenv(vllm_settings.VARIABLE, f"{sys.executable} {STAND_IN}")
     monkeypatch.setenv("STAND_IN_FAULT", fault)
 
     async def run() -> None:
@@ -184,7 +196,7 @@ def test_a_server_that_dies_says_its_last_words(
 
 
 def test_a_server_that_cannot_start_says_why(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(vllm.VARIABLE, f"{sys.executable} -c \"print('no_GPU_found');exit(3)\"")
+    monkeypatch.setenv(vllm_settings.VARIABLE, f"{sys.executable} -c \"print('no_GPU_found');exit(3)\"")
     with pytest.raises(EngineDown, match="status 3; its last words:\n  no_GPU_found"):
         asyncio.run(vllm.start_vllm(base, [], [STOP], device=CPU, log_file=tmp_path / "log"))
 
@@ -208,7 +220,7 @@ asyncio.run(run())
     async def run() -> None:
         environment = {
             **os.environ,
-            vllm.VARIABLE: f"{sys.executable} {STAND_IN}",
+            vllm_settings.VARIABLE: f"{sys.executable} {STAND_IN}",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         child = await asyncio.create_subprocess_exec(

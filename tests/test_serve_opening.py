@@ -16,7 +16,7 @@ from shoestring.errors import BadInput, ModelError
 from shoestring.messages import Example, Message
 from shoestring.runfolder import RunFolder
 from shoestring.serve.engine import BASE, Ask, Sampling
-from shoestring.serve.engines.vllm import VARIABLE
+from shoestring.serve.engines.vllm_settings import VARIABLE
 from shoestring.serve.opening import by_merged_weights, engine_named, open_registry, preflight, probe_prompts
 from shoestring.serve.registry import Registry, read_run
 from shoestring.train.base import load_tokenizer

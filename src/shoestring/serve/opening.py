@@ -124,7 +124,9 @@ async def open_registry(
         else:
             log("vLLM starts; that takes half a minute on a CPU, and minutes with compilation")
             read = [run.adapter for run in adapters.values() if run.adapter is not None]
-            opened = await start_vllm(base, read, stop_ids, device=device, log_file=state / "vllm.log", **limits)
+            opened = await start_vllm(
+                base, read, stop_ids, device=device, log_file=state / "vllm.log", log=log, **limits
+            )
     try:
         registry = Registry(opened, base, runs_dir, name=whole.name if whole else "")
         for run in adapters.values():

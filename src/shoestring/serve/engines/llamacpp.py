@@ -80,7 +80,7 @@ class LlamaCppEngine:
         self.adapters: dict[str, tuple[Path, str]] = {}  # name to its GGUF file and the hash of what it is made of
         self.server: _Server | None = None
         self._changing = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._old: dict[asyncio.Task[None], _Server] = {}  # replaced, and not yet ended by their last request
         self._num_started = 0
 
     async def load(self, name: str, folder: Path) -> None:
@@ -108,8 +108,8 @@ class LlamaCppEngine:
         old, self.server, self.adapters = self.server, fresh, wanted
         if old is not None:
             task = asyncio.create_task(self._retire(old))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._old[task] = old
+            task.add_done_callback(self._old.pop)
 
     async def _start(self, wanted: dict[str, tuple[Path, str]]) -> _Server:
         home, port, key = await asyncio.to_thread(find), free_port(), new_key()
@@ -272,10 +272,11 @@ class LlamaCppEngine:
 
     async def close(self) -> None:
         """As Engine.close."""
-        for task in self._retiring:
+        servers = [*self._old.values(), *([self.server] if self.server else [])]
+        for task in self._old:
             task.cancel()
-        if self.server is not None:
-            server, self.server = self.server, None
+        self.server = None
+        for server in servers:
             await server.remote.close()
             await server.process.stop()
 

@@ -194,9 +194,9 @@ class Remote:
         return ModelError(f"{self.name} refused (HTTP {status}): {message}")
 
     def _down(self, error: Exception) -> EngineDown:
+        """Raises: EngineDown with its last words where the process has ended."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.check()
+            self.process.check()
         return EngineDown(f"{self.name} does not answer: {error or type(error).__name__}")
 
     async def close(self) -> None:
