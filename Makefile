@@ -33,12 +33,13 @@ $(STAMP): pyproject.toml constraints.txt
 environments: $(TEST_STAMP)
 
 $(TEST_STAMP): $(STAMP) scripts/axolotl-schema-requirements.txt scripts/skypilot-requirements.txt \
-  scripts/vendor-requirements.txt scripts/dstack-requirements.txt
+  scripts/vendor-requirements.txt scripts/dstack-requirements.txt scripts/install_chromium.sh
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/axolotl-schema -r scripts/axolotl-schema-requirements.txt
 	@$(BIN)/python scripts/check_skypilot.py --install $(VENV)/skypilot || echo "not installed: its tests are skipped" >&2
 	@$(BIN)/python scripts/check_vendors.py --install $(VENV)/vendors || echo "not installed: its tests are skipped" >&2
 	@$(BIN)/python scripts/check_dstack.py --install $(VENV)/dstack || echo "not installed: its tests are skipped" >&2
+	@sh scripts/install_chromium.sh || echo "no Chromium: the tests that drive the page are skipped" >&2
 	@touch $@
 
 demo: $(STAMP)
