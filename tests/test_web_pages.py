@@ -385,3 +385,44 @@ def test_without_a_loaded_model_a_question_says_what_to_do(curated: Path) -> Non
     assert client.post("/runs/tickets/try", data={"with": "../../etc"}).status_code == 404
     assert client.post("/runs/tickets/try", data={"with": ["a", "b", "c"]}).status_code == 422
     assert client.app.state.site.model_server.child() is None  # type: ignore[attr-defined]
+
+
+# ---- every address --------------------------------------------------------------------------
+
+
+def test_no_address_answers_without_the_token_or_a_post_of_another_origin(curated: Path) -> None:
+    client = client_of(curated)
+    stranger = TestClient(client.app, base_url=BASE)  # type: ignore[arg-type]
+    posts = 0
+    for route in client.app.routes:  # type: ignore[attr-defined]
+        path = route.path.replace("{name}", "tickets").replace("{id}", "0" * 12).replace("{digest}", "x")
+        for method in route.methods:
+            assert stranger.request(method, path, headers={"origin": BASE}).status_code == 401, (method, path)
+            if method == "POST":
+                posts += 1
+                for origin in ("https://evil.example", f"http://127.0.0.1:{PORT + 1}", "null"):
+                    answer = client.post(path, headers={"origin": origin})
+                    assert answer.status_code == 403, (path, origin)
+    assert posts >= 8
+
+
+def test_a_run_name_leads_nowhere(curated: Path, tmp_path: Path) -> None:
+    client = client_of(curated)
+    (curated / "link").symlink_to(tmp_path)
+    names = [
+        "..",
+        "%2e%2e",
+        "..%2f..%2fetc",
+        ".uploads",
+        ".hidden",
+        "link",
+        "tickets%00",
+        "tickets%2f..",
+        "a" * 65,
+        "é",
+    ]
+    for name in names:
+        for page in ("data", "data/rows?code=crlf", "plan", "plan/told", "try", "try/state", "label"):
+            answer = client.get(f"/runs/{name}/{page}")
+            assert answer.status_code in (400, 404) or answer.url.path == "/", (name, page, answer.status_code)
+    (curated / "link").unlink()
