@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..plan.figures import age_text, bill_in_words, count_text, hours_text, price_text, risk_text, usd_text, where_text
+from ..plan.figures import (
+    about,
+    age_text,
+    bill_in_words,
+    count_text,
+    hours_text,
+    price_text,
+    risk_text,
+    usd_text,
+    where_text,
+)
 from ..units import gib, usd
 from .svg import framed, text_at
 from .text import Markup, details, esc, section, table
@@ -30,7 +40,7 @@ class Line:
 def costs(answer: Mapping[str, Any]) -> Markup:
     """The section of choice.json. Raises: KeyError, TypeError where it is not as this version writes it."""
     picked = answer["pick"] is not None
-    parts = [_options(answer), option_chart(answer["options"]), _out(answer)]
+    parts = [_options(answer), option_chart(answer["options"]), _spot(answer.get("spot")), _out(answer)]
     if answer["total"]:
         parts += [_bill(answer["total"])]
     notes = "".join(f'<p class="note">{esc(note)}</p>' for note in answer["notes"])
@@ -82,6 +92,37 @@ def _out(answer: Mapping[str, Any]) -> Markup:
     ]
     summary = esc(f"{out['num']['value']} options are out: {counts}")
     return details(summary, table(["out because", "where", "what", "reason"], rows, wide=(3,)))
+
+
+def _spot(spot: Mapping[str, Any] | None) -> Markup:
+    """Spot machines as they were simulated: how long training takes where they are taken away, and what it costs."""
+    if not spot or not spot["options"]:
+        return Markup("")
+    is_due = any("done_by_deadline" in one for one in spot["options"])
+    rows = []
+    for one in spot["options"]:
+        finish, policy = one["finish_h"], one.get("policy")
+        row = [
+            esc(one["words"]),
+            esc(f"{one['discount_frac']['value']:.0%}" if "discount_frac" in one else "—"),
+            *(esc(_ended(finish.get(key, finish["value"]))) for key in ("value", "high")),
+            esc("—" if one["usd"]["value"] is None else usd_text(one["usd"])),
+        ]
+        if is_due:
+            row.append(esc(f"{one['done_by_deadline']['value']:.0%}"))
+            row.append(esc(f"{usd_text(policy['usd'])}, late {risk_text(policy['late'])}" if policy else "—"))
+        rows.append(row)
+    head = ["spot machine", "discount", "half done in", "nine in ten in", "dollars"]
+    head += ["done in time", "switching to on demand in time"] if is_due else []
+    known = "".join(
+        f'<p class="note">{esc(one["words"])}: {esc(one["prior"]["source"])}</p>' for one in spot["hazards"]
+    )
+    said = f"Spot machines may be taken away: {spot['simulated']['value']:,} trainings each, simulated"
+    return details(esc(said), table(head, rows), known, is_open=True)
+
+
+def _ended(hours: float | None) -> str:
+    return "never" if hours is None else about(hours)
 
 
 def _bill(total: Mapping[str, Any]) -> Markup:

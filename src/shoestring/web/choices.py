@@ -16,6 +16,7 @@ from ..config import RunConfig, load_run_file, parse_run_file
 from ..errors import ConfigError
 from ..files import write_whole
 from ..recipe import Run
+from ..stages import spotting
 from ..stages.choosing import Looked, look, weigh
 from ..stages.closing import meta_of, write_run_file
 from ..stages.run_text import with_values
@@ -178,7 +179,8 @@ def planned(target: Target, values: Mapping[tuple[str, ...], Any]) -> dict[str, 
     Raises: ConfigError, DataError, ModelError.
     """
     run = target.run(changed(target.config, values))
-    return told(weigh(run, looked_at=LOOKS.of(target)), run.config.name)
+    weighed = weigh(run, looked_at=LOOKS.of(target))
+    return {**told(weighed, run.config.name), "spot": spotting.told(run, weighed, None)}
 
 
 def write(target: Target, values: Mapping[tuple[str, ...], Any]) -> Target:
