@@ -12,6 +12,8 @@ from typing import Any
 
 # Room for new tokens is made in steps of so many.
 GROWTH_TOKENS = 128
+# Kept while nothing is under way.
+IDLE_BYTES = 64 << 20
 # Of the budget, what is left after leaves were dropped: dropping one by one would look at all of them each time.
 KEPT_FRAC = 0.875
 
@@ -55,7 +57,11 @@ class Store:
             return
         if num_tokens > tokens:
             num_tokens = -(-max(num_tokens, min(2 * tokens, num_tokens + 1024)) // GROWTH_TOKENS) * GROWTH_TOKENS
-        wanted_rows, wanted_tokens = max(num_rows, rows), max(num_tokens, tokens)
+        if rows < num_rows <= 2 * rows <= self.budget_tokens // max(num_tokens, tokens):
+            rows_then = 2 * rows
+        else:
+            rows_then = max(num_rows, rows)
+        wanted_rows, wanted_tokens = rows_then, max(num_tokens, tokens)
         if wanted_rows * wanted_tokens > self.budget_tokens:
             # Empty rows of the store are given back before a request is.
             wanted_rows = num_rows
@@ -68,6 +74,12 @@ class Store:
         grown[:, :kept, :, :tokens] = self.held[:, :kept]
         self.held = grown
         self.layers = list(grown.unbind(0))
+
+    def release(self) -> None:
+        """Give large memory back; no row is under way."""
+        if self.held.numel() * self.held.element_size() > IDLE_BYTES:
+            self.held = self.held[:, :0, :, :0].clone()
+            self.layers = []
 
     def write_places(self, rows: Any, positions: Any) -> Any:
         """Where keys and values of tokens (N,) go in a layer seen as (S * 2 K * T, D): (N * 2 K,)."""
@@ -185,9 +197,15 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _common(run: tuple[int, ...], ids: Sequence[int], at: int) -> int:
     limit = min(len(run), len(ids) - at)
-    if run[:limit] == tuple(ids[at : at + limit]):
-        return limit
-    return next(i for i in range(limit) if run[i] != ids[at + i])
+    same, apart = 0, limit + 1  # so many are the same, so many are not
+    step = limit
+    while step:
+        if run[same : same + step] == tuple(ids[at + same : at + same + step]):
+            same += step
+        else:
+            apart = same + step
+        step = (apart - same) // 2 if apart <= limit else 0
+    return same
 
 
 def _below(root: Node) -> Iterator[Node]:

@@ -149,6 +149,8 @@ class Loop(threading.Thread):
 
     def _hear(self) -> None:
         idle = not self.rows and not self.waiting
+        if idle and self.inbox.empty():
+            self.store.release()
         while idle or not self.inbox.empty():
             self.inbox.get()()
             idle = False
