@@ -174,38 +174,7 @@ def evaluate(target: Target, runs_dir: RunsDir = RUNS, is_json: Json = False) ->
     return _stages(target, runs_dir, is_json, "eval")
 
 
-@app.command()
-def export(
-    target: Target,
-    tool: Annotated[
-        str | None,
-        typer.Option("--to", metavar="TOOL", help="trl or axolotl, to train; skyserve, to serve."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="With --to: this rung (default: the first that fits).")
-    ] = None,
-    runs_dir: RunsDir = RUNS,
-    is_json: Json = False,
-) -> int:
-    """Write the best trained adapter and merged weights.
-
-    Uses what is trained and scored, and trains nothing. The adapter gets a model card; the merged
-    weights are read back and checked against it. With --to, the curated rows and the planned settings
-    are written as that trainer's own configuration, with the command that runs it. --to skyserve writes
-    a service of several machines for a trained run with traffic, with the command that starts it.
-
-    \b
-    Example: shoestring export runs/tickets
-             shoestring export run.yaml --to axolotl
-             shoestring export runs/tickets --to skyserve
-    """
-    if tool is not None:
-        from .handing_over import command
-
-        return command(target, tool, model, runs_dir, is_json)
-    from .running import export_command
-
-    return export_command(target, runs_dir, is_json)
+from . import export_command as export_command  # noqa: E402  # listed here
 
 
 @app.command()

@@ -267,11 +267,16 @@ def show_trained(run: Run) -> None:
 # ---- export and report ----------------------------------------------------------------------
 
 
-def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
-    """Export the best rung that is trained and scored, as the run folder holds it; nothing is trained."""
+def export_command(target: str, runs_dir: Path, is_json: bool, form: str = "", kind: str = "") -> int:
+    """Export the best rung that is trained and scored, as the run folder holds it; nothing is trained.
+
+    form: also convert to it, gguf or ollama, of the kind.
+    """
     from ..recipe import Run
     from ..serve.card import merge_choice
+    from ..stages.exporting import export_as, require_form
 
+    home = require_form(form, kind) if form else None
     asked = open_run(target, runs_dir)
     if not list((asked.folder / "rungs").glob("*/eval.json")):
         verdict = result_of(asked, "ladder.json")
@@ -286,9 +291,10 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
         warn(f"note: {target} was changed since it was run; exporting what was trained before the change")
     with Screen() as screen:
         chosen = run.export_trained(screen.progress, screen.log)
+        converted = export_as(run, chosen, form, kind, home) if home else None
     result = result_of(run, "export.json")
     if is_json:
-        emit({**summary_of(run), "export": result})
+        emit({**summary_of(run), "export": result, **({"converted": converted} if converted else {})})
     else:
         check = result["merge_check"]
         trained_dir = run.folder / result["adapter_dir"]
@@ -303,12 +309,30 @@ def export_command(target: str, runs_dir: Path, is_json: bool) -> int:
             say(f"merged {merge_choice(check['candidates'])}")
         for fault in check.get("faults", ()):
             warn(f"merged weights refused: {fault}")
+        if converted:
+            show_converted(converted)
         if not chosen.meets(run.config.task.bar):
             warn(
                 f"note: {chosen.arm} does not meet the bar of {run.config.task.bar:g} "
                 f"({chosen.metric} {score_text(to_json(chosen.score))})"
             )
     return 0
+
+
+def show_converted(converted: Mapping[str, Any]) -> None:
+    """What was converted, how near it is to transformers, and how it is run."""
+    for name, num_bytes in converted["files"].items():
+        if name.endswith(".gguf"):
+            say(f"{converted['tool']}:  {Path(converted['folder']) / name} ({num_bytes / 1e6:,.1f} MB)")
+    for check in converted["checks"]:
+        say(
+            f"{check['name']} in llama.cpp against transformers at {check['num_positions']} positions: same first "
+            f"choice on {check['top1_agreement_frac']:.1%}, same greedy answer on {check['greedy_match_frac']:.0%}, "
+            f"mean difference of log-probability {check['mean_abs_logprob_diff']:.2g} (rounding {check['noise']:.2g})"
+        )
+    for note in converted["notes"]:
+        warn(f"note: {note}")
+    say(f"run it with: {converted['command']}")
 
 
 def report_command(target: str, runs_dir: Path, is_json: bool) -> int:

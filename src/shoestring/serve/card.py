@@ -5,7 +5,7 @@ Every number comes from a record of the run; a fact nobody has given is left out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..train.base import resolve_model
 from ..train.preferred import told
 from ..units import duration, usd
 from ..versions import package_versions
+from .gguf_check import GgufCheck
 
 NO_DORA = "Servers of many adapters, vLLM among them, take no DoRA: serve the merged weights."
 
@@ -232,6 +233,50 @@ def _loading(arm: ArmScore, is_adapter: bool, words: str) -> list[str]:
         "",
         *([NO_DORA, ""] if is_adapter and "DoRA" in words else []),
     ]
+
+
+def write_gguf_card(
+    folder: Path, config: RunConfig, arm: ArmScore, counts: Mapping[str, int], checks: Sequence[GgufCheck],
+    loading: Sequence[str], notes: Sequence[str],
+) -> Path:  # fmt: skip
+    """Write folder/README.md for GGUF files: their agreement with transformers, and the commands that run them."""
+    prompts = _prompts(config, arm)
+    arm = replace(arm, model=model_of(arm.model))
+    front = "\n".join(_front_matter(arm, config, False)).replace("library_name: transformers", "library_name: gguf")
+    rows = [
+        f"| {c.name} | {c.kind} | {c.mean_abs_logprob_diff:.2g} | {c.noise:.2g} | "
+        f"{'base' if c.effect is None else format(c.effect, '.2g')} | {c.top1_agreement_frac:.1%} | "
+        f"{c.greedy_match_frac:.0%} | {c.num_texts_same_ids}/{c.num_texts} |"
+        for c in checks
+    ]
+    text = "\n".join(
+        [
+            front,
+            f"# {config.name}: {arm.model}, GGUF",
+            "",
+            *_what(config, arm, False),
+            *prompts,
+            *_scores(config, arm),
+            "The scores are those of the model before it was converted; how far the files are from it:",
+            "",
+            "| file | kind | \\|Δ log-probability\\| | rounding | what training changed | same first choice "
+            "| same greedy answer | texts with the same tokens |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *(f"- {note}" for note in notes),
+            *([""] if notes else []),
+            *_data(counts),
+            *_cost(arm),
+            "## Loading",
+            "",
+            "```console",
+            *(f"$ {line}" for line in loading),
+            "```",
+        ]
+    )
+    write_whole(folder / "README.md", text.rstrip() + "\n")
+    return folder / "README.md"
 
 
 def _made_with(folder: Path) -> list[str]:

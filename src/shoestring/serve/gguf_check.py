@@ -71,6 +71,12 @@ class LlamaServer:
         asked = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self._post("/tokenize", asked)["tokens"]]
 
+    def starts_itself(self, bos_id: int | None) -> bool:
+        """Whether llama.cpp puts the start token before a prompt that is text."""
+        asked = {"content": "a", "add_special": True, "parse_special": True}
+        ids: list[int] = self._post("/tokenize", asked)["tokens"]
+        return ids[:1] == [bos_id]
+
     def next_token(self, prompt_ids: Sequence[int], adapter: int | None = None) -> dict[int, float]:
         """Log-probabilities of the NUM_NAMED likeliest next tokens, the likeliest first."""
         said = self._complete(prompt_ids, adapter, n_predict=1, n_probs=NUM_NAMED)

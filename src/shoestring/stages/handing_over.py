@@ -34,7 +34,7 @@ TOOLS = ("trl", "axolotl")
 def require_tool(tool: str) -> None:
     """Raises: BadInput."""
     if tool not in TOOLS:
-        raise BadInput(f"--to {tool}: choose one of {', '.join(TOOLS)}, skyserve")
+        raise BadInput(f"--to {tool}: choose one of {', '.join(TOOLS)}, gguf, gguf-adapter, ollama, skyserve")
 
 
 def hand_over(run: Run, tool: str, model: str | None = None) -> dict[str, Any]:
