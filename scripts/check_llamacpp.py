@@ -1,10 +1,10 @@
 """llama.cpp for real: fine-tunes of the embedded family as GGUF files and as a Modelfile, against transformers.
 
-`python scripts/check_llamacpp.py [FOLDER] [--only CHECK]` needs llama.cpp where SHOESTRING_LLAMACPP says (scripts/build_llamacpp.py
-builds it). It trains two adapters on one base, one of them with rsLoRA, and a third on the base in NF4; exports each by
-`shoestring export --to`; holds the base and both adapters in one llama-server against transformers with PEFT; quantises
-one; and where Go is installed renders the Modelfile's template by Go's own text/template. Prints a JSON object a check;
-exit status 1 where one failed.
+`python scripts/check_llamacpp.py [FOLDER] [--only CHECK]` needs llama.cpp where SHOESTRING_LLAMACPP says
+(scripts/build_llamacpp.py builds it). It trains two adapters on one base, one of them with rsLoRA, and a third on the
+base in NF4; exports them by `shoestring export --to`, in several kinds; holds the base and both adapters in one
+llama-server against transformers with PEFT; and where Go is installed renders the Modelfile's template by Go's own
+text/template. Prints a JSON object a check; exit status 1 where one failed.
 """
 
 import argparse
@@ -156,9 +156,45 @@ def check_two_adapters(folder: Path) -> dict[str, Any]:
     return {check.name: {name: getattr(check, name) for name in check.__slots__} for check in checks}
 
 
+def check_tokens(folder: Path) -> dict[str, Any]:
+    """Token ids of every line of our own documentation, and of lines in other scripts, by both tokenizers."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from shoestring.serve import gguf, gguf_check
+    from shoestring.serve.llamacpp_home import converter
+    from shoestring.train.base import load_tokenizer
+
+    home, work = converter(), folder / "tokens"
+    shutil.rmtree(work, ignore_errors=True)
+    how = gguf.write_model(gguf.base_folder(MODEL, work / "base"), work / "base.gguf", "f16", home)
+    files = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    lines = [line for line in text.splitlines() if line] + OTHER_TEXTS
+    blocks = [text[start : start + 2000] for start in range(0, len(text), 2000)]
+    tokenizer = load_tokenizer(MODEL)
+    with gguf_check.serving(home, work / "base.gguf") as server:
+        other = [t for t in [*lines, *blocks] if server.ids(t) != tokenizer(t, add_special_tokens=False).input_ids]
+    assert not other, other[:3]
+    return {"pre_tokenizer": how, "num_lines": len(lines), "num_blocks": len(blocks), "num_other": len(other)}
+
+
+OTHER_TEXTS = [
+    "Съешь ещё этих мягких французских булок",
+    "いろはにほへと ちりぬるを 123",
+    "العربية ١٢٣",
+    "हिन्दी १२३ क्षत्रिय",
+    "½ ² ³ Ⅷ ①",
+    "  two  spaces\t\ttabs \n \n\n  x",
+    "a\r\nb\rc",
+    "👩‍👩‍👧 🇫🇷 e\u0301",
+    "I'd we'LL IT'S don't 'tis",
+    "<|user|>\nhi<|end|>\n",
+    "x" * 500,
+]
+
+
 def check_ollama(folder: Path) -> dict[str, Any]:
     """The Modelfile; its template by Go's text/template against the chat template, where Go is installed."""
-    made = Path(converted(folder, "queue", "ollama", "q8_0")["folder"])
+    made = folder / converted(folder, "queue", "ollama", "q8_0")["folder"]
     modelfile = (made / "Modelfile").read_text(encoding="utf-8")
     template = modelfile.split('TEMPLATE """')[1].split('"""')[0]
     if shutil.which("go") is None:
@@ -205,6 +241,7 @@ def converted(folder: Path, name: str, form: str, kind: str) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "tokens": check_tokens,
     "train": check_train,
     "kinds": check_kinds,
     "adapter": check_adapter_export,

@@ -74,14 +74,22 @@ def export_as(run: Run, chosen: ArmScore, form: str, kind: str, home: LlamaCpp) 
     }
 
 
+def require_merged(merged: Path, check: dict[str, Any]) -> None:
+    """Raises: ModelError where the merged weights are not what was trained, naming what is wrong."""
+    if not check["passed"]:
+        faults = "; ".join(check.get("faults", ())) or "they differ from what was trained"
+        raise ModelError(
+            f"the merged weights in {merged} are refused ({faults}), so they are not converted; --to gguf-adapter "
+            "converts the adapter and its base apart"
+        )
+
+
 def _write_merged(
     run: Run, chosen: ArmScore, exported: dict[str, Any], folder: Path, form: str, kind: str, home: LlamaCpp,
     rows: Sequence[Example],
 ) -> tuple[list[gguf_check.GgufCheck], list[str], list[str]]:  # fmt: skip
-    merged, check = run.folder / exported["merged_dir"], exported["merge_check"]
-    if not check["passed"]:
-        faults = "; ".join(check.get("faults", ())) or "they differ from what was trained"
-        raise ModelError(f"the merged weights in {merged} are refused ({faults}), so they are not converted")
+    merged = run.folder / exported["merged_dir"]
+    require_merged(merged, exported["merge_check"])
     tokenizer, notes = load_tokenizer(str(merged)), []
     if form == "ollama":
         _refuse_for_ollama(run, chosen, rows)
