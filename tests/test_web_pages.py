@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import random
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +19,17 @@ from starlette.testclient import TestClient
 
 from shoestring.config import load_run_file, parse_run_file
 from shoestring.data.review import Mark, read_review
-from shoestring.errors import ConfigError
+from shoestring.errors import BadInput, ConfigError
 from shoestring.files import read_jsonl
 from shoestring.recipe import Run
 from shoestring.stages.run_text import with_values
 from shoestring.web import drop
 from shoestring.web.app import make_app
 from shoestring.web.choices import changed
+from shoestring.web.model_server import ModelServer
 from shoestring.web.site import Site
 
+ROOT = Path(__file__).resolve().parent.parent
 PORT = 8124
 BASE = f"http://127.0.0.1:{PORT}"
 SCRIPT = "<script>document.title='planted'</script><img src=x onerror=alert(1)>"
@@ -426,3 +432,34 @@ def test_a_run_name_leads_nowhere(curated: Path, tmp_path: Path) -> None:
             answer = client.get(f"/runs/{name}/{page}")
             assert answer.status_code in (400, 404) or answer.url.path == "/", (name, page, answer.status_code)
     (curated / "link").unlink()
+
+
+def test_the_server_of_models_ends_with_what_started_it(tmp_path: Path) -> None:
+    """By the end of its standard input, which a kill closes too."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "shoestring.web.tied", "ui", "--runs-dir", str(tmp_path), "--json", "--no-open"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        while process.stdout.readline() not in (b"}\n", b""):
+            pass
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(60) in (0, -signal.SIGTERM)
+
+
+def test_why_a_model_cannot_be_served_is_said(curated: Path) -> None:
+    """The run is not trained, which the page would have said; its server says it too."""
+    server = ModelServer(curated)
+    child = server.start(["tickets"])
+    try:
+        child.process.wait(120)
+        assert child.state == "ended"
+        assert "holds nothing trained" in child.end_of_what_it_said()
+        with pytest.raises(BadInput, match="load the models again"):
+            server.ask({"model": "tickets", "messages": []})
+    finally:
+        server.stop()
+    assert server.child() is None

@@ -38,8 +38,10 @@ class Child:
     said: IO[bytes]
     key: str
     told: dict[str, Any] | None = None
+    error: str = ""  # as it printed it before it ended
     used_at: float = field(default_factory=time.monotonic)
     num_answering: int = 0
+    listening: threading.Thread | None = None  # to what it prints
 
     @property
     def state(self) -> str:
@@ -50,10 +52,11 @@ class Child:
 
     def end_of_what_it_said(self) -> str:
         """Why it ended, in its words."""
+        if self.listening is not None:
+            self.listening.join(END_S)
         self.said.seek(0)
         text = self.said.read().decode("utf-8", "replace").strip()
-        _, found, error = text.rpartition("error: ")
-        return (error if found else text)[-MOST_SAID:] or f"it ended with code {self.process.returncode}"
+        return (self.error or text)[-MOST_SAID:] or f"it ended with code {self.process.returncode}"
 
 
 class ModelServer:
@@ -81,7 +84,8 @@ class ModelServer:
             if self._watch is None:
                 self._watch = threading.Thread(target=self._end_when_idle, daemon=True)
                 self._watch.start()
-        threading.Thread(target=_listen, args=(child,), daemon=True).start()
+        child.listening = threading.Thread(target=_listen, args=(child,), daemon=True)
+        child.listening.start()
         return child
 
     def stop(self) -> None:
@@ -186,8 +190,12 @@ def _listen(child: Child) -> None:
         for line in child.process.stdout:
             text += line
             if line == b"}\n":
-                child.told = json.loads(text)
-                child.used_at = time.monotonic()
+                printed = json.loads(text)
+                if "error" in printed:
+                    child.error = str(printed["error"]["message"])
+                else:
+                    child.used_at = time.monotonic()
+                    child.told = printed
                 return
     except ValueError:  # the pipe was closed, or it printed something else; its state and its words say so
         return
