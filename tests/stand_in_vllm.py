@@ -39,6 +39,8 @@ async def health(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
+    if not is_known(request):
+        return refusal(401, "Unauthorized")
     listed = [{"id": "base", "parent": None, "max_model_len": MAX_LEN}]
     return JSONResponse({"data": [*listed, *({"id": name, "parent": "base"} for name in loaded)]})
 

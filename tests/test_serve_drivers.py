@@ -253,6 +253,8 @@ def test_adapters_of_a_server_elsewhere_are_those_it_was_started_with(
             assert (await answer(far, "tickets", [9], Sampling(1)))[0].tokens[0].id == 200
             with pytest.raises(BadInput, match="--lora-modules orders=FOLDER"):
                 await far.load("orders", tmp_path)
+            with pytest.raises(ModelError, match="give its key in SHOESTRING_ENGINE_KEY"):
+                await vllm.reach_vllm(f"http://127.0.0.1:{port}", base, [STOP], key="wrong")
         finally:
             await far.close()
 

@@ -189,6 +189,8 @@ class Remote:
             message = str(told["message"] if isinstance(told, dict) else told)
         if status in (429, 503):
             return Busy(f"{self.name} is busy: {message}")
+        if status in (401, 403):
+            return ModelError(f"{self.name} does not take the key ({message}); give its key in SHOESTRING_ENGINE_KEY")
         if status in (400, 422):
             return BadInput(f"{self.name} refused the request: {message}")
         return ModelError(f"{self.name} refused (HTTP {status}): {message}")
