@@ -19,7 +19,7 @@ from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, Piece, Sampling
 from shoestring.serve.engines import embedded_steps
 from shoestring.serve.engines.embedded import open_embedded
 from shoestring.serve.engines.embedded_cache import PrefixTree, Store
-from shoestring.serve.engines.embedded_trunk import find_cut
+from shoestring.serve.engines.embedded_trunk import TrunkStore, attention_with_logs, find_cut, merged
 
 CPU = Device("cpu", "cpu", 1 << 34, 1, "float32", "a test")
 ADAPTERS = {
@@ -581,3 +581,27 @@ def test_in_16_bits_tokens_are_peft_up_to_ties(home: Path) -> None:
             logits = tuned(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float()
             chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
             assert float((logits.max(-1).values - chosen).max()) <= 0.02 * float(logits.abs().max())
+
+
+@pytest.mark.parametrize(("heads", "order"), [(1, "aabb"), (1, "abab"), (2, "abba"), (1, "aaab")])
+def test_attention_in_two_parts_is_that_of_the_whole(heads: int, order: str) -> None:
+    """Rows of two beginnings of 200 tokens, 10 own: cut at 200, against attention over all 210 at once."""
+    import torch
+
+    torch.manual_seed(0)
+    store = Store((1, 3, 8), dtype=torch.float32, device="cpu", budget_tokens=4096)
+    store.require(4, 210)
+    store.held.normal_()
+    ids = [tuple(range(200)) if kind == "a" else tuple(range(1, 201)) for kind in order]
+    for row, kind in enumerate(order):
+        store.held[:, row, :, :200] = store.held[:, order.index(kind), :, :200]
+    cut = find_cut([None] * 4, ids, [210] * 4)
+    assert cut is not None and cut.num_tokens == 200
+    trunks = TrunkStore(store).trunks(cut, [None] * 4, ids, heads)
+    assert (trunks.places is None) == (order == "aabb")
+    query = torch.randn(4, 3, heads, 8)
+    keys, values = store.layers[0][:, :3, :210], store.layers[0][:, 3:, :210]
+    whole = torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=0.3)
+    own, logs = attention_with_logs(query, keys[:, :, 200:], values[:, :, 200:], None, 0.3)
+    found = merged(own, logs[..., None], *trunks.attend(0, query, 0.3))
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)

@@ -173,6 +173,10 @@ class Loop(threading.Thread):
         import torch
 
         skipped: list[Row] = []
+        # Rows that come together stand in the order of their slots, as a pass has them.
+        first = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.num_places - len(self.rows)))]
+        first.sort(key=lambda row: self.slots.find(row.adapter))
+        self.waiting.extendleft(reversed(first))
         while self.waiting and len(self.rows) < self.num_places:
             row = self.waiting.popleft()
             found = self.tree.find(row.adapter, row.ids)

@@ -186,6 +186,12 @@ class Slots:
             self._fill(slot, adapter)
         return slot
 
+    def find(self, adapter: Adapter | None) -> int:
+        """Where an adapter's rows come in a pass: the base first, what has no slot last."""
+        if adapter is None:
+            return -1
+        return next((slot for slot, held in enumerate(self.held) if held is adapter), len(self.held))
+
     def forget(self, adapter: Adapter) -> None:
         """Empty the adapter's slot; no row uses it any more."""
         self.held = [None if held is adapter else held for held in self.held]

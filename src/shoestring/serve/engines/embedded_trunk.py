@@ -33,6 +33,7 @@ class Trunks:
     """The groups' first tokens.
 
     layers: (P, 2 K, C, D) each. places (P K M G,): the queries of each group; back (B K G,): where a row's query is.
+    None where G is 1 and rows stand as groups do, M of each.
     """
 
     num_tokens: int
@@ -44,6 +45,11 @@ class Trunks:
         """(B, K, G, D) and its log-sum-exp (B, K, G, 1), over the groups' first tokens."""
         held = self.layers[layer]
         size, num_kv = held.shape[-1], held.shape[1] // 2
+        if self.places is None:
+            query = query_BKGD.view(len(held), -1, num_kv, size).transpose(1, 2)
+            out, logs = attention_with_logs(query, held[:, :num_kv], held[:, num_kv:], None, scale)
+            shape = query_BKGD.shape
+            return out.transpose(1, 2).reshape(shape), logs.transpose(1, 2).reshape(*shape[:-1], 1)
         query = query_BKGD.reshape(-1, size).index_select(0, self.places).view(len(held), num_kv, -1, size)
         out, logs = attention_with_logs(query, held[:, :num_kv], held[:, num_kv:], None, scale)
         shape = query_BKGD.shape
@@ -96,7 +102,7 @@ def find_cut(adapters: Sequence[Any], ids: Sequence[Sequence[int]], lengths: Seq
             groups[-1].append(row)
         else:
             groups.append([row])
-    return Cut(cut, tuple(tuple(group) for group in groups))
+    return Cut(cut, tuple(tuple(sorted(group)) for group in groups))
 
 
 class TrunkStore:
@@ -134,6 +140,9 @@ class TrunkStore:
 
         device, heads = self.store.held.device, self.store.num_heads
         most = max(map(len, cut.groups))
+        rows = [row for _, group in sorted(zip(numbers, cut.groups, strict=True)) for row in group]
+        if num_groups_of == 1 and rows == list(range(len(self.keys) * most)):
+            return None, None
         # (P, M) row of each place, filled up with any; (B,) place of each row as a number below P M.
         row_of = torch.zeros(len(self.keys), most, dtype=torch.long)
         place_of = torch.empty(sum(map(len, cut.groups)), 2, dtype=torch.long)
