@@ -39,7 +39,7 @@ def check(function: Check) -> Check:
 
 
 def sdk(base_url: str, key: str) -> OpenAI:
-    return OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=120)
+    return OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=600)
 
 
 def said(client: OpenAI, model: str, **more: Any) -> Any:
@@ -54,7 +54,7 @@ def raw(base_url: str, key: str, path: str, body: bytes | None = None, method: s
         base_url.removesuffix("/v1") + path, body, headers, method=method or ("GET" if body is None else "POST")
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             text = answer.read()
             status, told = answer.status, answer.headers
     except urllib.error.HTTPError as error:

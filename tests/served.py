@@ -99,12 +99,12 @@ def running(
         async def waits() -> Any:
             return await awaited
 
-        return asyncio.run_coroutine_threadsafe(waits(), told["loop"]).result(60)
+        return asyncio.run_coroutine_threadsafe(waits(), told["loop"]).result(300)
 
     def stop() -> None:
         with contextlib.suppress(RuntimeError):
             told["loop"].call_soon_threadsafe(told["stop"].set)
-        thread.join(60)
+        thread.join(300)
 
     try:
         yield Running(told["url"], key, admin_key, told["gateway"], run, stop, lambda: told["server"].should_exit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -348,46 +349,52 @@ def test_a_client_that_leaves_frees_its_row(server: Running, engine: ScriptedEng
     assert server.usage()[-1]["status"] == 499 and server.usage()[-1]["num_completion_tokens"] == 2
 
 
-@pytest.fixture
-def held(model: Path, said: Said, tmp_path: Path) -> Iterator[tuple[Running, ScriptedEngine]]:
-    """A server of its own with little room, whose engine waits."""
+@contextlib.contextmanager
+def held(model: Path, said: Said, folder: Path, **limits: Any) -> Iterator[tuple[Running, ScriptedEngine, OpenAI]]:
+    """A server of its own whose engine waits after each answer's first token."""
     engine = ScriptedEngine(said)
     engine.held = True
 
     async def open_engine() -> Any:
         return engine
 
-    limits = Limits(queue=2, timeout_s=0.3, max_body_mb=0.01)
-    with running(tmp_path, str(model), open_engine, limits=limits) as found:
-        yield found, engine
+    with (
+        running(folder, str(model), open_engine, limits=Limits(**limits)) as server,
+        OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0) as client,
+    ):
+        yield server, engine, client
 
 
-def test_a_full_queue_a_late_answer_and_a_large_body(held: tuple[Running, ScriptedEngine], said: Said) -> None:
-    server, engine = held
+def test_a_full_queue_and_a_large_body(model: Path, said: Said, tmp_path: Path) -> None:
     said.text = "abc"
-    with OpenAI(base_url=server.base_url, api_key=server.key, max_retries=0) as client:
-        with opened(server, {"n": 2}) as connection:
+    with held(model, said, tmp_path, queue=2, max_body_mb=0.01) as (server, engine, client):
+        with opened(server, {"n": 2}):
             server.run(until(lambda: engine.num_running == 2))
             with pytest.raises(openai.RateLimitError, match="2 are its limit") as full:
                 ask(client)
             assert full.value.response.headers["retry-after"] == "1"
-            assert b"503 Service Unavailable" in connection.recv(4096)  # it took longer than timeout_s
-        with pytest.raises(openai.APIError, match="took longer than"):
-            list(ask(client, stream=True))
-        assert engine.num_running == 0
+        server.run(until(lambda: engine.num_running == 0))
         with pytest.raises(openai.APIStatusError) as large:
             ask(client, user="x" * 20_000)
         assert large.value.status_code == 413
-        chunked = httpx2.post(
-            f"{server.base_url}/chat/completions",
-            content=(b"x" * 5_000 for _ in range(4)),
-            headers={"Authorization": f"Bearer {server.key}"},
-        )
+        headers = {"Authorization": f"Bearer {server.key}"}
+        parts = (b"x" * 5_000 for _ in range(4))
+        chunked = httpx2.post(f"{server.base_url}/chat/completions", content=parts, headers=headers)
         assert chunked.status_code == 413
-        statuses = {(row["status"]) for row in server.usage()}
-        assert statuses == {503}
-        metrics = httpx2.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {server.key}"}).text
+        metrics = httpx2.get(f"{server.url}/metrics", headers=headers).text
         assert 'shoestring_requests_total{endpoint="chat.completions",model="tiny",status="429"} 1.0' in metrics
+
+
+def test_an_answer_that_takes_too_long_is_ended(model: Path, said: Said, tmp_path: Path) -> None:
+    said.text = "abc"
+    with held(model, said, tmp_path, timeout_s=0.1) as (server, engine, client):
+        with pytest.raises(openai.InternalServerError, match=r"longer than 0\.1 s") as late:
+            ask(client)
+        assert late.value.status_code == 503
+        with pytest.raises(openai.APIError, match=r"longer than 0\.1 s"):
+            list(ask(client, stream=True))
+        assert engine.num_running == 0
+        assert [row["status"] for row in server.usage()] == [503, 503]
 
 
 def test_answers_on_their_way_are_let_finish(model: Path, said: Said, tmp_path: Path) -> None:
