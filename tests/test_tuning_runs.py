@@ -19,12 +19,12 @@ import yaml
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
-from shoestring.files import read_json, read_jsonl
+from shoestring.files import read_json, read_whole_lines
 from shoestring.ledger import Ledger
 from shoestring.serve.gateway.tuning_settings import TuningSettings
 from tests.test_tuning_api import client, served, tickets
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0  # a machine that is shared may be slow
 
 
 @contextlib.contextmanager
@@ -52,13 +52,13 @@ def server(runs_dir: Path, settings: str = "") -> Iterator[tuple[OpenAI, subproc
         process.stdout.close()
 
 
-def until(done: Callable[[], Any], what: str) -> Any:
+def until(done: Callable[[], Any], what: str, every_s: float = 0.3) -> Any:
     """What done() answers once it is true."""
     end_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < end_s:
         if answer := done():
             return answer
-        time.sleep(0.1)
+        time.sleep(every_s)
     raise AssertionError(f"not within {PATIENCE_S:g} s: {what}")
 
 
@@ -102,25 +102,25 @@ def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:
             training_file=file_id,
             suffix="tickets",
             seed=3,
-            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 4}}},
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 10, "batch_size": 4}}},
         )
         assert (job.status, job.model, job.seed) == ("validating_files", "shoestring-1m", 3)
         waiting = ann.fine_tuning.jobs.create(model="shoestring-1m", training_file=file_id)
         ann.files.delete(file_id)  # jobs have their own link to the bytes
-        until(lambda: steps_told(ann, job), "the first step")
+        run = tmp_path / f"tickets-{job.id.removeprefix('ftjob-')[:8]}"
+        steps = run / "rungs" / "shoestring-1m" / "steps.jsonl"
+        until(lambda: steps.is_file() and steps.stat().st_size, "the first step", every_s=0.02)
         process.kill()
         process.wait()
-    run = tmp_path / f"tickets-{job.id.removeprefix('ftjob-')[:8]}"
     until(lambda: is_free(run), "the run ends with its server")
     with server(tmp_path) as (ann, _):
         assert ann.fine_tuning.jobs.retrieve(job.id).status == "running"
-        until(lambda: len(steps_told(ann, job)) > 20, "more steps")
         assert ann.fine_tuning.jobs.pause(job.id).status == "paused"
         assert ann.fine_tuning.jobs.cancel(waiting.id).status == "cancelled"
         with pytest.raises(openai.BadRequestError, match="paused and cannot be paused"):
             ann.fine_tuning.jobs.pause(job.id)
         until(lambda: is_free(run), "the run ends")
-        num_steps = len(read_jsonl(run / "rungs" / "shoestring-1m" / "steps.jsonl"))
+        num_steps = len(read_whole_lines(steps))
         assert ann.fine_tuning.jobs.resume(job.id).status == "queued"
         done = ended(ann, job)
         assert done.status == "succeeded", done.error
