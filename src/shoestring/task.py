@@ -22,6 +22,8 @@ METRICS_BY_KIND: dict[str, tuple[str, ...]] = {
     "math": ("final_number", "math_equal", "exact_match"),
     "chat": ("chrf", "rouge_l", "call_exact", "call_f1", "judge"),
 }
+# A bar is the user's decision; these are where each kind's metric starts to be useful.
+STARTING_BARS = {"classify": 0.85, "extract": 0.85, "generate": 0.5, "sql": 0.7, "math": 0.5, "chat": 0.4}
 # A metric of the user's own: a function of a Python file, or a command (task.metric_command).
 OWN_FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 COMMAND = "command"

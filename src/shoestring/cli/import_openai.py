@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, DataError, ModelError
 from ..files import write_whole
-from ..stages.proposing import STARTING_BARS
+from ..task import STARTING_BARS
 from ..units import usd
 from .output import emit, say, warn, written_to_out
 from .progress import Screen

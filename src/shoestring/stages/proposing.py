@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import METRICS_BY_KIND, RunConfig, parse_run_file
+from ..task import STARTING_BARS
 
 if TYPE_CHECKING:
     from ..data.detect import Detected
 
 SCHEMA = Path(__file__).resolve().parent.parent / "run.schema.json"
 
-# A bar is the user's decision; these are where each kind's metric starts to be useful.
-STARTING_BARS = {"classify": 0.85, "extract": 0.85, "generate": 0.5, "sql": 0.7, "math": 0.5, "chat": 0.4}
 
 # File names that say nothing about the task.
 NAMELESS = ("train", "training", "data", "dataset", "examples", "all")

@@ -18,7 +18,8 @@ from ..errors import BadInput, ShoestringError
 from ..report.data import groups
 from ..report.sides import labelled
 from ..report.text import join
-from ..stages.proposing import STARTING_BARS, Chosen, evidence_text, run_name
+from ..stages.proposing import Chosen, evidence_text, run_name
+from ..task import STARTING_BARS
 from ..units import count
 from .drop import MAX_LOOKED_ROWS, MAX_UPLOAD_BYTES, Drop, drop_of, keep, look, write_run_file
 from .forms import number_of, text_of

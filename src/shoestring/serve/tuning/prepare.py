@@ -23,6 +23,7 @@ from ...imports.openai_tuning import FEWEST_EVAL_ROWS, Checked, check
 from ...plan.settings import usual_learning_rate
 from ...plan.shapes import in_table, shape_of
 from ...records import DroppedRow, Fault
+from ...task import METRICS_BY_KIND, STARTING_BARS
 from ...train.locate import hub_config, resolve_model
 from ...train.tokens import count_lengths, load_tokenizer
 from ..gateway.tuning_settings import laid_over
@@ -144,10 +145,12 @@ def _noticed(checked: Checked) -> list[str]:
 
 
 def _run_file(ask: Ask, checked: Checked, notes: list[str]) -> dict[str, Any]:
-    """The run: one model, no baseline but the model as it is, and a bar that anything meets."""
+    """The run: one model, which is trained whatever the baseline says; the baseline is the model as it is."""
+    bar = STARTING_BARS[checked.kind]
+    notes.append(f"the bar is {bar:g}, where {METRICS_BY_KIND[checked.kind][0]} of {checked.kind} starts to be useful")
     config: dict[str, Any] = {
         "name": ask.run_name,
-        "task": {"kind": checked.kind, "bar": 0.0},
+        "task": {"kind": checked.kind, "bar": bar},
         "data": {"train": [TRAIN]},
         "models": [ask.model],
         "method": ask.method_of_run,

@@ -21,12 +21,17 @@ MOST_TOLD_CODES = 8
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished run trained. scores: (arm, score, rows), the untrained model first."""
+    """What a finished run trained. scores: (arm, score, rows), the untrained model first.
+
+    stopped: how training ended before its last step, empty where it did not; verdict: the run's reason.
+    """
 
     rung: Path
     trained_tokens: int
     metric: str
     scores: tuple[tuple[str, float, int], ...]
+    stopped: str
+    verdict: str
 
 
 class JobRun:
@@ -94,7 +99,13 @@ class JobRun:
         arms += [scored["result"]["arm"]] if scored else []
         scores = tuple((arm["arm"], arm["score"]["value"], arm["num_rows"]) for arm in arms)
         metric = arms[-1]["metric"] if arms else ""
-        return Outcome(rung, record["result"]["num_train_tokens"], metric, scores)
+        concluded = self.records.record("ladder.json")
+        verdict = str(concluded["result"]["reason"]) if concluded else ""
+        trained, stopped = record["result"], ""
+        if trained["stopped_early"]:
+            kept = f"step {trained['best_step']} is kept"
+            stopped = f"Training ended early, as the score on the dev rows no longer rose: {kept}"
+        return Outcome(rung, trained["num_train_tokens"], metric, scores, stopped, verdict)
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """(step, metrics) of the adapters that training kept, newest first."""

@@ -304,6 +304,8 @@ class Runner:
         for arm, score, num_rows in outcome.scores:
             what = {"arm": arm, "metric": outcome.metric, "score": score, "num_rows": num_rows}
             tell(f"{arm}: {outcome.metric} {score:.3f} on {num_rows:,} held-out rows", data=what)
+        for words in filter(None, (outcome.stopped, outcome.verdict)):
+            tell(words)
         if job.not_served:
             tell(f"{job.tuned_name} is not served here: {job.not_served}", "warn")
         tell(f"New fine-tuned model created: {job.tuned_name}, for {usd(job.spent_usd)}")
