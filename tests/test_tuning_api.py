@@ -303,6 +303,15 @@ def test_which_model_trains_for_a_name() -> None:
     assert {"gpt-4o-mini", "gpt-4.1", "shoestring-1m"} <= {name for name, _, _ in map_lines(none, None)}
 
 
+def test_a_job_on_a_base_held_in_nf4_trains_on_it_so(tmp_path: Path) -> None:
+    """An adapter is served on what it was trained on alone; another model than the served one is left to the plan."""
+    base = Served("tiny", "/models/tiny", on_nf4=True)
+    tuning = Tuning(tmp_path, TuningSettings(), base)
+    assert tuning._method_of_run(trained_for("gpt-4o", TuningSettings(), base)) == "qlora"
+    assert tuning._method_of_run(trained_for("shoestring-1m", TuningSettings(), base)) == "auto"
+    tuning.lock.release()
+
+
 def test_settings_are_read_or_refused_with_the_line(tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(
