@@ -132,6 +132,8 @@ def adapter(folder, seed, **more):
 
 
 def test_base_and_two_adapters_are_what_transformers_says(home, base, tmp_path):
+    with gguf_check.serving(home, base.with_suffix(".gguf")) as server:
+        assert not server.starts_itself(load_tokenizer(MODEL).bos_token_id), "as the tokenizer, which adds none"
     made = {}
     for name, more in (("plain", {}), ("rslora", {"use_rslora": True})):
         folder, file = adapter(tmp_path / name, 1, **more), tmp_path / f"{name}.gguf"

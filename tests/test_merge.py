@@ -9,7 +9,8 @@ import pytest
 from shoestring.config import parse_run_file
 from shoestring.errors import BadInput, ModelError
 from shoestring.records import ArmScore, Device, Estimate, Example, MergeCheck, Message, TrainSettings
-from shoestring.serve.card import write_model_card
+from shoestring.serve.card import merge_choice, write_gguf_card, write_model_card
+from shoestring.serve.gguf_check import GgufCheck
 from shoestring.serve.merge import ORIGIN, merge_adapter
 from shoestring.train.trainer import train_rung
 from tests.tiny import make_model
@@ -83,3 +84,26 @@ def test_a_card_says_what_failed_and_what_is_unknown(tiny, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     text = write_model_card(tmp_path, CONFIG, ARM, {}, check).read_text()
     assert "PeftModel" in text and "license: apache-2.0" in text and "Merge check" not in text
+
+
+def test_cards_tell_of_two_merges_and_of_gguf_files(tiny, tmp_path):
+    told = {
+        "metric": "chrf",
+        "num_rows": 9,
+        "dequantised": 0.5,
+        "original": 0.7,
+        "p_value": 0.01,
+        "shipped": "original",
+    }
+    words = merge_choice(told)
+    assert words == "onto original weights (chrf 0.700, onto the dequantised 0.500; 9 held-out rows, p = 0.01)"
+    check = MergeCheck(10, 0.4, 0.7, 0.5, 0.2, False, faults=("its files lack x",), candidates=told)
+    text = write_model_card(tmp_path, CONFIG, ARM, {}, check).read_text()
+    assert f"- of two merges: {words}" in text and "- its files lack x" in text
+    gguf = GgufCheck("sums-q8_0.gguf", "q8_0", 17, 17, 48, 0.002, 1.0, 0.94, 0.001, 0.5, True, "")
+    text = write_gguf_card(tmp_path, CONFIG, ARM, {}, [gguf], ["llama-server -m x"], ["rounded"]).read_text()
+    assert (
+        "library_name: gguf" in text
+        and "| sums-q8_0.gguf | q8_0 | 0.002 | 0.001 | 0.5 | 100.0% | 94% | 17/17 |" in text
+    )
+    assert "$ llama-server -m x" in text

@@ -56,16 +56,34 @@ def write_model(folder: Path, out: Path, kind: str, home: LlamaCpp) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=out.parent) as work:
+        staged = _staged(folder, Path(work) / folder.name)
         first = partial if kind in CONVERTED else Path(work) / "whole.gguf"
         outtype = kind if kind in CONVERTED else "bf16" if config.get("dtype") == "bfloat16" else "f16"
         said = _convert(
-            home, CONVERT, _rules(folder), str(folder), "--outfile", str(first), "--outtype", outtype,
+            home, CONVERT, _rules(folder), str(staged), "--outfile", str(first), "--outtype", outtype,
             purpose=f"{folder} as GGUF",
         )  # fmt: skip
         if kind in QUANTISED:
             _run([str(home.quantize), str(first), str(partial), kind.upper()], f"{folder} quantised to {kind}")
     partial.replace(out)
     return next((line.partition(": ")[2] for line in said.splitlines() if line.startswith("pre-tokenizer: ")), "own")
+
+
+def _staged(folder: Path, work: Path) -> Path:
+    """The folder by links, saying whether the tokenizer puts a start and an end token around a text.
+
+    Where the file is silent llama.cpp decides by the pre-tokenizer's name, and Ollama puts a start token.
+    """
+    work.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.name != "tokenizer_config.json":
+            (work / file.name).symlink_to(file.resolve())
+    tokenizer = load_tokenizer(str(folder))
+    ids = tokenizer("a").input_ids
+    says = {"add_bos_token": ids[:1] == [tokenizer.bos_token_id], "add_eos_token": ids[-1:] == [tokenizer.eos_token_id]}
+    config = folder / "tokenizer_config.json"
+    write_json(work / config.name, {**(read_json(config) if config.is_file() else {}), **says})
+    return work
 
 
 def base_folder(model: str, work: Path) -> Path:
@@ -82,7 +100,7 @@ def base_folder(model: str, work: Path) -> Path:
         is_tokenizer = (
             file.name.startswith(("tokenizer", "special_tokens", "chat_template")) and file.suffix != ".model"
         )
-        if file.is_file() and not is_tokenizer:
+        if file.is_file() and not is_tokenizer and not (work / file.name).exists():
             (work / file.name).symlink_to(file.resolve())
     return work
 

@@ -69,7 +69,7 @@ def export_as(run: Run, chosen: ArmScore, form: str, kind: str, home: LlamaCpp) 
         "folder": str(folder),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "checks": to_json(checks),
-        "command": f"cd {folder} && {loading[-1]}",
+        "command": " && ".join([f"cd {folder}", *loading]),
         "notes": notes,
     }
 
