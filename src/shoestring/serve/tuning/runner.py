@@ -321,6 +321,10 @@ class Runner:
         if self.process is not None and self.process.poll() is None and job in (None, self.current):
             send(self.process, signal.SIGINT)
 
+    def is_finishing(self, job: TuningJob) -> bool:
+        """Whether its run ended well and its model is being loaded: too late to stop it."""
+        return job is self.current and self.process is not None and self.process.poll() in DONE_CODES
+
     def spent_usd(self, but: TuningJob | None = None) -> float:
         """What all jobs have cost, by their ledgers; of a run folder that is gone, as last known."""
         return sum(

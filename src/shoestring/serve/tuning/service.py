@@ -195,18 +195,22 @@ class Tuning:
 
     def cancel(self, job: TuningJob) -> None:
         """End a job for good; what it trained so far stays in its run folder. Raises: ApiError 400."""
-        if job.status not in (*UNDER_WAY, PAUSED):
-            raise refused(f"{job.id} is {job.status} and cannot be cancelled", code="invalid_status")
+        if job.status not in (*UNDER_WAY, PAUSED) or self._runner.is_finishing(job):
+            raise self._too_late(job, "cancelled")
         job.status, job.finished_at = CANCELLED, int(time.time())
         self.jobs.save(job)
         self.jobs.event(job, "The job was cancelled; what was trained so far stays on the server")
         self._runner.interrupt(job)
         self._runner.wake.set()
 
+    def _too_late(self, job: TuningJob, what: str) -> ApiError:
+        state = "trained, its model is being loaded," if self._runner.is_finishing(job) else job.status
+        return refused(f"{job.id} is {state} and cannot be {what}", code="invalid_status")
+
     def pause(self, job: TuningJob) -> None:
         """Stop a job so that it can go on; one that trains saves a checkpoint. Raises: ApiError 400."""
-        if job.status not in UNDER_WAY:
-            raise refused(f"{job.id} is {job.status} and cannot be paused", code="invalid_status")
+        if job.status not in UNDER_WAY or self._runner.is_finishing(job):
+            raise self._too_late(job, "paused")
         job.status = PAUSED
         self.jobs.save(job)
         self.jobs.event(job, "The job is paused; resume goes on from its last checkpoint")
