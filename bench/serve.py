@@ -11,8 +11,8 @@ turns). All in one thread; on Linux in an otherwise idle core: `chrt -r 1 taskse
 ratio_vs_*: new tokens a second of the engine over theirs, medians of the rounds, answers not streamed. first_token_s,
 per_token_s: percentiles over clients of the engine, streamed. single_stream: one client, one adapter. largest_gap: of
 the engine's greedy tokens, how far the logit lies below the largest in transformers + PEFT, over the latter (0: the
-same token, or an exact tie). adapters: bytes of 32 more adapters, what the process grew by when all had answered at
-once, and what of that are their prompts, kept. --http: through the gateway besides.
+same token, or an exact tie). adapters: bytes of 32 more adapters, what the process grew by, and by how much more as all
+of them answered at once. --http: through the gateway besides.
 """
 
 from __future__ import annotations
@@ -187,22 +187,25 @@ async def timed(
 
 
 async def memory_of_adapters(engine: Any, work: Work, num: int) -> dict[str, Any] | None:
-    """What the process grows by with so many adapters more, each answered once with the others in one batch."""
+    """What the process grows by with so many adapters more, and then as all answer at once (slots, prompts kept)."""
     if not num:
         return None
     folders = work.adapters[NUM_ADAPTERS : NUM_ADAPTERS + num]
     settle()
-    before, held, kept = memory_bytes("VmRSS"), engine.stats()["adapter_bytes"], engine.stats()["num_kept_tokens"]
+    before, held = memory_bytes("VmRSS"), engine.stats()["adapter_bytes"]
     for folder in folders:
         await engine.load(folder.name, folder)
+    settle()
+    loaded, added = memory_bytes("VmRSS"), engine.stats()["adapter_bytes"] - held
     prompt = work.prompts(1)[0][:32]
     await asyncio.gather(*(timed(engine, folder.name, prompt, 4) for folder in folders))
     settle()
     after = memory_bytes("VmRSS")
-    added = engine.stats()["adapter_bytes"] - held
-    grown = None if before is None or after is None else after - before
-    prompts_bytes = (engine.stats()["num_kept_tokens"] - kept) * engine.loop.store.token_bytes
-    return {"num": len(folders), "bytes": added, "grown_bytes": grown, "kept_prompts_bytes": prompts_bytes}
+    if before is None or loaded is None or after is None:
+        return {"num": len(folders), "bytes": added, "grown_bytes": None, "grown_answering_bytes": None}
+    return {
+        "num": len(folders), "bytes": added, "grown_bytes": loaded - before, "grown_answering_bytes": after - loaded,
+    }  # fmt: skip
 
 
 def settle() -> None:
