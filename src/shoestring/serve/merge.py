@@ -233,8 +233,13 @@ def _write_merged(model: str, adapter_dir: Path, partial: Path, tokenizer: Any, 
     tokenizer.save_pretrained(partial)
     source = folder_at_hand(model)
     for file in sorted(source.iterdir()) if source else ():
-        if file.is_file() and file.name.upper().startswith(LEGAL):
+        if is_legal(file):
             shutil.copyfile(file, partial / file.name)
+
+
+def is_legal(file: Path) -> bool:
+    """Whether a file is a licence or what goes with one, and so travels with the weights."""
+    return file.is_file() and file.name.upper().startswith(LEGAL)
 
 
 def _merge(model: str, adapter_dir: Path, device: Device, way: str) -> Any:

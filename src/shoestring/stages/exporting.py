@@ -15,6 +15,7 @@ from ..records import ArmScore, Example, to_json
 from ..serve import gguf, gguf_check
 from ..serve.card import write_gguf_card
 from ..serve.llamacpp_home import LlamaCpp, converter
+from ..serve.merge import is_legal
 from ..serve.ollama import frame_of, write_modelfile
 from ..train.tokens import load_tokenizer
 from .closing import MERGE_CHECK_ROWS
@@ -58,6 +59,9 @@ def export_as(run: Run, chosen: ArmScore, form: str, kind: str, home: LlamaCpp) 
             gguf_check.require(check)
         write_gguf_card(partial, run.config, chosen, curated.counts, checks, loading, notes)
         write_json(partial / "check.json", to_json(checks))
+        for file in (run.folder / exported["merged_dir"]).iterdir():
+            if is_legal(file):
+                shutil.copyfile(file, partial / file.name)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
