@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from shoestring.config import load_run_file, parse_run_file
@@ -23,7 +25,7 @@ from shoestring.errors import BadInput, ConfigError
 from shoestring.files import read_jsonl
 from shoestring.recipe import Run
 from shoestring.stages.run_text import with_values
-from shoestring.web import drop
+from shoestring.web import drop, runs_page
 from shoestring.web.app import make_app
 from shoestring.web.choices import changed
 from shoestring.web.model_server import ModelServer
@@ -463,3 +465,29 @@ def test_why_a_model_cannot_be_served_is_said(curated: Path) -> None:
     finally:
         server.stop()
     assert server.child() is None
+
+
+def test_what_changed_between_the_list_and_its_events_is_not_lost(with_data: Path) -> None:
+    client = client_of(with_data)
+    shown = re.search(r'data-events="(/events\?shown=([0-9a-f-]+))"', client.get("/").text)
+    assert shown is not None
+
+    def first_event() -> str:
+        query = f"shown={shown[2]}".encode()
+        request = Request({"type": "http", "app": client.app, "query_string": query, "headers": [], "path": "/events"})
+
+        async def first() -> str:
+            pieces = runs_page.follow(request).body_iterator
+            assert "retry" in str(await anext(pieces))
+            try:
+                return str(await asyncio.wait_for(anext(pieces), 1))
+            except TimeoutError:
+                return ""
+
+        return asyncio.run(first())
+
+    assert first_event() == ""
+    with Run.from_folder(with_data / "tickets").run_folder.locked():  # a process works on it since
+        assert first_event().startswith("event: part\n") and "running" in first_event()
+    (with_data / "another").mkdir()
+    assert first_event().startswith("event: fresh\n")

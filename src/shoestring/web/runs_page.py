@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +25,16 @@ def runs(request: Request) -> Response:
     """The list."""
     site = site_of(request)
     rows = [(_id(seen), row(site, seen)) for seen in _all(site)]
-    return page(request, "runs.html", title="Runs", rows=rows, runs_dir=str(site.runs_dir))
+    return page(request, "runs.html", title="Runs", rows=rows, shown=_print(rows), runs_dir=str(site.runs_dir))
+
+
+def _print(rows: Iterable[tuple[str, str]]) -> str:
+    """Of the list as it is shown, so that its events begin with what changed before they were asked for."""
+    of_ids, of_cells = hashlib.sha256(), hashlib.sha256()
+    for element_id, cells in sorted(rows):
+        of_ids.update(f"{element_id}\n".encode())
+        of_cells.update(cells.encode("utf-8", "surrogatepass"))
+    return f"{of_ids.hexdigest()[:16]}-{of_cells.hexdigest()[:16]}"
 
 
 def row(site: Site, seen: Seen) -> Trusted:
@@ -53,11 +64,22 @@ def follow(request: Request) -> Response:
     """Events of the list: lines that changed; where runs came or went, the list anew."""
     site = site_of(request)
     changes, before = events.Changes(), {_id(seen): seen for seen in _all(site)}
-    for element_id, seen in before.items():
-        changes.known(element_id, row(site, seen))
+    rows = [(element_id, row(site, seen)) for element_id, seen in before.items()]
+    shown, current = request.query_params.get("shown", ""), _print(rows)
+    missed: list[events.Event] = []
+    if shown == current:
+        for element_id, cells in rows:
+            changes.known(element_id, cells)
+    elif shown.partition("-")[0] == current.partition("-")[0]:
+        missed = list(changes.parts(rows))
+    else:
+        missed = [events.fresh("runs")]
 
     def look() -> list[events.Event]:
-        nonlocal before
+        nonlocal before, missed
+        if missed:
+            told, missed = missed, []
+            return told
         now = {_id(seen): seen for seen in _all(site)}
         if now.keys() != before.keys():
             before = now
