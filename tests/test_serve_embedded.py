@@ -401,7 +401,8 @@ def test_requests_keep_the_adapter_they_began_with(home: Path) -> None:
 def test_closing_ends_what_is_under_way(home: Path) -> None:
     async def work(engine: Any) -> None:
         tasks = [asyncio.create_task(answer(engine, BASE, PROMPTS[0], 200)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        while not engine.stats()["num_running"]:
+            await asyncio.sleep(0)
         await engine.close()
         for task in tasks:
             with pytest.raises(EngineDown, match="has been closed"):
@@ -542,7 +543,7 @@ def test_the_tree_keeps_what_was_used_last() -> None:
 
     def known(text: str, adapter: str = "x") -> str:
         found = tree.find(adapter, text.encode())
-        return "".join(chr(int(v)) for node, num in found for v in node.keyed[0, 0, :num, 0])
+        return "".join(chr(int(v)) for node, num in found for v in tree.read(node, num).flatten()[::2])
 
     add("abcd")
     add("abxy")

@@ -90,12 +90,12 @@ class Store:
         return (rows[:, None] * (heads * tokens) + of_head + positions[:, None]).flatten()
 
     def read(self, row: int, start: int, stop: int) -> Any:
-        """A copy (L, 2 K, n, D)."""
-        return self.held[:, row, :, start:stop].clone()
+        """A view (n, L, 2 K, D)."""
+        return self.held[:, row, :, start:stop].permute(2, 0, 1, 3)
 
     def write(self, row: int, start: int, keyed: Any) -> None:
-        """Put (L, 2 K, n, D) at a place of a row."""
-        self.held[:, row, :, start : start + keyed.shape[2]] = keyed
+        """Put (n, L, 2 K, D) at a place of a row."""
+        self.read(row, start, start + len(keyed)).copy_(keyed)
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy a row over another."""
@@ -104,20 +104,26 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A run of tokens after those of its parent, with their keys and values (L, 2 K, n, D)."""
+    """A run of tokens after those of its parent; places: of their keys and values in what the tree keeps (n,)."""
 
     ids: tuple[int, ...]
-    keyed: Any
+    places: Any
     parent: Node | None
     children: dict[int, Node] = field(default_factory=dict)
     used: int = 0
 
 
 class PrefixTree:
-    """What was read before, by adapter and token ids; of leaves the one unused for longest goes first."""
+    """What was read before, by adapter and token ids; of leaves the one unused for longest goes first.
+
+    Keys and values lie token by token in one tensor (budget_tokens, L, 2 K, D) that is made once: pieces of many sizes,
+    taken and given back for hours, would leave holes in the process's memory.
+    """
 
     def __init__(self, budget_tokens: int) -> None:
         self.budget_tokens, self.num_tokens = budget_tokens, 0
+        self.kept: Any = None
+        self.free: list[int] = []  # places of kept that hold nothing
         self.roots: dict[Hashable, Node] = {}
         self.clock = itertools.count(1)
 
@@ -143,6 +149,9 @@ class PrefixTree:
         if len(ids) > self.budget_tokens:
             return
         found = self.find(adapter, ids)
+        if self.num_tokens + len(ids) - sum(num for _, num in found) > self.budget_tokens:
+            self._shrink(min(int(KEPT_FRAC * self.budget_tokens), self.budget_tokens - len(ids)))
+            found = self.find(adapter, ids)  # which may have gone
         node = found[-1][0] if found else self.roots.setdefault(adapter, Node((), None, None))
         if found and found[-1][1] < len(node.ids):
             if sum(num for _, num in found) == len(ids):
@@ -151,31 +160,49 @@ class PrefixTree:
         known = sum(num for _, num in found)
         if known == len(ids):
             return
-        leaf = Node(tuple(ids[known:]), store.read(row, known, len(ids)), node, used=next(self.clock))
+        leaf = Node(tuple(ids[known:]), self._keep(store.read(row, known, len(ids))), node, used=next(self.clock))
         node.children[leaf.ids[0]] = leaf
         self.num_tokens += len(leaf.ids)
-        if self.num_tokens > self.budget_tokens:
-            self._shrink(int(KEPT_FRAC * self.budget_tokens))
+
+    def read(self, node: Node, num: int) -> Any:
+        """Keys and values of a node's first tokens (num, L, 2 K, D)."""
+        return self.kept.index_select(0, node.places[:num])
+
+    def _keep(self, keyed: Any) -> Any:
+        """Places (n,) where keys and values (n, L, 2 K, D) now are."""
+        import torch
+
+        if self.kept is None:
+            self.kept = keyed.new_empty(self.budget_tokens, *keyed.shape[1:])
+            self.free = list(range(self.budget_tokens - 1, -1, -1))
+        taken = self.free[-len(keyed) :]
+        del self.free[-len(keyed) :]
+        places = torch.tensor(taken, device=keyed.device)
+        self.kept.index_copy_(0, places, keyed)
+        return places
+
+    def _drop(self, node: Node) -> None:
+        self.num_tokens -= len(node.ids)
+        self.free += node.places.tolist()
 
     def forget(self, adapter: Hashable) -> None:
         """Everything read with an adapter."""
         root = self.roots.pop(adapter, None)
-        if root is not None:
-            self.num_tokens -= sum(len(node.ids) for node in _below(root))
+        for node in _below(root) if root is not None else ():
+            self._drop(node)
 
     def clear(self) -> None:
         """Everything, where memory has run out."""
         self.roots.clear()
-        self.num_tokens = 0
+        self.num_tokens, self.kept = 0, None
 
     def _split(self, node: Node, num: int) -> Node:
         """The node's first tokens as a node of their own, above the rest."""
         parent = node.parent
         assert parent is not None
-        # Clones: a view would keep all of it in memory after one part is dropped.
-        upper = Node(node.ids[:num], node.keyed[:, :, :num].clone(), parent, used=node.used)
+        upper = Node(node.ids[:num], node.places[:num], parent, used=node.used)
         parent.children[upper.ids[0]] = upper
-        node.ids, node.keyed, node.parent = node.ids[num:], node.keyed[:, :, num:].clone(), upper
+        node.ids, node.places, node.parent = node.ids[num:], node.places[num:], upper
         upper.children[node.ids[0]] = node
         return upper
 
@@ -187,7 +214,7 @@ class PrefixTree:
                     break
                 assert leaf.parent is not None
                 del leaf.parent.children[leaf.ids[0]]
-                self.num_tokens -= len(leaf.ids)
+                self._drop(leaf)
 
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:

@@ -196,7 +196,7 @@ class Loop(threading.Thread):
             for node, num in found:
                 num = min(num, known - at)
                 if num > 0:
-                    self.store.write(index, at, node.keyed[:, :, :num])
+                    self.store.write(index, at, self.tree.read(node, num))
                     at += num
             row.num_read = known
             if not row.num_new:
