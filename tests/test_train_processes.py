@@ -151,7 +151,7 @@ def test_a_killed_process_is_named_and_the_rest_is_trained_by_one(tiny, alone, t
     def kill_second(label: str, done: int, total: int | None) -> None:
         seen.append(done)
         if label.startswith("train") and done == 3:
-            members = sorted(children() - others, key=lambda child: child.create_time())
+            members = sorted(children() - others, key=lambda child: (child.create_time(), child.pid))
             members[1].kill()
 
     job = {
