@@ -174,9 +174,43 @@ def test_a_call_that_must_be_made_begins_in_the_prompt(client: OpenAI, said: Sai
     said.text = said.text[:-4]  # cut short: no call, and said to be
     found = ask(client, tools=[WEATHER], tool_choice="required", max_tokens=len(said.text)).choices[0]
     assert found.finish_reason == "length" and found.message.tool_calls is None
-    with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, tools=[strict])
-    assert caught.value.param == "tools[0].function.strict"
+
+
+WRONG = '<tool_call>\n{"name": "weather", "arguments": {"town": 1}}\n</tool_call>'
+RIGHT = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("head", ["Let me see.\n", ""])
+def test_a_strict_call_that_is_not_forced_is_held_to_its_schema_from_where_it_begins(
+    client: OpenAI, engine: ScriptedEngine, stream: bool, head: str
+) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    kept = engine.script
+    engine.script = lambda asked: ids_of(RIGHT if asked.sampling.schema else head + WRONG)
+    try:
+        if stream:
+            with client.chat.completions.stream(
+                model="tiny", messages=[{"role": "user", "content": "hi"}], tools=[strict]
+            ) as told:
+                choice = told.get_final_completion().choices[0]
+        else:
+            choice = ask(client, tools=[strict]).choices[0]
+        assert (choice.message.content or "", choice.finish_reason) == (head.strip(), "tool_calls")
+        assert [call.function.arguments for call in choice.message.tool_calls] == ['{"city": "Oslo"}']
+        prompt = TOKENIZER.decode(engine.asked[-1].prompt_ids)
+        assert prompt.endswith(f"<|assistant|>\n{head}<tool_call>\n")
+        assert engine.asked[-2].prompt_ids == engine.asked[-1].prompt_ids[: len(engine.asked[-2].prompt_ids)]
+        engine.script = lambda asked: ids_of('plain {"name": "Bob"}')  # no call of a declared function
+        assert ask(client, tools=[strict]).choices[0].message.content == 'plain {"name": "Bob"}'
+    finally:
+        engine.script = kept
+    assert engine.num_running == 0
+
+
+def ids_of(text: str) -> list[int]:
+    found: list[int] = TOKENIZER(text, add_special_tokens=False).input_ids
+    return found
 
 
 def test_definitions_of_a_tools_schema_stand_at_the_root(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ...errors import BadInput, DoesNotFit, MissingDependency, ModelError, ShoestringError
 from ..engine import Ask, Busy, EngineDown, NotLoaded
 from .errors import ApiError
-from .text import Delta, Reader
+from .text import Delta, Detokeniser, Reader
 from .usage import Used
 
 if TYPE_CHECKING:
@@ -36,6 +37,30 @@ class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class StrictCalls:
+    """Calls that keep to a schema wherever one is made. opening: what the template writes before a call's JSON.
+
+    opening_ids: its ids; after_text_ids: those where text stands before it.
+    """
+
+    schema: str
+    begins: re.Pattern[str]
+    opening: str
+    opening_ids: tuple[int, ...]
+    after_text_ids: tuple[int, ...]
+
+    def rest_of(self, ask: Ask, reader: Reader, context_tokens: int, detokeniser: Detokeniser) -> Ask:
+        """The same request from where the call begins, held to the schema."""
+        said = reader.begin_call(self.opening, detokeniser)
+        ids = (*ask.prompt_ids, *said, *(self.after_text_ids if said else self.opening_ids))
+        most = min(ask.sampling.max_new_tokens - reader.num_tokens, context_tokens - len(ids))
+        if most < 1 or len(ids) >= context_tokens:
+            raise BadInput("no tokens are left for the call that has begun; raise max_completion_tokens")
+        sampling = replace(ask.sampling, max_new_tokens=most, schema=self.schema)
+        return replace(ask, id=f"{ask.id}-call", prompt_ids=ids, sampling=sampling)
+
+
 @dataclass(frozen=True)
 class Work:
     """One request. num_prompt_tokens: of its prompts, each once."""
@@ -48,6 +73,7 @@ class Work:
     readers: Sequence[Reader]
     num_prompt_tokens: int
     schema_param: str = ""  # the field whose schema answers keep to
+    strict: StrictCalls | None = None
 
     @property
     def num_new_tokens(self) -> int:
@@ -140,16 +166,23 @@ async def _merged(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
     engine = gateway.registry.engine
     queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
+    async def read(ask: Ask, reader: Reader) -> None:
+        async with contextlib.aclosing(engine.generate(ask)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                delta = reader.feed(piece)
+                if delta is not None:
+                    queue.put_nowait(delta)
+                if reader.finish or reader.begins_strict_call:
+                    return
+        raise EngineDown("the engine ended an answer without a word; its log says why")
+
     async def run(ask: Ask, reader: Reader) -> None:
         try:
-            async with contextlib.aclosing(engine.generate(ask)) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    delta = reader.feed(piece)
-                    if delta is not None:
-                        queue.put_nowait(delta)
-                    if reader.finish:
-                        return
-            raise EngineDown("the engine ended an answer without a word; its log says why")
+            await read(ask, reader)
+            if work.strict is not None and reader.begins_strict_call:
+                detokeniser = Detokeniser(reader.detokeniser.tokenizer)
+                await read(work.strict.rest_of(ask, reader, engine.context_tokens, detokeniser), reader)
+                reader.num_cached_tokens = 0  # what the second reading found is the first one's own
         except Exception as error:  # told to whoever waits for the answer
             queue.put_nowait(error)
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..engine import BASE, Ask, Sampling, Token
 from ..registry import Registry, Served
-from .answering import GONE, ClientLeft, EventStream, Work, answers, unless_gone
+from .answering import GONE, ClientLeft, EventStream, StrictCalls, Work, answers, unless_gone
 from .errors import ApiError
 from .fields import Common
 from .prompts import Prompts
@@ -118,6 +118,7 @@ def work_of(
     *,
     holds: str = "",
     schema_param: str = "",
+    strict: StrictCalls | None = None,
 ) -> Work:
     """n answers to each prompt, numbered on."""
     assert gateway.prompts is not None, "a model was found"
@@ -126,11 +127,14 @@ def work_of(
     for ids, of in zip(prompts_ids, sampling, strict=True):
         for number in range(asked.n):
             index = len(asks)
-            asks.append(Ask(f"{request.state.id}-{index}", adapter, tuple(ids), of(number), asked.stream))
-            readers.append(Reader(index, gateway.prompts.detokeniser(), asked.stops, holds))
+            is_streamed = asked.stream or strict is not None  # where a call begins the engine is asked anew
+            asks.append(Ask(f"{request.state.id}-{index}", adapter, tuple(ids), of(number), is_streamed))
+            reader = Reader(index, gateway.prompts.detokeniser(), asked.stops, holds)
+            reader.strict = strict.begins if strict else None
+            readers.append(reader)
     num_prompt = sum(len(ids) for ids in prompts_ids)
     return Work(
-        request.state.id, request.state.key.name, asked.model, endpoint, asks, readers, num_prompt, schema_param
+        request.state.id, request.state.key.name, asked.model, endpoint, asks, readers, num_prompt, schema_param, strict
     )
 
 

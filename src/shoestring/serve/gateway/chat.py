@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...messages import Message, read_answer
-from .answering import EventStream, Work, body_of
+from .answering import EventStream, StrictCalls, Work, body_of
 from .asking import chat_logprobs, find, head, new_tokens, respond, sampling_of, work_of
-from .conversation import calls_json, check_tools, declared, prompt_of, schema_of
+from .conversation import call_start, calls_json, declared, is_strict, prompt_of, schema_of, strict_schema
 from .fields import ChatRequest, read
 from .text import ALL, CALLS, Delta
 
@@ -110,7 +110,6 @@ async def chat(request: Request) -> Response | EventStream:
     gateway: Gateway = request.app.state.gateway
     asked, raw = read(ChatRequest, await body_of(request))
     registry, prompts, adapter, served = find(gateway, asked.model)
-    check_tools(asked)
     schema, tools = schema_of(asked), declared(asked, raw)
     context = registry.engine.context_tokens
     usual = served.max_new_tokens if served else None
@@ -120,7 +119,14 @@ async def chat(request: Request) -> Response | EventStream:
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
     sampling = sampling_of(gateway, asked, most, num_top, schema)
     holds = ALL if asked.is_forced else CALLS if tools else ""
-    param = "tools" if asked.is_forced else "response_format" if schema is not None else ""
-    work = work_of(request, gateway, asked, CHAT, adapter, [ids], [sampling], holds=holds, schema_param=param)
+    strict = None
+    if is_strict(asked):
+        opening = prompts.call_opening
+        opened, after_text = await prompts.plain(opening), await prompts.plain(f"\n{opening}")
+        strict = StrictCalls(strict_schema(asked), call_start(asked), opening, tuple(opened), tuple(after_text))
+    param = "tools" if asked.is_forced or strict else "response_format" if schema is not None else ""
+    work = work_of(
+        request, gateway, asked, CHAT, adapter, [ids], [sampling], holds=holds, schema_param=param, strict=strict
+    )
     told = Chat(gateway, asked, work, tools, prompts.call_opening if asked.is_forced else "")
     return await respond(request, gateway, work, asked.stream, told.events, told.whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .fields import (
     Text,
     ToolMessage,
 )
+from .text import MARKS
 
 ANY_OBJECT = "{}"
 # Keys of a schema that say what else an object may have.
@@ -82,17 +84,22 @@ def declared(asked: ChatRequest, raw: Mapping[str, Any]) -> str:
     return tools_text(raw["tools"])
 
 
-def check_tools(asked: ChatRequest) -> None:
-    """Raises: ApiError 400 for what declarations ask and cannot be kept."""
-    for number, tool in enumerate(asked.tools or ()):
-        if tool.function.strict and not asked.is_forced and asked.tool_choice != "none":
-            raise ApiError(
-                400,
-                "Arguments are held to the schema where a call is certain: send tool_choice: required or the name of "
-                "a function, or leave strict out.",
-                param=f"tools[{number}].function.strict",
-                code="unsupported_value",
-            )
+def is_strict(asked: ChatRequest) -> bool:
+    """Whether a call that the model may make must keep to its schema."""
+    may_call = asked.tools is not None and asked.tool_choice != "none" and not asked.is_forced
+    return may_call and any(tool.function.strict for tool in asked.tools or ())
+
+
+def strict_schema(asked: ChatRequest) -> str:
+    """JSON schema of one call of any tool, as text. Raises: ApiError 400."""
+    return _bounded(json.dumps(call_schema(asked)), "tools")
+
+
+def call_start(asked: ChatRequest) -> re.Pattern[str]:
+    """How a call begins in an answer: by a mark, or as JSON that names a declared function."""
+    marks = "|".join(re.escape(mark) for mark in MARKS)
+    names = "|".join(re.escape(tool.function.name) for tool in asked.tools or ())
+    return re.compile(rf'\s*(?:{marks}|\[?\s*\{{\s*"name"\s*:\s*"(?:{names})")')
 
 
 def schema_of(asked: ChatRequest) -> str | None:

@@ -58,6 +58,10 @@ class Prompts:
         """Ids of text as it stands, with the special tokens that the tokenizer puts around any."""
         return await self._beside(lambda: list(self._writing(text).input_ids))
 
+    async def plain(self, text: str) -> list[int]:
+        """Ids of text within a conversation."""
+        return await self._beside(lambda: list(self._writing(text, add_special_tokens=False).input_ids))
+
     def detokeniser(self) -> Detokeniser:
         """For one answer."""
         return Detokeniser(self.tokenizer)

@@ -66,7 +66,7 @@ class Delta:
 
 @dataclass
 class Reader:
-    """One answer as it comes."""
+    """One answer as it comes. strict: how a call begins whose rest must be asked for anew, held to a schema."""
 
     index: int
     detokeniser: Detokeniser
@@ -78,6 +78,22 @@ class Reader:
     num_cached_tokens: int = 0
     num_given: int = 0  # characters
     waiting: list[tuple[int, Token]] = field(default_factory=list)  # tokens not given out, with where they begin
+    strict: re.Pattern[str] | None = None
+    call_at: int = -1  # where the first call begins
+
+    @property
+    def begins_strict_call(self) -> bool:
+        """Whether a call has begun that must keep to its schema."""
+        return self.strict is not None and self.call_at >= 0 and bool(self.strict.match(self.text, self.call_at))
+
+    def begin_call(self, opening: str, detokeniser: Detokeniser) -> list[int]:
+        """Put opening in the place of the call that has begun; its rest is read next. Returns the ids before it."""
+        ids = self.detokeniser.ids
+        before = ids[: len(ids) - sum(start >= self.call_at for start, _ in self.waiting)]
+        head = self.text[: self.call_at]
+        self.text = (f"{head}\n" if head else "") + opening
+        self.detokeniser, self.waiting, self.strict, self.stops = detokeniser, [], None, ()
+        return before
 
     def feed(self, piece: Piece) -> Delta | None:
         """What may be told now, if anything."""
@@ -87,6 +103,10 @@ class Reader:
             self._add(self.detokeniser.add(token.id))
             if self.finish:
                 return self._told(len(self.text))
+            if self.strict is not None:
+                self._certain()
+                if self.begins_strict_call:
+                    return None
         if piece.finish:
             self._add(self.detokeniser.rest())
             self.num_tokens += piece.finish == "stop"
@@ -114,7 +134,8 @@ class Reader:
         certain = len(self.text) - held
         if self.holds == CALLS:
             begins, is_call = before_call(self.text, self.num_given)
-            self.holds = ALL if is_call else CALLS
+            if is_call:
+                self.holds, self.call_at = ALL, begins
             return min(certain, begins)
         return 0 if self.holds == ALL else certain
 
