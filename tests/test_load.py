@@ -14,8 +14,9 @@ import pytest
 
 from shoestring.cli.main import run
 from shoestring.errors import BadInput, EndpointError
+from shoestring.files import write_jsonl
 from shoestring.plan.served import ServedRates, rates_for, rates_in, save
-from shoestring.records import Estimate
+from shoestring.records import Estimate, Example, Message, example_to_json
 from shoestring.serve.load import (
     Load,
     Measured,
@@ -178,8 +179,8 @@ def test_prompts_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="curate"):
         run_prompts(tmp_path)
     (tmp_path / "data").mkdir()
-    row = {"prompt": [{"role": "user", "content": "q"}], "completion": {"role": "assistant", "content": "a"}}
-    (tmp_path / "data" / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    example = Example((Message("user", "q"), Message("assistant", "a")), (1, 2))
+    write_jsonl(tmp_path / "data" / "eval.jsonl", [example_to_json(example)])  # as curation writes it
     assert run_prompts(tmp_path) == ([{"role": "user", "content": "q"}],)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BadInput, EndpointError
 from ..files import read_jsonl
-from ..records import Progress, no_progress
+from ..records import Progress, example_from_json, message_to_json, no_progress
 from .wire import Answer, Client
 
 Messages = list[dict[str, str]]
@@ -200,11 +200,7 @@ def run_prompts(folder: Path) -> tuple[Messages, ...]:
     path = folder / "data" / "eval.jsonl"
     if not path.is_file():
         raise BadInput(f"{path} is not there; give a run folder whose data are curated (shoestring curate RUN)")
-    made = []
-    for row in read_jsonl(path):
-        messages = [m for m in row.get("prompt", ()) if m.get("role") in ("system", "user", "assistant")]
-        if messages:
-            made.append([{"role": m["role"], "content": m["content"]} for m in messages])
+    made = [[message_to_json(m) for m in example_from_json(row).prompt] for row in read_jsonl(path)]
     if not made:
         raise BadInput(f"{path} has no prompts")
     return tuple(made)
