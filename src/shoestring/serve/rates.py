@@ -153,7 +153,10 @@ def split_models(listed: Sequence[dict[str, Any]], wanted: Sequence[str]) -> tup
     bases = [name for name in wanted if name not in adapters]
     if len(bases) != 1:
         found = ", ".join(bases) or "none"
-        raise BadInput(f"--save measures one base, and its adapters against it; bases asked for: {found}")
+        raise BadInput(
+            f"--save measures one base, and its adapters against it; bases asked for: {found}; "
+            "leave --models out, or name one base"
+        )
     return bases[0], adapters
 
 
