@@ -173,7 +173,8 @@ class PrefixTree:
         import torch
 
         if self.kept is None:
-            self.kept = keyed.new_empty(self.budget_tokens, *keyed.shape[1:])
+            # Written, so that the system gives all of it now: memory that is short is noticed early.
+            self.kept = keyed.new_empty(self.budget_tokens, *keyed.shape[1:]).fill_(0)
             self.free = list(range(self.budget_tokens - 1, -1, -1))
         taken = self.free[-len(keyed) :]
         del self.free[-len(keyed) :]
