@@ -122,6 +122,7 @@ def runs_table(lines: Sequence[Line]) -> str:
 
 
 async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool) -> int:
+    from ..serve.arenas import bound_arenas
     from ..serve.gateway import admin
     from ..serve.gateway.app import Gateway, make_app
     from ..serve.gateway.keys import starting_keys
@@ -129,6 +130,7 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
     from ..serve.gateway.serving import address_of, is_loopback, listen, served
     from ..train.base import detect_device, load_tokenizer
 
+    bound_arenas()
     limits = read_limits(asked.limits)
     state = asked.runs_dir / STATE
     keys, key_file, admin_file = starting_keys(state, asked.api_key_file)
