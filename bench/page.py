@@ -177,7 +177,8 @@ def paint_s(url: str, path: str) -> float | None:
         page.goto(url.replace("/?", "/nowhere?"))  # the cookie, and no run read
         page.goto(base + path)
         first = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-        page.wait_for_function(f"({first}) !== undefined")
+        while page.evaluate(first) is None:  # wait_for_function would ask for eval, which the page refuses
+            page.wait_for_timeout(10)
         found = float(page.evaluate(first)) / 1000
         browser.close()
     return found
