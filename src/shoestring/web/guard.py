@@ -16,6 +16,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..serve.gateway.guard import bounded
 from .site import Site
 
 SAFE = ("GET", "HEAD")
@@ -48,7 +49,9 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
             return await _too_long(limit)(scope, receive, _with_headers(send))
-        return await self.app(scope, _bounded(receive, limit), _with_headers(send))
+        return await self.app(
+            scope, bounded(receive, limit, lambda: HTTPException(413, _longer(limit))), _with_headers(send)
+        )
 
     def _refused(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that does not come from the page itself."""
@@ -86,22 +89,11 @@ class Guard:
 
 
 def _too_long(limit: int) -> Response:
-    return PlainTextResponse(f"longer than the {limit:,} bytes this address takes\n", 413)
+    return PlainTextResponse(f"{_longer(limit)}\n", 413)
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """receive() that ends a body longer than it said."""
-    num_bytes = 0
-
-    async def limited() -> Message:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
-        if num_bytes > limit:
-            raise HTTPException(413, f"longer than the {limit:,} bytes this address takes")
-        return message
-
-    return limited
+def _longer(limit: int) -> str:
+    return f"longer than the {limit:,} bytes this address takes"
 
 
 def _with_headers(send: Send) -> Send:

@@ -51,7 +51,7 @@ class Guard:
                 raise _too_long(limit)
         except ApiError as error:
             return await answer(error)(scope, receive, sending)
-        return await self.app(scope, _bounded(receive, limit), sending)
+        return await self.app(scope, bounded(receive, limit, lambda: _too_long(limit)), sending)
 
     def _who(self, path: str, headers: Headers) -> object:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -96,8 +96,8 @@ async def _read_away(receive: Receive) -> None:
                     return
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """receive() that ends a body longer than it said."""
+def bounded(receive: Receive, limit: int, refusal: Callable[[], Exception]) -> Receive:
+    """receive() that ends a body longer than limit bytes with what refusal makes."""
     num_bytes = 0
 
     async def limited() -> Message:
@@ -105,7 +105,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
-            raise _too_long(limit)
+            raise refusal()
         return message
 
     return limited
