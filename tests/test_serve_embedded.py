@@ -556,18 +556,26 @@ def test_the_tree_keeps_what_was_used_last() -> None:
     assert tree.num_tokens == 0 and known("abxy") == ""
 
 
-def test_in_16_bits_tokens_are_peft_up_to_ties(home: Path) -> None:
+@pytest.mark.parametrize("route", ["short form", "transformers' modules"])
+def test_in_16_bits_tokens_are_peft_up_to_ties(route: str, home: Path, tmp_path: Path) -> None:
     """Packed weights, float32 between products: each token's logit is at most a last bit below PEFT's largest."""
     import torch
     from peft import PeftModel
 
     from shoestring.train.base import load_base, quiet_loading
 
+    if route != "short form":
+        torch.manual_seed(0)
+        other_models()[route].save_pretrained(tmp_path / "base")
+        make_tokenizer().save_pretrained(tmp_path / "base")
+        make_adapter(tmp_path / "base", tmp_path / "one", 1)
+        home = tmp_path
     device = replace(CPU, dtype="bfloat16")
 
     async def main() -> list[list[int]]:
         engine = await open_embedded(str(home / "base"), device=device)
         try:
+            assert engine.route.startswith(route)
             engine.loop.stop_ids = frozenset()
             await engine.load("one", home / "one")
             found = await asyncio.gather(*(answer(engine, "one", prompt, 12) for prompt in PROMPTS))

@@ -16,6 +16,7 @@ from typing import Any
 from .embedded_cache import keyed_dtype
 from .embedded_lora import Linears
 from .embedded_pass import Pass
+from .embedded_sizes import has_kernels_by_size, in_few_sizes
 
 PACKED_FOR_ROWS = 8
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
@@ -54,7 +55,9 @@ class Lean:
     def __init__(self, model: Any, *, may_pack: bool) -> None:
         """may_pack: memory has room for a second copy of the weights, in the order that the CPU multiplies them."""
         self.model = model
-        self.product = packed_product if may_pack and _can_pack(model) else plain_product
+        self.is_packed = may_pack and _can_pack(model)
+        product = packed_product if self.is_packed else plain_product
+        self.product = in_few_sizes(product) if has_kernels_by_size(model) else product
         config = model.config
         self.num_heads, self.num_kv = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
@@ -71,7 +74,7 @@ class Lean:
     def _packed(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         import torch
 
-        if self.product is plain_product:
+        if not self.is_packed:
             return weight, bias
         with torch.inference_mode():
             return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS), bias

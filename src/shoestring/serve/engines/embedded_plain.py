@@ -17,6 +17,7 @@ from ...evaluate.generation.cache import last_logits
 from ...train.attention import NOT_IN_A_FOREST
 from .embedded_lora import Linears
 from .embedded_pass import Pass
+from .embedded_sizes import filled, has_kernels_by_size
 
 NAME = "shoestring_serves"
 
@@ -35,6 +36,7 @@ class Plain:
         self.num_queries_per_key = config.num_attention_heads // num_kv
         self.num_layers, self.num_calls = config.num_hidden_layers, 0
         self.now: Pass | None = None
+        self.has_kernels_by_size = has_kernels_by_size(model)
         self.groups = [
             Linears(name, (name,), (module.out_features,), module.in_features) for name, module in _linears(model)
         ]
@@ -58,11 +60,12 @@ class Plain:
         import torch
 
         places = torch.arange(len(now.ids), device=now.ids.device) if now.places is None else now.places
+        ids, positions = now.ids, now.positions
+        if self.has_kernels_by_size:  # what stands after the pass's own tokens is seen by nobody
+            ids, positions = filled(ids), filled(positions)
         self.now, self.num_calls = now, 0
         try:
-            logits = self.logits(
-                None, places=places, layout=self, input_ids=now.ids[None], position_ids=now.positions[None]
-            )
+            logits = self.logits(None, places=places, layout=self, input_ids=ids[None], position_ids=positions[None])
         finally:
             self.now = None
         if self.num_calls != self.num_layers:
@@ -76,15 +79,18 @@ class Plain:
         now = self.now
         assert now is not None
         self.num_calls += 1
-        kind = now.store.held.dtype
-        keyed_NKD = torch.cat([key_1KND[0], value_1KND[0]]).transpose(0, 1).to(kind)
-        out = now.attend(layer, query_1HND[0].transpose(0, 1).to(kind), keyed_NKD, scale)
+        kind, num = now.store.held.dtype, len(now.ids)
+        keyed_NKD = torch.cat([key_1KND[0, :, :num], value_1KND[0, :, :num]]).transpose(0, 1).to(kind)
+        out = now.attend(layer, query_1HND[0, :, :num].transpose(0, 1).to(kind), keyed_NKD, scale)
+        if self.has_kernels_by_size:
+            out = filled(out)
         return out.view(1, -1, query_1HND.shape[1], query_1HND.shape[3]).to(query_1HND.dtype)
 
     def _hook(self, name: str) -> Any:
         def add(module: Any, given: tuple[Any, ...], output: Any) -> None:
             if self.now is not None:
-                self.now.add_adapters(name, given[0].flatten(0, -2), output.flatten(0, -2))
+                num = len(self.now.ids)
+                self.now.add_adapters(name, given[0].flatten(0, -2)[:num], output.flatten(0, -2)[:num])
 
         return add
 
