@@ -2,6 +2,9 @@
 
 import dataclasses
 import html.parser
+import itertools
+import math
+import random
 import re
 
 import pytest
@@ -9,6 +12,7 @@ from report_folder import HOSTILE, write_run
 
 from shoestring.files import read_json, write_json, write_jsonl, write_whole
 from shoestring.records import Estimate
+from shoestring.report.costs import log_ticks, short
 from shoestring.report.curves import growth
 from shoestring.report.folder import RunFiles, next_step, read_run
 from shoestring.report.html import render_report
@@ -180,6 +184,22 @@ def test_thin_keeps_the_mean_and_ticks_are_round():
     assert len(thinned) <= 240 and thinned[0][1] == pytest.approx(sum(i % 7 for i in range(5)) / 5)
     assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
     assert nice_range([0.2, 3.0])[0] == 0 and nice_range([5, 5])[0] < 5 < nice_range([5, 5])[1]
+
+
+def test_ticks_of_a_logarithmic_axis_are_round_and_apart():
+    assert log_ticks(0, 1, 0.1) == [1, 2, 5, 10]
+    assert log_ticks(-5, 3, 0.1) == [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100, 1000]
+    assert log_ticks(-5, 3, 0.2) == [1e-4, 0.01, 1, 100]
+    assert log_ticks(math.log10(31), math.log10(39), 0.1) == [32.5, 35, 37.5]
+    assert [short(v, "$") for v in (1e-5, 0.0005, 2.5, 20_000, 1e6)] == ["$0.00001", "$0.0005", "$2.5", "$20k", "$1M"]
+    rng = random.Random(5)
+    for _ in range(300):
+        low, apart = rng.uniform(-6, 6), rng.choice([0.05, 0.1, 0.2])
+        high = low + rng.choice([0.05, 0.5, 2, 6, 12])
+        powers = [math.log10(value) for value in log_ticks(low, high, apart)]
+        assert powers and low - 1e-6 <= powers[0] and powers[-1] <= high + 1e-6
+        if high - low >= 2:
+            assert all(b - a >= apart * (high - low) - 1e-6 for a, b in itertools.pairwise(powers))
 
 
 def test_text_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from ..plan.figures import (
     where_text,
 )
 from ..units import gib, usd
-from .svg import framed, text_at
+from .svg import framed, text_at, ticks
 from .text import Markup, details, esc, section, table
 
-PLOT_PX, TOP_PX, BOTTOM_PX = 280, 30, 44
-LEFT, RIGHT = 9.0, 99.0  # per cent of the width, for the plot
+BILL_PX, OPTIONS_PX, TOP_PX, BOTTOM_PX = 280, 190, 30, 44
+LEFT, RIGHT = 12.0, 99.0  # per cent of the width, for the plot
+LINE_PX, NUMBER_PX, NARROWEST_PX = 17, 44, 300  # of a number beside its axis; of the plot on a phone
 OWN_COLOURS, API_COLOURS = ("l0", "l1", "l2"), ("l3", "l4", "l5")
 MOST_OUT = 200  # rows of what is out
 
@@ -132,12 +134,12 @@ def _bill(total: Mapping[str, Any]) -> Markup:
     once = "; ".join(f"{p['part']} {usd(p['usd']['value'])}" for p in total["once"] if p["usd"]["value"])
     evens = {e["against"]: e["requests_per_month"] for e in total["break_even"]}
     rows = [
-        [esc("fine-tuned"), esc(r["name"]), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc("")]
+        [esc(r["name"]), esc("fine-tuned"), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc("—")]
         for r in total["own"]
         if r["is_listed"]
     ]
     rows += [
-        [esc("prompted"), esc(r["name"]), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc(even)]
+        [esc(r["name"]), esc("prompted"), esc(usd_text(r["usd"])), esc(usd_text(r["usd_per_month"])), esc(even)]
         for r in total["apis"]
         for even in [count_text(evens[r["name"]])]
     ]
@@ -153,7 +155,7 @@ def _bill(total: Mapping[str, Any]) -> Markup:
     return Markup(
         f"<h3>{esc(heading)}</h3><p>{esc(bill_in_words(total))}</p><p>{esc(paid)}</p>"
         f"{bill_chart(lines, asked, f'Dollars over {months:g} months')}"
-        f"{table(['model', 'answers from', 'total', 'a month', 'training pays from, a month'], rows)}"
+        f"{table(['answers from', 'model', 'total', 'a month', 'training pays from, a month'], rows)}"
         '<p class="note">Dollars alone: which of them answers better is measured by decide and run.</p>'
     )
 
@@ -169,52 +171,21 @@ def bill_chart(lines: Sequence[Line], asked: float, title: str) -> Markup:
     points = [(x, y) for line in lines for x, y in line.points if x > 0 and y > 0]
     if not points:
         return Markup("")
-    (x_low, x_high), (y_low, y_high) = (_decades([p[i] for p in points], whole=i == 1) for i in (0, 1))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        x_frac = (math.log10(x) - x_low) / (x_high - x_low)
-        y_frac = (math.log10(max(y, 1e-9)) - y_low) / (y_high - y_low)
-        return LEFT + (RIGHT - LEFT) * x_frac, TOP_PX + PLOT_PX * (1 - y_frac)
-
-    base = TOP_PX + PLOT_PX
-    parts = [text_at("0", 14, title, "start", "title")]
-    for power in range(math.ceil(y_low), math.floor(y_high) + 1):
-        y = at(10**x_low, 10**power)[1]
-        parts.append(f'<line x1="{LEFT}%" x2="{RIGHT}%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(text_at("0", y + 4, _short(10**power, "$"), "start", "tick"))
-    for power in range(math.ceil(x_low), math.floor(x_high) + 1):
-        x = at(10**power, 10**y_low)[0]
-        parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="grid"/>')
-        parts.append(text_at(f"{x:.2f}%", base + 16, _short(10**power), "end" if x > 96 else "middle", "tick"))
-    parts.append(text_at(f"{RIGHT}%", base + 34, "requests a month", "end", "tick"))
-    x = at(asked, 10**y_low)[0]
-    parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="mark"/>')
+    plane = Plane(_ends([x for x, _ in points]), _ends([y for _, y in points], whole=True), BILL_PX)
+    parts = plane.frame(title, "requests a month")
+    x = plane.x(asked)
+    parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{plane.base_px}" class="mark"/>')
     parts.append(text_at(f"{x:.2f}%", TOP_PX - 5, "your traffic", "middle", "tick"))
     for line in lines:
-        drawn = [at(px, py) for px, py in line.points if px > 0 and py > 0]
-        path = " ".join(f"{px:.2f},{(py - TOP_PX) / PLOT_PX * 100:.2f}" for px, py in drawn)
+        drawn = [(plane.x(px), plane.y(py)) for px, py in line.points if px > 0 and py > 0]
+        path = " ".join(f"{px:.2f},{(py - TOP_PX) / BILL_PX * 100:.2f}" for px, py in drawn)
         parts.append(
-            f'<svg x="0" y="{TOP_PX}" width="100%" height="{PLOT_PX}" viewBox="0 0 100 100" preserveAspectRatio="none" '
+            f'<svg x="0" y="{TOP_PX}" width="100%" height="{BILL_PX}" viewBox="0 0 100 100" preserveAspectRatio="none" '
             f'overflow="visible"><polyline points="{path}" vector-effect="non-scaling-stroke" '
             f'class="curve {line.cls}"/></svg>'
         )
     key = "".join(f'<span><i class="swatch {line.cls}"></i>{esc(line.name)}</span>' for line in lines)
-    return Markup(f'{framed(base + BOTTOM_PX, title, *parts)}<div class="key">{key}</div>')
-
-
-def _decades(values: Sequence[float], whole: bool) -> tuple[float, float]:
-    """Logarithms of the ends, to whole decades where asked."""
-    low, high = math.log10(min(values)), math.log10(max(values))
-    if whole:
-        low, high = math.floor(low), math.ceil(high)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _short(value: float, unit: str = "") -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{unit}{value / size:g}{letter}"
-    return f"{unit}{value:g}"
+    return Markup(f'{framed(plane.base_px + BOTTOM_PX, title, *parts)}<div class="key">{key}</div>')
 
 
 def option_chart(options: Sequence[Mapping[str, Any]]) -> Markup:
@@ -222,40 +193,88 @@ def option_chart(options: Sequence[Mapping[str, Any]]) -> Markup:
     placed = [o for o in options if o["hours"]["value"] and o["usd"]["value"]]
     if len(placed) < 2:
         return Markup("")
-    (x_low, x_high), (y_low, y_high) = (
-        _decades([o[key]["value"] for o in placed], whole=False) for key in ("hours", "usd")
-    )
-    height, pad = 190, 0.04
-    x_low, x_high = x_low - pad * (x_high - x_low), x_high + pad * (x_high - x_low)
-    y_low, y_high = y_low - pad * (y_high - y_low), y_high + pad * (y_high - y_low)
-
-    def at(hours: float, dollars: float) -> tuple[float, float]:
-        x_frac = (math.log10(hours) - x_low) / (x_high - x_low)
-        y_frac = (math.log10(dollars) - y_low) / (y_high - y_low)
-        return LEFT + (RIGHT - LEFT) * x_frac, TOP_PX + height * (1 - y_frac)
-
-    base = TOP_PX + height
-    parts = [text_at("0", 14, "Dollars over hours, each option a dot", "start", "title")]
-    for value, label in _marks(y_low, y_high, "$"):
-        y = at(10**x_low, value)[1]
-        parts.append(f'<line x1="{LEFT}%" x2="{RIGHT}%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(text_at("0", y + 4, label, "start", "tick"))
-    for value, label in _marks(x_low, x_high):
-        x = at(value, 10**y_low)[0]
-        parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{base}" class="grid"/>')
-        parts.append(text_at(f"{x:.2f}%", base + 16, label, "middle", "tick"))
-    parts.append(text_at(f"{RIGHT}%", base + 34, "hours from order to result", "end", "tick"))
+    hours, dollars = (_padded(_ends([o[key]["value"] for o in placed])) for key in ("hours", "usd"))
+    plane = Plane(hours, dollars, OPTIONS_PX)
+    parts = plane.frame("Dollars over hours, each option a dot", "hours from order to result")
     for o in sorted(placed, key=lambda o: (o["is_pick"], o["is_pareto"])):
-        x, y = at(o["hours"]["value"], o["usd"]["value"])
+        x, y = plane.x(o["hours"]["value"]), plane.y(o["usd"]["value"])
         cls, radius = ("pick", 7) if o["is_pick"] else ("best", 5) if o["is_pareto"] else ("other", 2.5)
         parts.append(f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{radius}" class="option {cls}"/>')
-    return framed(base + BOTTOM_PX, "Dollars over hours of every option", *parts)
+    return framed(plane.base_px + BOTTOM_PX, "Dollars over hours of every option", *parts)
 
 
-def _marks(low: float, high: float, unit: str = "") -> list[tuple[float, str]]:
-    """1, 2 and 5 of each decade between two logarithms."""
-    values = [m * 10**p for p in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    return [(v, _short(float(f"{v:.3g}"), unit)) for v in values if low <= math.log10(v) <= high]
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A plot of dollars over something, both axes logarithmic; their ends are given as powers of ten."""
+
+    x_ends: tuple[float, float]
+    y_ends: tuple[float, float]
+    height_px: int
+
+    @property
+    def base_px(self) -> int:
+        """Where the lower axis lies."""
+        return TOP_PX + self.height_px
+
+    def x(self, value: float) -> float:
+        """Per cent of the width."""
+        return LEFT + (RIGHT - LEFT) * (math.log10(value) - self.x_ends[0]) / (self.x_ends[1] - self.x_ends[0])
+
+    def y(self, dollars: float) -> float:
+        """Pixels from the top."""
+        share = (math.log10(max(dollars, 1e-9)) - self.y_ends[0]) / (self.y_ends[1] - self.y_ends[0])
+        return TOP_PX + self.height_px * (1 - share)
+
+    def frame(self, title: str, x_name: str) -> list[str]:
+        """Title, grid and numbers."""
+        parts = [text_at("0", 14, title, "start", "title")]
+        for value in log_ticks(*self.y_ends, LINE_PX / self.height_px):
+            y = self.y(value)
+            parts.append(f'<line x1="{LEFT}%" x2="{RIGHT}%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+            parts.append(text_at("0", y + 4, short(value, "$"), "start", "tick"))
+        for value in log_ticks(*self.x_ends, NUMBER_PX / NARROWEST_PX):
+            x = self.x(value)
+            parts.append(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP_PX}" y2="{self.base_px}" class="grid"/>')
+            parts.append(text_at(f"{x:.2f}%", self.base_px + 16, short(value), "end" if x > 96 else "middle", "tick"))
+        return [*parts, text_at(f"{RIGHT}%", self.base_px + 34, x_name, "end", "tick")]
+
+
+def _ends(values: Sequence[float], whole: bool = False) -> tuple[float, float]:
+    """Powers of ten that hold the values, to whole decades where asked."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _padded(ends: tuple[float, float]) -> tuple[float, float]:
+    """A little more at both ends, so that no dot lies on the frame."""
+    pad = 0.04 * (ends[1] - ends[0])
+    return ends[0] - pad, ends[1] + pad
+
+
+def log_ticks(low: float, high: float, apart: float) -> list[float]:
+    """Values to name between two powers of ten, no two nearer than this share of the axis.
+
+    1, 2 and 5 of each decade, else each decade, else every second one and so on; round numbers on a short axis.
+    """
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    for every, digits in [(1, (1, 2, 5)), *((n, (1,)) for n in range(1, len(decades) + 1))]:
+        powers = [math.log10(m) + power for power in decades if power % every == 0 for m in digits]
+        powers = [power for power in powers if low - 1e-9 <= power <= high + 1e-9]
+        if all(b - a >= apart * (high - low) for a, b in itertools.pairwise(powers)):
+            break
+    if len(powers) < 2:
+        return ticks(10**low, 10**high, 3)
+    return [float(f"{10**power:.3g}") for power in powers]
+
+
+def short(value: float, unit: str = "") -> str:
+    """A round number in few signs, never as a power: 20k, 0.00005."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{unit}{value / size:g}{letter}"
+    return unit + (f"{value:g}" if value >= 1e-4 else f"{value:.12f}".rstrip("0"))
 
 
 def sources(answer: Mapping[str, Any]) -> Markup:
