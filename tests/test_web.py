@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import launched
 import pytest
 from report_folder import HOSTILE, write_run
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from tiny import make_tokenizer
 
@@ -37,6 +40,7 @@ from shoestring.runfolder import RunFolder
 from shoestring.stages.closing import write_run_file
 from shoestring.train.shown import MOST_TOKENS, shown
 from shoestring.train.tokens import Encoded
+from shoestring.web import run_page
 from shoestring.web.app import make_app
 from shoestring.web.outputs_page import chosen_arms, matching
 from shoestring.web.overview import Reader
@@ -132,7 +136,8 @@ def test_bodies_are_bounded(tmp_path: Path) -> None:
     parts = [b'--x\r\ncontent-disposition: form-data; name="data"; filename="a.csv"\r\n\r\n', *[b"a,b\n" * 50] * 9]
     form = {"content-type": "multipart/form-data; boundary=x", "transfer-encoding": "chunked"}
     assert client.post("/new", content=iter(parts), headers=form).status_code == 413  # its length is not said
-    assert client.post("/", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
+    for small in ("/", "/new/0123456789ab", "/new/0123456789ab/plan", "/newer", "/runs/x/label"):
+        assert client.post(small, content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
     assert client.post("/", headers={"content-length": "-1"}).status_code == 413
 
 
@@ -228,6 +233,22 @@ def test_only_runs_are_listed_and_links_out_are_not_followed(tmp_path: Path) -> 
     (runs / "a file").write_text("")
     assert [run.name for run in Reader(runs).all()] == ["done"]
     assert client_of(runs).get("/runs/out").status_code == 404
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_ends_its_events(tmp_path: Path) -> None:
+    write_run(tmp_path / "done", until="curate")
+    client = client_of(tmp_path)
+    scope = {"type": "http", "app": client.app, "query_string": b"", "headers": [], "path": "/runs/done/events"}
+    pieces = run_page.follow(Request({**scope, "path_params": {"name": "done"}})).body_iterator
+
+    async def whole() -> list[str]:
+        told = [str(await anext(pieces)), str(await anext(pieces))]
+        shutil.rmtree(tmp_path / "done")
+        return told + [str(piece) async for piece in pieces]
+
+    assert "retry" in asyncio.run(whole())[0]
+    assert client.get("/runs/done/events").status_code == 404
+    assert Reader(tmp_path).one(tmp_path / "done").state == "new"  # between the listing and the reading of a folder
 
 
 # ---- a run ----------------------------------------------------------------------------------
@@ -329,6 +350,30 @@ def test_steps_are_read_as_they_are_appended(tmp_path: Path) -> None:
     assert tail.read() == ([{"step": 2, "loss": 1.0}], False)
     path.write_text('{"step": 1, "loss": 2.0}\n')  # resumed from an earlier checkpoint
     assert tail.read() == ([{"step": 1, "loss": 2.0}], True)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"result": null}', b'{"result": []}', b"[]", b""])
+def test_a_damaged_folder_is_told_and_no_page_of_it_breaks(tmp_path: Path, content: bytes) -> None:
+    write_run(tmp_path / "done")
+    client = client_of(tmp_path)
+    names = ("decide.json", "rungs/shoestring-3m/eval.json", "data/receipt.json", "data/dropped.jsonl", "plan.json")
+    for name in names:
+        path = tmp_path / "done" / name
+        before = path.read_bytes()
+        path.write_bytes(content)
+        for page in ("/", "/runs/done", "/runs/done/outputs", "/runs/done/data", "/runs/done/data/rows?code=duplicate"):
+            assert client.get(page).status_code in (200, 404), (name, page)
+        path.write_bytes(before)
+
+
+def test_a_fault_of_the_page_is_said_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path, PORT)
+    client = TestClient(make_app(site), base_url=BASE, headers={"origin": BASE}, raise_server_exceptions=False)
+    client.get(f"/?token={site.token}")
+    monkeypatch.setattr(site.reader, "all", lambda: {}["arms"])
+    answer = client.get("/")
+    assert answer.status_code == 500 and "fault of the page (KeyError: " in answer.text and "<nav" in answer.text
+    assert answer.headers["content-security-policy"] and "Traceback" not in answer.text
 
 
 # ---- checks ---------------------------------------------------------------------------------

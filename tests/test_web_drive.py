@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_folder import write_run as write_finished
 
+from bench.page import served
 from shoestring.runfolder import RunFolder
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -247,6 +249,19 @@ def test_markup_in_rows_is_not_carried_out(finished: Finished, tmp_path: Path) -
     window.page.click("text=See the plan and prices first")
     window.page.wait_for_selector("text=Where to train")
     assert window.page.locator("main img, main script").count() == 0 and window.wrong == []
+
+
+def test_a_page_says_that_its_server_is_gone(windows: dict[str, Window], tmp_path: Path) -> None:
+    write_finished(tmp_path / "done", until="curate")
+    with served(tmp_path) as (url, pid):
+        page = windows["desk"].page.context.browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(url.replace("/?", "/runs/done?"))
+        page.wait_for_function("() => !!document.querySelector('[data-events]').closeEvents")
+        assert page.locator("#told").is_hidden()
+        os.kill(pid, signal.SIGKILL)
+        page.wait_for_selector("#told:has-text('moves no more')")
+        page.close()
 
 
 def test_the_dials_of_the_plan_answer_the_keyboard(finished: Finished) -> None:

@@ -186,6 +186,8 @@ def read_curated(folder: Path) -> Curated:
                 )
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; delete {folder} and run curation again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / RECEIPT}: damaged ({error}); delete {folder} and run curation again") from error
     rows = [[example_from_json(row) for row in read_jsonl(folder / f"{side}.jsonl")] for side in SIDES]
     (train, dev, held_out), undesired = marked_apart(rows)
     return Curated(

@@ -69,7 +69,7 @@ def _lines(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[dict[str, A
     """The objects of the wanted lines; a damaged line is left out, the data page says how many there are."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="surrogatepass") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not is_wanted(line):
                 continue

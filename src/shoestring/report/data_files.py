@@ -123,7 +123,7 @@ def _lines(
     if not path.exists():
         return
     num_damaged = 0
-    with path.open(encoding="utf-8", errors="surrogatepass") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file):
             if not is_wanted(number, line):
                 continue

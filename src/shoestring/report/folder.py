@@ -212,7 +212,7 @@ def _parsed(run: RunFiles, name: str, read: Callable[[], T]) -> T | None:
     """What read() gives, or None with the reason among the problems."""
     try:
         return read()
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         run.problems.append(f"{name}: not as this version writes it ({type(error).__name__}: {error}); left out")
         return None
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from ..errors import ShoestringError
 from . import chat_page, check_page, data_page, label_page, new_page, outputs_page, plan_page, run_page, runs_page
-from .guard import Guard
+from .guard import HEADERS, Guard
 from .site import Site, page, site_of
 
 PAGES = (
@@ -40,7 +40,7 @@ def make_app(site: Site) -> Starlette:
             *(route for part in PAGES for route in part.ROUTES),
         ],
         middleware=[Middleware(Guard, site=site)],
-        exception_handlers={HTTPException: refused, ShoestringError: failed},
+        exception_handlers={HTTPException: refused, ShoestringError: failed, Exception: broke},
         lifespan=lifetime,
     )
     app.state.site = site
@@ -72,6 +72,16 @@ async def refused(request: Request, error: Exception) -> Response:
 async def failed(request: Request, error: Exception) -> Response:
     """One of our errors, which names value, limit and next step."""
     return _told(request, 422, str(error))
+
+
+async def broke(request: Request, error: Exception) -> Response:
+    """A fault of ours; the server goes on and writes where it was to the terminal."""
+    message = (
+        f"This is a fault of the page ({type(error).__name__}: {error}); the terminal of shoestring ui says where."
+    )
+    answer = _told(request, 500, message)
+    answer.headers.update(HEADERS)  # the guard is inside of what answers here
+    return answer
 
 
 def _told(request: Request, status_code: int, message: str) -> Response:

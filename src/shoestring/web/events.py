@@ -51,15 +51,17 @@ class Changes:
 
 
 def stream(
-    look: Callable[[], list[Event]], is_closing: Callable[[], bool], every_s: float = EVERY_S
+    look: Callable[[], list[Event] | None], is_closing: Callable[[], bool], every_s: float = EVERY_S
 ) -> StreamingResponse:
-    """Events as they come: look() is asked for them, in a thread, until the server is closing."""
+    """Events as they come: look() is asked for them, in a thread, until it gives None or the server is closing."""
 
     async def sent() -> AsyncIterator[str]:
         num_quiet = 0
         yield "retry: 2000\n\n"
         while not is_closing():
             found = await run_in_threadpool(look)
+            if found is None:
+                return
             num_quiet = 0 if found else num_quiet + 1
             for name, data in found:
                 yield f"event: {name}\ndata: {json.dumps(data, ensure_ascii=True)}\n\n"

@@ -208,4 +208,6 @@ def _top(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _modified(folder: Path) -> str:
+    if not folder.is_dir():  # deleted while it was looked at
+        return ""
     return datetime.fromtimestamp(folder.stat().st_mtime).astimezone().isoformat(timespec="seconds")

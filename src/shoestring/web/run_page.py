@@ -118,8 +118,10 @@ def follow(request: Request) -> Response:
     folder = folder_of(site.runs_dir, request.path_params["name"])
     changes, state, training = events.Changes(), "", Followed(folder)
 
-    def look() -> list[events.Event]:
+    def look() -> list[events.Event] | None:
         nonlocal state
+        if not folder.is_dir():
+            return None  # deleted; asked again, the address answers 404, and the page says that it follows no more
         seen = site.seen(site.reader.one(folder))
         found = training.look(seen)
         found += changes.parts([(NOW, _now(site, folder, seen, training.now))])

@@ -88,7 +88,7 @@ class Seen:
 
 @dataclass
 class Site:
-    """One page as it is served. body_limits: bytes a request to an address (its beginning) may have, else 1 MiB."""
+    """One page as it is served. body_limits: bytes that a request to this very address may have, else 1 MiB."""
 
     runs_dir: Path
     port: int
@@ -118,7 +118,7 @@ class Site:
 
     def max_body_bytes(self, path: str) -> int:
         """The longest body that this address takes."""
-        return max((n for start, n in self.body_limits.items() if path.startswith(start)), default=MAX_BODY_BYTES)
+        return self.body_limits.get(path, MAX_BODY_BYTES)
 
     def seen(self, run: Overview) -> Seen:
         """An overview with what this page started and asked of it."""

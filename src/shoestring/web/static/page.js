@@ -1,19 +1,20 @@
 "use strict";
 // What htmx does not do by itself. No text of a run is ever put in as HTML here.
 
-// A refusal (status 4xx, 5xx) is said at the top of the page.
-document.addEventListener("htmx:responseError", (event) => {
+const LOST = "What is shown moves no more: the page's server does not answer, or what was here is gone. " +
+  "Reload the page; if that fails, start the server again with: shoestring ui";
+
+// What went wrong is said at the top of the page, and seen from anywhere on it.
+function tell(text) {
   const told = document.getElementById("told");
-  told.textContent = event.detail.xhr.responseText.slice(0, 600) || "The page's server refused.";
-  told.scrollIntoView({ block: "nearest" });
+  if (told.textContent !== text) told.textContent = text;
+}
+
+document.addEventListener("htmx:responseError", (event) => {
+  tell(event.detail.xhr.responseText.slice(0, 600) || "The page's server refused.");
 });
-document.addEventListener("htmx:sendError", () => {
-  document.getElementById("told").textContent =
-    "The page's server does not answer; start it again with: shoestring ui";
-});
-document.addEventListener("htmx:beforeRequest", () => {
-  document.getElementById("told").textContent = "";
-});
+document.addEventListener("htmx:sendError", () => tell("The page's server does not answer; start it again with: shoestring ui"));
+document.addEventListener("htmx:beforeRequest", () => tell(""));
 
 // ---- what changes while it is looked at -----------------------------------------------------
 // An element with data-events is followed while the tab is seen: browsers allow few connections to one server.
@@ -41,7 +42,13 @@ const DOES = {
 function follow(element) {
   let source = null;
   const open = () => {
+    let num_failed = 0;  // one is a connection that is made again
     source = new EventSource(element.dataset.events);
+    source.addEventListener("open", () => { if (num_failed > 1) tell(""); num_failed = 0; });
+    source.addEventListener("error", (event) => {
+      num_failed += event.target.readyState === EventSource.CLOSED ? 2 : 1;
+      if (num_failed > 1) tell(LOST);
+    });
     for (const [name, act] of Object.entries(DOES))
       source.addEventListener(name, (event) => act(JSON.parse(event.data), element));
   };
