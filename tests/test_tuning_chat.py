@@ -17,6 +17,7 @@ from openai import OpenAI
 
 from shoestring.files import read_json, read_jsonl
 from shoestring.serve.tuning.jobs import SUCCEEDED, Jobs
+from tests.launched import environment
 from tests.served_runs import make_run
 from tests.test_tuning_api import a_job, tickets
 from tests.test_tuning_runs import ended, uploaded
@@ -26,9 +27,12 @@ BASE = "shoestring-1m"
 
 @contextlib.contextmanager
 def serving(runs_dir: Path, *words: str) -> Iterator[tuple[OpenAI, dict[str, Any]]]:
-    """`shoestring serve` with these words: a client with its key, and what it said when it was ready."""
-    command = [sys.executable, "-m", "shoestring", "serve", *words, "--runs-dir", str(runs_dir), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    """`shoestring serve` with these words: a client with its key, and what it said when it was ready.
+
+    The folder of runs is relative, as the default is.
+    """
+    command = [sys.executable, "-m", "shoestring", "serve", *words, "--runs-dir", runs_dir.name, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=runs_dir.parent, env=environment())
     assert process.stdout is not None
     try:
         told = json.loads(process.stdout.read())

@@ -32,6 +32,7 @@ from .jobs import (
     CANCELLED,
     CHECKED,
     FAILED,
+    LOG,
     OUTPUT,
     QUEUED,
     RUN_FILE,
@@ -65,7 +66,7 @@ class Runner:
         self, jobs: Jobs, files: Files, settings: TuningSettings, runs_dir: Path, on_finished: OnFinished
     ) -> None:
         self.jobs, self.files, self.settings, self.on_finished = jobs, files, settings, on_finished
-        self.runs_dir = runs_dir.resolve()
+        self.runs_dir = runs_dir
         self.wake = asyncio.Event()
         self.process: subprocess.Popen[bytes] | None = None  # the run under way
         self.current: TuningJob | None = None
@@ -132,7 +133,7 @@ class Runner:
         if job.status != VALIDATING or self.is_closing:
             return
         if not (folder / CHECKED).is_file():
-            self._fail(job, "server_error", f"checking the files ended with code {code}; see its log")
+            self._fail(job, "server_error", f"checking the files ended with code {code}; {self._log(job)}")
             return
         told = read_json(folder / CHECKED)
         if told["error"]:
@@ -266,11 +267,14 @@ class Runner:
     def _said(self, job: TuningJob) -> tuple[str, str]:
         """Type and message of the error that the run ended with."""
         kind, message = failure(self.jobs.path(job) / OUTPUT)
-        return kind, self._plain(message or "the run ended without a word; its log on the server has more")
+        return kind, self._plain(message or f"the run ended without a word; {self._log(job)}")
+
+    def _log(self, job: TuningJob) -> str:
+        return f"jobs/{job.id}/{LOG} on the server, in its folder .serving, has more"
 
     def _plain(self, text: str) -> str:
         """A message of ours without secrets and folders of this machine."""
-        for folder in (self.jobs.folder.resolve(), self.runs_dir, Path.home()):
+        for folder in (self.jobs.folder, self.runs_dir, Path.home()):
             text = text.replace(f"{folder}/", "")
         return without_secrets(text)[:4000]
 
@@ -285,7 +289,7 @@ class Runner:
         run = JobRun(self.run_folder(job))
         outcome = run.outcome()
         if outcome is None:
-            self._fail(job, "server_error", "the run ended well and holds no training; its log on the server has more")
+            self._fail(job, "server_error", f"the run ended well and holds no training; {self._log(job)}")
             return
         result_id = "file-" + job.id.removeprefix("ftjob-")[:ID_CHARACTERS]
         self.files.put(result_id, job.owner, "step_metrics.csv", RESULTS, metrics_csv(run.steps()))

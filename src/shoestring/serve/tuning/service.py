@@ -63,6 +63,7 @@ class Tuning:
     ) -> None:
         """served: the base of the gateway. Raises: BadInput where another server has the folder; RunFolderError."""
         self.settings, self.served = settings, served
+        runs_dir = runs_dir.resolve()  # runs are started in folders of their own
         home = private_folder(runs_dir / STATE_FOLDER)
         self.lock = FileLock(home / "tuning.lock", timeout=0, thread_local=False, mode=0o600)
         try:
