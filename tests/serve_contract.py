@@ -300,6 +300,7 @@ def what_is_not_supported_is_refused_by_name(base_url: str, key: str, models: Se
         ("top_logprobs", 21),
         ("response_format", {"type": "grammar"}),
         ("logit_bias", {"x": 1}),
+        ("logit_bias", {"1" * 5000: 1}),
         ("reasoning_effort", "high"),
         ("functions", [{"name": "f"}]),
         ("seed", 1.5),
@@ -350,6 +351,14 @@ def malformed_bodies_are_refused(base_url: str, key: str, models: Sequence[str])
         b"\xff\xfe",
         b'{"model": 5, "messages": []}',
         b"[" * 100_000,
+        json.dumps({"model": models[0], "messages": [{"role": "user", "content": "\ud800"}]}).encode(),
+        json.dumps(
+            {
+                "model": models[0],
+                "messages": HI,
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"\ud800": 1}}}],
+            }
+        ).encode(),
         json.dumps({"model": models[0]}).encode(),
         json.dumps({"model": models[0], "messages": []}).encode(),
         json.dumps({"model": models[0], "messages": "hi"}).encode(),

@@ -120,6 +120,7 @@ def test_a_stop_string_cancels_the_engine(client: OpenAI, said: Said, engine: Sc
     answer = ask(client, stop="END")
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one ", "stop")
     assert answer.usage.completion_tokens == 7 and engine.num_cancelled == before + 1 and engine.num_running == 0
+    assert engine.asked[-1].is_streamed  # or an engine tells all of its tokens at the end
 
 
 def test_length_is_said_and_the_context_is_the_limit_where_none_is(client: OpenAI, said: Said) -> None:
@@ -222,6 +223,17 @@ def test_definitions_of_a_tools_schema_stand_at_the_root(client: OpenAI, said: S
     assert schema["$defs"] == {"A": {"type": "string"}} and len(schema["anyOf"]) == 2
 
 
+@pytest.mark.parametrize("defs", [[1], "a", None])
+def test_definitions_that_are_none_are_left_to_the_engine(client: OpenAI, engine: ScriptedEngine, defs: Any) -> None:
+    parameters = {"type": "object", "$defs": defs}
+    ask(
+        client,
+        tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}],
+        tool_choice="required",
+    )
+    assert json.loads(engine.asked[-1].sampling.schema)["properties"]["arguments"] == parameters
+
+
 def test_history_with_calls_is_written_as_training_wrote_it(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:
     said.text = TWICE
     first = ask(client, tools=[WEATHER]).choices[0].message
@@ -261,6 +273,16 @@ def test_log_probabilities_by_hand(client: OpenAI, said: Said) -> None:
     assert [[len(c.logprobs.content), c.delta.content] for c in streamed] == [[2, "é"], [1, "!"]]
     text = client.completions.create(model="tiny", prompt="a", max_tokens=5, logprobs=1).choices[0]
     assert text.logprobs.text_offset == [0, 1, 2] and text.text == "é!"
+
+
+def test_a_stream_has_the_log_probabilities_of_tokens_without_text(client: OpenAI, said: Said) -> None:
+    for text, tools in (("a<|user|>", None), (CALL, [WEATHER])):
+        said.text = text
+        more = {"tools": tools} if tools else {}
+        whole = ask(client, logprobs=True, **more).choices[0].logprobs.content
+        chunks = list(ask(client, logprobs=True, stream=True, **more))
+        told = [entry for chunk in chunks for c in chunk.choices if c.logprobs for entry in c.logprobs.content]
+        assert told == whole and len(whole) == len(ids_of(text))
 
 
 def test_sampling_is_passed_on_and_each_answer_has_its_seed(client: OpenAI, said: Said, engine: ScriptedEngine) -> None:

@@ -127,7 +127,8 @@ def work_of(
     for ids, of in zip(prompts_ids, sampling, strict=True):
         for number in range(asked.n):
             index = len(asks)
-            is_streamed = asked.stream or strict is not None  # where a call begins the engine is asked anew
+            # Where a stop string or a call comes, the engine is ended there.
+            is_streamed = asked.stream or bool(asked.stops) or strict is not None
             asks.append(Ask(f"{request.state.id}-{index}", adapter, tuple(ids), of(number), is_streamed))
             reader = Reader(index, gateway.prompts.detokeniser(), asked.stops, holds)
             reader.strict = strict.begins if strict else None

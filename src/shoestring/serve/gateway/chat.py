@@ -84,8 +84,10 @@ class Chat:
                     given = reader.text.removesuffix(text).lstrip()
                     text = found.content.removeprefix(given) if found.content.startswith(given) else ""
                     calls, finish = calls_json(found.tool_calls), "tool_calls"
+            logprobs = self._logprobs(delta.tokens) if delta.tokens else None
             if text:
-                yield chunk(index, {"content": text}, logprobs=self._logprobs(delta.tokens))
+                yield chunk(index, {"content": text}, logprobs=logprobs)
+                logprobs = None
             for number, call in enumerate(calls):
                 function = call["function"]
                 opened = {**call, "index": number, "function": {"name": function["name"], "arguments": ""}}
@@ -93,7 +95,7 @@ class Chat:
                 said = {"index": number, "function": {"arguments": function["arguments"]}}
                 yield chunk(index, {"tool_calls": [said]})
             if finish:
-                yield chunk(index, {}, finish)
+                yield chunk(index, {}, finish, logprobs)  # of tokens without text, or of a call
         if self.asked.wants_usage:
             yield {**base, "choices": [], "usage": self.work.usage()}
 

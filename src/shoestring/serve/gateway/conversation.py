@@ -29,6 +29,7 @@ OPEN_BY = {
     "allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas",
 }  # fmt: skip
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+SHARED = ("$defs", "definitions")
 LONGEST_OPENING = 40
 
 
@@ -140,7 +141,7 @@ def call_schema(asked: ChatRequest) -> dict[str, Any]:
         if only in (None, own.name):
             arguments = dict(own.parameters or NO_ARGUMENTS)
             # What a schema refers to stands at its own root.
-            shared = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
+            shared = {key: arguments.pop(key) for key in SHARED if isinstance(arguments.get(key), dict)}
             if arguments.get("properties") is not None and not OPEN_BY & arguments.keys():
                 arguments["additionalProperties"] = False  # a function takes no arguments that it does not declare
             kinds.append((own.name, arguments, shared))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,6 +18,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_SCHEMA_CHARACTERS = 65_536
 SEEDS = 2**63
 TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of half a surrogate pair
 # Fields that are known and not taken, with the way round them.
 NOT_TAKEN = {
     "chat_template": "prompts are written as in training, and no request can change that",
@@ -224,8 +227,8 @@ class Common(Fields):
     @classmethod
     def _biases(cls, given: dict[str, float] | None) -> dict[str, float] | None:
         for token, bias in (given or {}).items():
-            if not token.isdecimal() or not -100 <= bias <= 100:
-                raise ValueError(f"{token!r}: {bias:g}; give token ids, each with a number from -100 to 100")
+            if not TOKEN_ID.fullmatch(token) or not -100 <= bias <= 100:
+                raise ValueError(f"{token[:40]!r}: {bias:g}; give token ids, each with a number from -100 to 100")
         return given
 
     @model_validator(mode="after")
@@ -311,7 +314,12 @@ Asked = TypeVar("Asked", bound=Common)
 def read(kind: type[Asked], body: bytes) -> tuple[Asked, dict[str, Any]]:
     """The request, and its JSON as it came. Raises: ApiError 400 naming the field."""
     try:
-        raw = json.loads(body)
+        text = body.decode("utf-8-sig")
+        raw = json.loads(text)
+        if HALF_PAIR.search(text):
+            json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "The request holds one half of a surrogate pair, which is no character.") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The request's body is not JSON: {error}") from None
     if not isinstance(raw, dict):
