@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from tiny import make_model, make_tokenizer
 
 from shoestring.errors import BadInput, ModelError
 from shoestring.records import Device
-from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, Piece, Sampling
-from shoestring.serve.engines import embedded_steps
+from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, NotLoaded, Piece, Sampling
+from shoestring.serve.engines import embedded, embedded_cache, embedded_steps
 from shoestring.serve.engines.embedded import open_embedded
 from shoestring.serve.engines.embedded_cache import PrefixTree, Store
 from shoestring.serve.engines.embedded_trunk import TrunkStore, attention_with_logs, find_cut, merged
@@ -396,6 +397,48 @@ def test_requests_keep_the_adapter_they_began_with(home: Path) -> None:
     began, later = run_on(home, work)
     assert began == theirs(home, "one", [PROMPTS[0]], 30)[0]
     assert later == theirs(home, "two", [PROMPTS[0]], 10)[0]
+
+
+def test_an_adapter_dropped_while_a_grammar_is_made_is_not_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(engine: Any) -> None:
+        loop, make = asyncio.get_running_loop(), embedded.make_choice
+
+        def late(*given: Any) -> Any:
+            asyncio.run_coroutine_threadsafe(engine.drop("one"), loop).result()
+            return make(*given)
+
+        monkeypatch.setattr(embedded, "make_choice", late)
+        with pytest.raises(NotLoaded):
+            await answer(engine, "one", PROMPTS[0], schema="{}")
+        await engine.loop.run_between(lambda: None)
+        assert not engine.loop.tree.roots and not any(engine.loop.slots.held)
+
+    run_on(home, work)
+
+
+def test_idle_nothing_of_the_last_pass_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_cache, "IDLE_BYTES", 0)
+
+    async def work(engine: Any) -> None:
+        under_way = engine.generate(Ask("a", "one", tuple(PROMPTS[0]), Sampling(8), is_streamed=True))
+        pieces = [await anext(under_way)]
+        held = weakref.ref(engine.loop.store.held)
+        pieces += [piece async for piece in under_way]
+        while engine.loop.store.held.numel():
+            await asyncio.sleep(0)
+        assert held() is None and engine.loop.passes.asked == []
+        assert ids_of(await answer(engine, "one", PROMPTS[0], 8)) == ids_of(pieces)
+
+    run_on(home, work)
+
+
+def test_a_token_without_an_embedding_is_refused(home: Path) -> None:
+    async def work(engine: Any) -> None:
+        with pytest.raises(BadInput, match=f"token {engine.num_ids}, and .* below {engine.num_ids}"):
+            await answer(engine, BASE, [1, engine.num_ids])
+        assert await answer(engine, BASE, PROMPTS[0], 2)
+
+    run_on(home, work)
 
 
 def test_closing_ends_what_is_under_way(home: Path) -> None:

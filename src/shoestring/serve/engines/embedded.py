@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import DoesNotFit, ModelError, ShoestringError
+from ...errors import BadInput, DoesNotFit, ModelError, ShoestringError
 from ...records import Device
 from ...train.base import load_base, load_tokenizer, stop_token_ids
 from ...train.device import free_bytes
@@ -65,6 +65,7 @@ class EmbeddedEngine:
 
         self.model, self.tokenizer, self.name, self.queue_len = model, tokenizer, name, queue_len
         self.context_tokens: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or int(1e9)
+        self.num_ids: int = model.get_input_embeddings().weight.shape[0]  # a tokenizer may know more
         self.stop_ids = frozenset(stop_token_ids(tokenizer, model))
         self.grammars = Grammars(tokenizer, sorted(self.stop_ids), model.get_output_embeddings().weight.shape[0])
         self.forward, self.route = choose(model, name, free_bytes(device))
@@ -147,18 +148,24 @@ class EmbeddedEngine:
             raise EngineDown("the engine has ended; start the server again")
         if self.num_open >= self.max_rows + self.queue_len:
             raise Busy(f"{self.num_open} requests are on their way, {self.queue_len} may wait; come again in a moment")
-        if ask.adapter != BASE and ask.adapter not in self.adapters:
-            raise NotLoaded(f"no adapter {ask.adapter!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}")
         if not 0 < len(ask.prompt_ids) < self.context_tokens:
             raise ModelError(
                 f"the prompt has {len(ask.prompt_ids)} tokens; {self.name} reads {self.context_tokens}, the answer "
                 "included; shorten the prompt"
             )
-        adapter = None if ask.adapter == BASE else self.adapters[ask.adapter]
+        if max(ask.prompt_ids) >= self.num_ids:
+            raise BadInput(
+                f"the prompt holds token {max(ask.prompt_ids)}, and {self.name} has numbers for those below "
+                f"{self.num_ids}; leave out the special token that it is"
+            )
         if ask.sampling.schema is None:
             choice = make_choice(ask.sampling, self.grammars, self.stop_ids)
         else:  # a grammar may take long to make
             choice = await asyncio.to_thread(make_choice, ask.sampling, self.grammars, self.stop_ids)
+        # Last, for it may be dropped meanwhile: what the loop has forgotten must not come back.
+        if ask.adapter != BASE and ask.adapter not in self.adapters:
+            raise NotLoaded(f"no adapter {ask.adapter!r} is loaded; loaded: {', '.join(self.adapters) or 'none'}")
+        adapter = None if ask.adapter == BASE else self.adapters[ask.adapter]
         return Row(ask, adapter, choice, Sink(), list(ask.prompt_ids))
 
     def stats(self) -> dict[str, float]:

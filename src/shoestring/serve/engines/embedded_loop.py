@@ -150,6 +150,7 @@ class Loop(threading.Thread):
     def _hear(self) -> None:
         idle = not self.rows and not self.waiting
         if idle and self.inbox.empty():
+            self.passes.clear()  # it knows the rows of the last pass, their adapters, and the store as it was
             self.store.release()
         while idle or not self.inbox.empty():
             self.inbox.get()()

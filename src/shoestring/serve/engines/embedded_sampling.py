@@ -59,6 +59,7 @@ class Choice:
         self.sampling, self.matcher, self.stop_ids = sampling, matcher, stop_ids
         self.counts: collections.Counter[int] = collections.Counter()
         self.generator: Any = None
+        self.biases: tuple[Any, Any] | None = None  # ids, and what is added to each
 
     def choose(self, logits_V: Any) -> Token:
         """The next token. Logits are as the model gives them."""
@@ -68,10 +69,11 @@ class Choice:
         logits_V = logits_V.float()
         raw_V = logits_V
         if sampling.logit_bias:
-            logits_V = logits_V.clone()
-            for token, bias in sampling.logit_bias:
-                if 0 <= token < len(logits_V):
-                    logits_V[token] += bias
+            if self.biases is None:
+                known = [(token, bias) for token, bias in sampling.logit_bias if 0 <= token < len(logits_V)]
+                ids = torch.tensor([token for token, _ in known], dtype=torch.long, device=logits_V.device)
+                self.biases = ids, torch.tensor([bias for _, bias in known], device=logits_V.device)
+            logits_V = logits_V.index_add(0, *self.biases)
         if self.counts and (sampling.presence_penalty or sampling.frequency_penalty):
             ids = torch.tensor(list(self.counts), device=logits_V.device)
             counts = torch.tensor(list(self.counts.values()), dtype=logits_V.dtype, device=logits_V.device)

@@ -95,7 +95,7 @@ class Passes:
         is_same = self.last is not None and self.held[0] is self.store.held and self.held[1] == rows
         if is_same and self.num_ahead < AHEAD_TOKENS:
             return self._one_on(), self.asked
-        self.last = None
+        self.last, self.held = None, (None, [])
         now, asked = self._new(rows, num_single)
         if num_single == len(rows):
             self.last, self.asked, self.held = now, asked, (self.store.held, list(rows))
