@@ -101,6 +101,9 @@ def test_files_are_private_and_listed_in_pages(tmp_path: Path) -> None:
     with served(tmp_path) as url:
         ann, bob, root = (client(url, key) for key in ("ann", "bob", "root"))
         made = [ann.files.create(file=(f"{i}.jsonl", tickets(1, i)), purpose="fine-tune").id for i in range(3)]
+        for limit in ("0", "-1", "\N{SUPERSCRIPT TWO}", "9" * 5000, "1e1"):
+            with pytest.raises(openai.BadRequestError, match="no whole number from 1 to 10,000"):
+                ann.files.list(extra_query={"limit": limit})
         assert [f.id for f in ann.files.list(limit=2)] == sorted(made, key=made.index, reverse=True)
         assert {f.id for f in ann.files.list(order="asc", after=made[0])} <= set(made[1:])
         assert not bob.files.list().data and len(root.files.list().data) == 3
@@ -266,8 +269,9 @@ def test_a_request_by_hand() -> None:
         ({"validation_file": "file-x"}, "validation_file", "held-out rows are others"),
         ({"integrations": [{"type": "wandb"}]}, "integrations", "trackers"),
         ({"suffix": "a" * 65}, "suffix", "64"),
-        ({"suffix": "../x"}, "suffix", "letters"),
-        ({"seed": -1}, "seed", "whole number"),
+        ({"suffix": "../x"}, "suffix", r"suffix '\.\./x': give at most 64 letters"),
+        ({"suffix": "-- "}, "suffix", "no letter and no digit"),
+        ({"seed": -1}, "seed", "seed -1: give a whole number"),
         ({"seed": True}, "seed", "whole number"),
         ({"metadata": {"a": 1}}, "metadata", "16 pairs"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "from 1 to 50"),

@@ -99,6 +99,8 @@ def test_from_a_file_to_a_chat(tmp_path: Path) -> None:
         assert ann.models.delete(name).deleted
         with pytest.raises(openai.NotFoundError):
             ann.chat.completions.create(model=name, messages=[{"role": "user", "content": "x"}])
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            ann.fine_tuning.jobs.create(model=name, training_file=job.training_file)
 
 
 def arm_file(run: Path) -> Path:

@@ -26,12 +26,20 @@ BOUNDS = {
     "beta": (0.0001, 2, False),
 }
 MAX_SUFFIX, MAX_PAIRS, MAX_KEY, MAX_VALUE = 64, 16, 64, 512
+NAMED_SUFFIX = 40  # characters of a suffix that stand in the names of run and model
+SHOWN = 100  # characters of a refused value
 MAX_SEED = 2**31 - 1
 
 
 def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A 400 of the API."""
     return ApiError(400, message, param=param, code=code)
+
+
+def whole(text: str, low: int, high: int) -> int | None:
+    """The whole number that a text of plain digits writes, None where it is none from low to high."""
+    is_plain = text.isascii() and text.isdigit() and len(text) <= len(str(high))
+    return int(text) if is_plain and low <= int(text) <= high else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ def _method(body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "unsupported_method",
         )
     if not isinstance(kind, str) or kind not in METHODS:
-        raise refused(f"method.type {kind!r} is none of {', '.join(METHODS)}", "method.type")
+        raise refused(f"method.type {_short(kind)} is none of {', '.join(METHODS)}", "method.type")
     for key in method:
         if key not in ("type", *METHODS) or (key != "type" and key != kind and method[key] is not None):
             raise refused(f"method.{key} does not belong to a job of type {kind}", f"method.{str(key)[:64]}")
@@ -129,7 +137,9 @@ def _hyperparameters(given: Any, kind: str, param: str) -> dict[str, Any]:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high or (is_whole and value != int(value)):
             what = "a whole number" if is_whole else "a number"
-            raise refused(f"{param}.{key} = {value!r}: give {what} from {low:g} to {high:g}, or auto", f"{param}.{key}")
+            raise refused(
+                f"{param}.{key} = {_short(value)}: give {what} from {low:g} to {high:g}, or auto", f"{param}.{key}"
+            )
         values[key] = int(value) if is_whole else float(value)
     return {key: AUTO if values.get(key) is None else values[key] for key in METHODS[kind]}
 
@@ -140,16 +150,26 @@ def _suffix(given: Any) -> str:
         return ""
     if not isinstance(given, str) or len(given) > MAX_SUFFIX or not re.fullmatch(r"[A-Za-z0-9 ._-]*", given):
         raise refused(
-            f"suffix is at most {MAX_SUFFIX} letters, digits, spaces, dots, hyphens and underscores", "suffix"
+            f"suffix {_short(given)}: give at most {MAX_SUFFIX} letters (a to z), digits, spaces, dots, hyphens and "
+            "underscores",
+            "suffix",
         )
-    return re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")[:40].strip("-")
+    named = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")[:NAMED_SUFFIX].strip("-")
+    if given and not named:
+        raise refused(f"suffix {given!r} holds no letter and no digit, which a name is made of", "suffix")
+    return named
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _seed(given: Any) -> int | None:
     if given is None:
         return None
     if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= MAX_SEED:
-        raise refused(f"seed is a whole number from 0 to {MAX_SEED}", "seed")
+        raise refused(f"seed {_short(given)}: give a whole number from 0 to {MAX_SEED}", "seed")
     return given
 
 
@@ -163,7 +183,8 @@ def _metadata(given: Any) -> dict[str, str] | None:
     )
     if not is_right:
         raise refused(
-            f"metadata holds at most {MAX_PAIRS} pairs, names of {MAX_KEY} characters and text of {MAX_VALUE}",
+            f"metadata {_short(given)}: give at most {MAX_PAIRS} pairs, names of {MAX_KEY} characters at most and text "
+            f"of {MAX_VALUE}",
             "metadata",
         )
     return dict(given)

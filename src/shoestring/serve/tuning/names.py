@@ -51,7 +51,7 @@ def trained_for(asked: str, settings: TuningSettings, served: Served | None) -> 
         known = ", ".join(dict.fromkeys([*([served.name] if served else []), *settings.models, *family()]))
         raise ApiError(
             404,
-            f"The model {asked!r} cannot be tuned here: it is neither in this server's map nor on its machine. "
+            f"The model {asked[:200]!r} cannot be tuned here: it is neither in this server's map nor on its machine. "
             f"Models: {known}, and OpenAI's names; the server's owner adds others under models in the file of --limits",
             param="model",
             code="model_not_found",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..gateway.errors import ApiError
-from .asked import read_request, refused
+from .asked import read_request, refused, whole
 from .service import Tuning
 from .store import MEGABYTE
 from .upload import receive
@@ -179,7 +179,8 @@ def _sees(request: Request) -> Callable[[str], bool]:
 def _page(request: Request, rows: Sequence[dict[str, Any]], usual: int, most: int) -> Page:
     """Raises: ApiError 400 for a limit out of range or an id that is not in the list."""
     text = request.query_params.get("limit", str(usual))
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    limit = whole(text, 1, most)
+    if limit is None:
         raise refused(f"limit {text[:20]!r} is no whole number from 1 to {most:,}", "limit")
     after, first = request.query_params.get("after"), 0
     if after:
@@ -188,7 +189,7 @@ def _page(request: Request, rows: Sequence[dict[str, Any]], usual: int, most: in
             raise refused(f"after {after[:64]!r} is in this list no more, or never was; begin without it", "after")
         first = ids.index(after) + 1
     rest = rows[first:]
-    return Page(rest[: int(text)], len(rest) > int(text))
+    return Page(rest[:limit], len(rest) > limit)
 
 
 async def _json(request: Request) -> Any:

@@ -157,7 +157,7 @@ class Tuning:
         if not asked.startswith(TUNED):
             return trained_for(asked, self.settings, self.served)
         earlier = self.jobs.tuned(asked)
-        if earlier is None or not sees(earlier.owner):
+        if earlier is None or earlier.is_deleted or not sees(earlier.owner):
             raise ApiError(
                 404,
                 f"The model {asked[:200]!r} does not exist or you do not have access to it; a job goes on from what an "

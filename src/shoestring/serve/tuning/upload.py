@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..gateway.errors import ApiError
+from .asked import refused, whole
 from .store import TRAIN, Files, Incoming, StoredFile
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_FIELD_BYTES, MAX_PARTS = 1000, 8
 MAX_FILENAME_CHARS = 255
 SHORTEST_S, LONGEST_S = 3600, 30 * 24 * 3600  # expires_after, as the API has it
-
-
-def _refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    return ApiError(400, message, param=param, code=code)
 
 
 class Form:
@@ -42,7 +38,7 @@ class Form:
     def part_begin(self) -> None:
         self.num_parts += 1
         if self.num_parts > MAX_PARTS:
-            raise _refused(f"more than {MAX_PARTS} parts; send file, purpose and expires_after")
+            raise refused(f"more than {MAX_PARTS} parts; send file, purpose and expires_after")
         self.name, self.value, self.is_file, self.disposition = "", b"", False, None
 
     def header_field(self, data: bytes, start: int, end: int) -> None:
@@ -64,17 +60,17 @@ class Form:
         self.is_file = self.name == "file" and b"filename" in options
         if self.is_file:
             if self.incoming is not None:
-                raise _refused("two files in one request; send one", "file")
+                raise refused("two files in one request; send one", "file")
             self.filename = _told(options[b"filename"].decode("utf-8", "replace"))
             if not self.filename.lower().endswith(".jsonl"):
-                raise _refused(
+                raise refused(
                     f"Invalid file format: {self.filename!r}; a file to tune on is JSON Lines and named .jsonl",
                     "file",
                     "invalid_file_format",
                 )
             self.incoming = Incoming(self.files)
         elif self.name not in FIELDS:
-            raise _refused(f"Unrecognized request argument supplied: {self.name[:64]}", self.name[:64])
+            raise refused(f"Unrecognized request argument supplied: {self.name[:64]}", self.name[:64])
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
         if self.is_file:
@@ -83,7 +79,7 @@ class Form:
             return
         self.value += data[start:end]
         if len(self.value) > MAX_FIELD_BYTES:
-            raise _refused(f"{self.name} is longer than {MAX_FIELD_BYTES} bytes", self.name)
+            raise refused(f"{self.name} is longer than {MAX_FIELD_BYTES} bytes", self.name)
 
     def part_end(self) -> None:
         if not self.is_file:
@@ -92,10 +88,10 @@ class Form:
     def finish(self, owner: str) -> StoredFile:
         """Raises: ApiError for what is missing or wrong."""
         if self.incoming is None:
-            raise _refused("file is a required property: the bytes of a .jsonl file, as multipart/form-data", "file")
+            raise refused("file is a required property: the bytes of a .jsonl file, as multipart/form-data", "file")
         purpose = self.fields.get("purpose")
         if purpose != TRAIN:
-            raise _refused(f"purpose {purpose!r} is not offered here; files of purpose '{TRAIN}' alone are", "purpose")
+            raise refused(f"purpose {purpose!r} is not offered here; files of purpose '{TRAIN}' alone are", "purpose")
         return self.incoming.finish(owner, self.filename, purpose, self._expires_at())
 
     def _expires_at(self) -> int | None:
@@ -103,12 +99,12 @@ class Form:
         if given == [None, None]:
             return None
         anchor, seconds = given
-        is_right = seconds is not None and seconds.isdigit() and SHORTEST_S <= int(seconds) <= LONGEST_S
-        if anchor != "created_at" or not is_right or seconds is None:
-            raise _refused(
+        num_s = whole(seconds or "", SHORTEST_S, LONGEST_S)
+        if anchor != "created_at" or num_s is None:
+            raise refused(
                 f"expires_after is {{anchor: created_at, seconds: {SHORTEST_S} to {LONGEST_S}}}", "expires_after"
             )
-        return int(time.time()) + int(seconds)
+        return int(time.time()) + num_s
 
 
 def _told(filename: str) -> str:
@@ -124,32 +120,18 @@ async def receive(request: Request, files: Files, owner: str) -> StoredFile:
 
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise _refused("a file is sent as multipart/form-data with the parts file and purpose")
-    announced = request.headers.get("content-length", "")
-    overhead = MAX_PARTS * 2 * MAX_FIELD_BYTES
-    if announced.isdigit() and int(announced) > files.max_file_bytes + overhead:
-        raise ApiError(
-            413,
-            f"The request has {int(announced):,} bytes, and {files.max_file_bytes:,} is the limit of a file here "
-            "(max_file_mb)",
-            param="file",
-            code="file_too_large",
-        )
+        raise refused("a file is sent as multipart/form-data with the parts file and purpose")
     form = Form(files)
     try:
         parser = MultipartParser(options[b"boundary"], form.callbacks())
-        num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > files.max_file_bytes + overhead:
-                raise ApiError(413, f"more than {files.max_file_bytes:,} bytes", param="file", code="file_too_large")
+        async for chunk in request.stream():  # bounded by the gateway, the file itself where it is written
             await asyncio.to_thread(parser.write, chunk) if len(chunk) > 1 << 20 else parser.write(chunk)
         parser.finalize()
         if form.incoming is not None and form.num_parts and parser.state != _end_state():
-            raise _refused("the request broke off before its last part ended; send it again")
+            raise refused("the request broke off before its last part ended; send it again")
         return form.finish(owner)
     except FormParserError as error:
-        raise _refused(f"the request is no multipart/form-data: {error}") from error
+        raise refused(f"the request is no multipart/form-data: {error}") from error
     finally:
         if form.incoming is not None:
             form.incoming.drop()
