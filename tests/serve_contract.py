@@ -369,6 +369,11 @@ def malformed_bodies_are_refused(base_url: str, key: str, models: Sequence[str])
     for body in bodies:
         status, told, _ = raw(base_url, key, "/v1/chat/completions", body)
         assert status == 400 and told["error"]["message"], body[:60]
+    robot = {"model": models[0], "messages": [{"role": "robot", "content": "hi"}]}
+    _, told, _ = raw(base_url, key, "/v1/chat/completions", json.dumps(robot).encode())
+    assert told["error"]["param"] == "messages[0].role" and told["error"]["message"].startswith(
+        "messages[0].role: 'robot' is none of 'system', 'developer', 'user', 'assistant', 'tool'"
+    )
     impossible = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
     body = json.dumps({"model": models[0], "messages": HI, "response_format": impossible}).encode()
     assert raw(base_url, key, "/v1/chat/completions", body)[0] == 400

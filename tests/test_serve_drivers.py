@@ -18,7 +18,7 @@ from shoestring.errors import BadInput, DoesNotFit, MissingDependency, ModelErro
 from shoestring.plan.shapes import shape_of
 from shoestring.records import Device
 from shoestring.serve.adapters import Adapter, Base, read_adapter, read_base
-from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, Piece, Sampling, Token
+from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, NotLoaded, Piece, Sampling, Token
 from shoestring.serve.engines import parity, vllm, vllm_settings
 from shoestring.serve.engines.names import Names
 
@@ -320,6 +320,8 @@ def test_an_inner_name_is_freed_when_its_last_request_ends() -> None:
             assert not waiting.done()
         await waiting
         assert names.get("a") == "a@2" and names.take("a") == "a@2" and not names.take("a")
+        with pytest.raises(NotLoaded, match="'a'"):  # dropped between a request's arrival and its first step
+            names.get("a")
         with names.using(BASE, "base") as inner:
             assert inner == "base"
 

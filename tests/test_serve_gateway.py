@@ -316,6 +316,7 @@ def test_faults_of_the_engine_have_a_status(
     status: int,
     retry_after: str | None,
     stream: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine.raises = raised
     try:
@@ -325,6 +326,10 @@ def test_faults_of_the_engine_have_a_status(
         engine.raises = None
     assert caught.value.status_code == status and caught.value.response.headers.get("retry-after") == retry_after
     assert httpx2.get(f"{server.url}/health").status_code == (503 if status == 503 else 200)
+    assert status != 503 or "gone" not in str(caught.value)  # the words of an engine that ended are for the log
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("shoestring")] == (
+        ["gone"] if status == 503 else []
+    )
     ask(client)
     assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
 
@@ -348,7 +353,7 @@ def test_a_fault_within_a_stream_is_an_event(client: OpenAI, said: Said, engine:
 
     engine.script, kept = (lambda ask: Lazy(broken(ask))), engine.script
     try:
-        with pytest.raises(openai.APIError, match="the engine has ended"):
+        with pytest.raises(openai.APIError, match="the server's log says why"):
             list(ask(client, stream=True))
     finally:
         engine.script = kept

@@ -170,7 +170,8 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
                         "unencrypted; put a proxy with TLS in front, or leave --host out"
                     )
                 await server.ended
-                warn("ended; answers on their way were let finish")
+                given = "" if server.force_exit else f"; answers on their way had {limits.drain_s:g} s to finish"
+                warn(f"ended{given}")
         finally:
             if registry is not None:
                 await registry.engine.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from ..errors import BadInput
+from ..serve.gateway.serving import BACKLOG, config_of
 from .app import make_app
 from .site import HOST, Site
 
@@ -27,19 +28,9 @@ def serve(runs_dir: Path, port: int, ready: Callable[[Site], None]) -> None:
             listening.bind((HOST, port))
         except OSError as error:
             raise BadInput(f"--port {port}: {error.strerror}; leave it out to take one that is free") from None
-        listening.listen(128)
+        listening.listen(BACKLOG)
         site = Site(runs_dir, listening.getsockname()[1])
-        config = uvicorn.Config(
-            make_app(site),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            lifespan="on",
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(config_of(make_app(site), GRACE_S))
         site.is_closing = lambda: server.should_exit
         threading.Thread(target=site.reader.all, daemon=True).start()  # while the browser opens
         ready(site)

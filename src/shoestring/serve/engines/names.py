@@ -8,8 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from ...errors import ModelError
-from ..engine import BASE
+from ..engine import BASE, NotLoaded
 
 
 class Names:
@@ -42,9 +41,9 @@ class Names:
         return self._inner.pop(outer, "")
 
     def get(self, outer: str) -> str:
-        """The inner name. Raises: ModelError."""
+        """The inner name. Raises: NotLoaded."""
         if outer not in self._inner:
-            raise ModelError(f"no adapter {outer!r} is loaded")
+            raise NotLoaded(f"no adapter {outer!r} is loaded")
         return self._inner[outer]
 
     @contextlib.contextmanager

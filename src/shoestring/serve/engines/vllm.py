@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import BadInput, ModelError
 from ...records import Device, Log, no_log
 from ..adapters import Adapter, Base
-from ..engine import Ask, Capability, EngineDown, Piece, Token
+from ..engine import Ask, Busy, Capability, EngineDown, Piece, Token
 from .embedded_sampling import BLANKS
 from .names import Names
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
@@ -106,7 +106,7 @@ class VllmEngine:
 
     async def _forget(self, inner: str) -> None:
         await self.names.unused(inner)
-        with contextlib.suppress(ModelError, EngineDown):
+        with contextlib.suppress(BadInput, Busy, EngineDown):  # gone already, or it stays until the server ends
             await self.remote.json("POST", "/v1/unload_lora_adapter", {"lora_name": inner})
 
     async def fill_slots(self, folder: Path) -> list[str]:

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import BadInput, ShoestringError
-from ..engine import Busy, EngineDown
 from ..registry import Registry, Served
+from .answering import as_api_error, body_of
 from .errors import ApiError
 
 
@@ -80,7 +80,7 @@ async def load(request: Request) -> Response:
     except BadInput as error:
         raise ApiError(400, str(error), param="run", code="adapter_refused") from error
     except ShoestringError as error:
-        raise _of_engine(error) from error
+        raise as_api_error(error, request.app.state.gateway) from error
     return JSONResponse(told(served), 201 if is_new else 200)
 
 
@@ -94,13 +94,13 @@ async def drop(request: Request) -> Response:
     except BadInput as error:
         raise ApiError(404, str(error)) from error
     except ShoestringError as error:
-        raise _of_engine(error) from error
+        raise as_api_error(error, request.app.state.gateway) from error
     return JSONResponse({"object": "adapter", "id": name, "deleted": True})
 
 
 async def _body(request: Request) -> dict[str, Any]:
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await body_of(request))
     except (ValueError, RecursionError):
         raise ApiError(400, 'The body is not JSON; send {"run": "NAME"}.') from None
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
@@ -110,11 +110,3 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(body.get("name", ""), str):
         raise ApiError(400, "name is text.", param="name")
     return body
-
-
-def _of_engine(error: ShoestringError) -> ApiError:
-    if isinstance(error, Busy):
-        return ApiError(429, str(error), retry_after_s=error.retry_after_s)
-    if isinstance(error, EngineDown):
-        return ApiError(503, "The engine does not answer; the server's log says why.")
-    return ApiError(500, str(error))

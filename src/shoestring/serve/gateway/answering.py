@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
@@ -22,6 +23,7 @@ from .usage import Used
 if TYPE_CHECKING:
     from .app import Gateway
 
+LOG = logging.getLogger(__name__)
 GONE = 499  # of a client that left before its answer
 BODY_S = 60.0
 EVENT_HEADERS = [
@@ -130,9 +132,8 @@ async def answers(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
                     yield delta
             status, gateway.engine_fault = 200, ""
         except ShoestringError as error:
-            told = as_api_error(error)
+            told = as_api_error(error, gateway)
             status = told.status
-            gateway.engine_fault = str(error) if isinstance(error, EngineDown) else ""
             if status == 400:
                 told.param = work.schema_param or None
             raise told from error
@@ -148,13 +149,19 @@ async def answers(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
             _record(gateway, work, status, time.monotonic() - started, machine_s, first_s)
 
 
-def as_api_error(error: ShoestringError) -> ApiError:
-    """What an engine raises, for a client."""
+def as_api_error(error: ShoestringError, gateway: Gateway) -> ApiError:
+    """What an engine raises, for a client; that it is down is logged and kept for /health."""
+    fault = str(error) if isinstance(error, EngineDown) else ""
+    if fault and fault != gateway.engine_fault:
+        LOG.error("%s", fault)
+    gateway.engine_fault = fault
     if isinstance(error, Busy):
         return ApiError(429, str(error), code="rate_limit_exceeded", retry_after_s=error.retry_after_s)
     if isinstance(error, NotLoaded):
         return ApiError(404, str(error), param="model", code="model_not_found")
-    if isinstance(error, (EngineDown, DoesNotFit)):
+    if isinstance(error, EngineDown):  # which may hold the last lines of the engine's log: they are the owner's
+        return ApiError(503, "The engine does not answer; the server's log says why.", code="engine_unavailable")
+    if isinstance(error, DoesNotFit):
         return ApiError(503, str(error), code="engine_unavailable")
     if isinstance(error, BadInput) and not isinstance(error, (ModelError, MissingDependency)):
         return ApiError(400, str(error), code="invalid_value")

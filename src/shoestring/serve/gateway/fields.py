@@ -342,6 +342,9 @@ def refusal(faults: Sequence[Any], raw: Mapping[str, Any]) -> ApiError:
         why = f": {NOT_TAKEN[name]}" if name in NOT_TAKEN else ""
         return ApiError(400, f"{param} is not supported here{why}.", param=param, code="unsupported_parameter")
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if fault["type"] == "union_tag_invalid":
+        message = f"{fault['ctx']['tag'][:40]!r} is none of {fault['ctx']['expected_tags']}"
+        param = f"{param}.{fault['ctx']['discriminator']}".replace("'", "")
     what = f"{param}: {message}" if param else message
     code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_value"
     return ApiError(400, f"{what}.", param=param, code=code)

@@ -50,6 +50,21 @@ def is_loopback(listening: socket.socket) -> bool:
     return False
 
 
+def config_of(app: Starlette, drain_s: float) -> uvicorn.Config:
+    """How an application is served here; drain_s: how long answers on their way may take to finish."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+
+
 class Server(uvicorn.Server):
     """A first signal lets answers on their way finish, a second one ends at once. Neither is raised again."""
 
@@ -70,18 +85,7 @@ class Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def served(app: Starlette, listening: socket.socket, drain_s: float) -> AsyncIterator[Server]:
     """While the app answers there; server.ended once a signal came and answers have finished, drain_s at most."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-    )
-    server = Server(config)
+    server = Server(config_of(app, drain_s))
     server.ended = task = asyncio.create_task(server.serve([listening]))
     try:
         while not server.started and not task.done():

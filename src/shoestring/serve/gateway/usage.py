@@ -77,9 +77,9 @@ class UsageLog:
             return
         private_folder(path.parent)
         try:
-            is_cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            if is_cut:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            num_bytes = os.fstat(self._file).st_size
+            if num_bytes and os.pread(self._file, 1, num_bytes - 1) != b"\n":  # a kill cut the last line
                 os.write(self._file, b"\n")
         except OSError as error:
             raise RunFolderError(f"cannot write {path}: {error.strerror}; usage would be lost") from error
