@@ -62,7 +62,6 @@ NETWORK_HOMES = (
     "serve",
     "web",
     "cli.bench_serve",
-    "cli.label_page",
     "decide.client",
     "train.base",
     "train.locate",

@@ -1,4 +1,4 @@
-"""Labels by a person: the order of rows, taking back, the terminal by keystrokes, the page by its own requests."""
+"""Labels by a person: the order of rows, taking back, the terminal by keystrokes, the page by its requests."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import threading
-import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 from test_judge_run import EVERY, write_run
 
-from shoestring.cli.label_page import Page
 from shoestring.cli.main import run as command
 from shoestring.config import JudgeConfig
 from shoestring.evaluate.judge.labelling import Labelling
@@ -30,6 +30,7 @@ from shoestring.files import read_json
 from shoestring.recipe import Run
 from shoestring.records import ArmScore, Estimate, RowScore
 from shoestring.web.app import make_app
+from shoestring.web.label_page import label_address
 from shoestring.web.site import Site
 from tests.judge_server import JudgeServer
 
@@ -126,70 +127,6 @@ def test_labels_of_other_criteria_are_not_mixed(tmp_path) -> None:
     assert session(tmp_path).num_rows == 1
 
 
-# The page
-
-
-@pytest.fixture
-def page(tmp_path):
-    made = Page(session(tmp_path, criteria=["Right?", "Short?"]), 3)
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    yield made
-    made.close()
-    thread.join(5)
-
-
-def asked(page: Page, path: str, body: Any = None, *, token: str | None = None, host: str | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(page.url.split("/?")[0] + path, data)
-    request.add_header("X-Token", page.token if token is None else token)
-    if host:
-        request.add_header("Host", host)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=5) as reply:
-            return reply.status, dict(reply.headers), reply.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, dict(error.headers), error.read()
-
-
-def test_the_page_labels_row_by_row_blind_and_ends_at_the_number_asked_for(page) -> None:
-    status, headers, text = asked(page, f"/?token={page.token}", token="")
-    assert status == 200 and b"secret arm" not in text and b"NONCE" not in text
-    assert "default-src 'none'" in headers["Content-Security-Policy"]
-    assert b"http://" not in text and b"https://" not in text and b"src=" not in text  # nothing from elsewhere
-    state = json.loads(asked(page, "/item")[2])
-    assert "secret" not in json.dumps(state) and state["item"]["reference"].startswith("The ")
-    for number in range(3):
-        assert state["num_rows"] == number
-        state = json.loads(asked(page, "/say", {"id": state["item"]["id"], "said": [True, False]})[2])
-    assert state["item"] is None and state["num_rows"] == 3
-    state = json.loads(asked(page, "/undo", {})[2])
-    assert state["item"]["id"] == 2 and page.session.num_rows == 2
-
-
-def test_the_page_refuses_who_does_not_know_its_token_and_labels_of_another_row(page) -> None:
-    assert asked(page, "/", token="")[0] == 403
-    assert asked(page, "/item", token="wrong")[0] == 403
-    assert asked(page, "/say", {"id": 0, "said": [True, True]}, token="")[0] == 403
-    assert asked(page, "/item", host="evil.example")[0] == 403  # another name for this address
-    assert asked(page, "/say", {"id": 5, "said": [True, True]})[0] == 409
-    for said in ([True], "yes", None, [1, 0], "A"):
-        assert asked(page, "/say", {"id": 0, "said": said})[0] == 400
-    assert asked(page, "/say", [1])[0] == 400 and asked(page, "/elsewhere")[0] == 404
-    assert page.session.num_rows == 0
-
-
-def test_the_page_closes_by_its_button(tmp_path) -> None:
-    made = Page(session(tmp_path), 3)
-    thread = threading.Thread(target=made.run, daemon=True)
-    thread.start()
-    assert asked(made, "/close", {})[0] == 200
-    thread.join(5)
-    assert not thread.is_alive()
-
-
 # The commands, on a run
 
 
@@ -265,32 +202,90 @@ def test_a_terminal_takes_single_keystrokes(decided) -> None:
     assert process.returncode == 0 and json.loads(out)["num_rows"] == 36
 
 
-def test_the_page_of_shoestring_ui_labels_too(decided, tmp_path) -> None:
-    run, _ = decided
-    shutil.copytree(run.folder, tmp_path / "runs" / run.folder.name)
-    labels = tmp_path / "runs" / run.folder.name / "labels.jsonl"
-    labels.unlink(missing_ok=True)
-    site = Site(tmp_path / "runs", 8125)
-    client = TestClient(make_app(site), base_url="http://127.0.0.1:8125", headers={"origin": "http://127.0.0.1:8125"})
+def page_of(runs_dir: Path) -> TestClient:
+    site = Site(runs_dir, 8125)
+    base = "http://127.0.0.1:8125"
+    client = TestClient(make_app(site), base_url=base, headers={"origin": base})
     client.get(f"/?token={site.token}")
-    address = f"/runs/{run.folder.name}/label"
+    return client
 
-    def said(act: str) -> str:
-        asked = re.search(r'name="id" value="(\d+)"', client.get(address).text)
-        assert asked is not None
-        return client.post(address, data={"id": asked[1], "act": act}).text
 
+def copy_of(run: Run, runs_dir: Path) -> Path:
+    """The run without labels, in another folder of runs."""
+    shutil.copytree(run.folder, runs_dir / run.folder.name)
+    (runs_dir / run.folder.name / "labels.jsonl").unlink(missing_ok=True)
+    return runs_dir / run.folder.name
+
+
+def say_on(client: TestClient, address: str, act: str, **more: str) -> str:
+    """Answer the row that the page shows."""
+    asked = re.search(r'name="id" value="(\d+)"', client.get(address).text)
+    assert asked is not None
+    return client.post(address, data={"id": asked[1], "act": act, **more}).text
+
+
+def test_the_page_labels_blind_and_row_by_row(decided, tmp_path) -> None:
+    folder = copy_of(decided[0], tmp_path / "runs")
+    labels, client, address = folder / "labels.jsonl", page_of(tmp_path / "runs"), f"/runs/{folder.name}/label"
     first = client.get(address).text
-    assert "0 labelled" in first and "zero-shot" not in first
-    assert "1 labelled" in said("yes") and "2 labelled" in said("no") and "2 labelled" in said("skipped")
-    assert "2 labelled" in said("undo") and "1 labelled" in said("undo")
+    assert "0 of 100 labelled" in first and "zero-shot" not in first and "Undo" not in first
+    assert "1 of 100" in say_on(client, address, "yes") and "2 of 100" in say_on(client, address, "no")
+    assert "2 of 100" in say_on(client, address, "skipped")
+    assert "2 of 100" in say_on(client, address, "undo") and "1 of 100" in say_on(client, address, "undo")
     assert [label.said for label in read_labels(labels)] == [[True], [False], "skipped", None, None]
-    assert "that is no label" in said("perhaps").replace("&#x27;", "'")
+    assert "that is no label" in say_on(client, address, "perhaps").replace("&#x27;", "'")
     assert client.post(address, data={"id": "999", "act": "yes"}).status_code == 200  # another row is due: not kept
     assert len(read_labels(labels)) == 5
     assert "calibrated by them" in client.post(address, data={"act": "in"}).text
-    (labels.parent / "run.yaml").write_text("name: x")
+    (folder / "run.yaml").write_text("name: x")
     assert client.get(address).status_code == 422
+    part = client.get(address, headers={"hx-request": "true"})  # a refusal that is shown as text
+    assert part.status_code == 422 and "<" not in part.text
+
+
+def test_the_page_asks_for_the_arms_and_the_rows_of_its_address(decided, tmp_path) -> None:
+    folder = copy_of(decided[0], tmp_path / "runs")
+    client = page_of(tmp_path / "runs")
+    address = label_address(folder.name, ["zero-shot shoestring-1m"], 2)
+    assert address == f"/runs/{folder.name}/label?arm=zero-shot+shoestring-1m&num=2"
+    assert "1 of 2 labelled" in say_on(client, address, "yes")
+    enough = say_on(client, address, "no")
+    assert "All that was asked for is labelled" in enough and "num=102" in enough and "Undo the last" in enough
+    assert "the run has" in client.get(label_address(folder.name, ["none such"])).text
+    assert client.get(f"/runs/{folder.name}/label?num=0").status_code == 422
+
+
+def test_each_criterion_is_answered(decided, tmp_path) -> None:
+    folder = copy_of(decided[0], tmp_path / "runs")
+    raw = yaml.safe_load((folder / "run.yaml").read_text())
+    raw["judge"]["criteria"] = ["Right?", "Short?"]
+    (folder / "run.yaml").write_text(yaml.safe_dump(raw))
+    client, address = page_of(tmp_path / "runs"), f"/runs/{folder.name}/label"
+    assert "answer each question" in say_on(client, address, "all", **{"criterion-0": "yes"})
+    assert "1 of 100" in say_on(client, address, "all", **{"criterion-0": "yes", "criterion-1": "no"})
+    assert [label.said for label in read_labels(folder / "labels.jsonl")] == [[True, False]]
+
+
+def test_the_command_opens_that_page_and_takes_the_labels_in_at_its_end(decided, tmp_path) -> None:
+    folder = copy_of(decided[0], tmp_path / "runs")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoestring", "label", str(folder), "--page", "--num", "2", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "src"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stderr is not None
+    url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
+    with opener.open(url, timeout=60) as answer:
+        text = answer.read().decode()
+        assert "token=" not in answer.url and answer.url.endswith("/label?num=2") and "0 of 2 labelled" in text
+    form = urllib.parse.urlencode({"id": re.search(r'name="id" value="(\d+)"', text)[1], "act": "yes"}).encode()
+    origin = {"Origin": answer.url.partition("/runs")[0]}
+    with opener.open(urllib.request.Request(answer.url, form, origin), timeout=60) as answer:
+        assert "1 of 2 labelled" in answer.read().decode()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and json.loads(out)["num_rows"] == 1
 
 
 def test_what_cannot_be_labelled_is_said(decided, capfd, tmp_path) -> None:

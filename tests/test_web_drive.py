@@ -22,6 +22,9 @@ import pytest
 from report_folder import write_run as write_finished
 
 from bench.page import served
+from shoestring.evaluate.judge.labels import read_labels
+from shoestring.files import write_jsonl
+from shoestring.recipe import Run
 from shoestring.runfolder import RunFolder
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -33,6 +36,22 @@ WIDTHS = {"phone": (390, 844), "desk": (1440, 900)}
 PATIENCE_MS = 240_000  # a machine that does other things too is slow
 OPEN_ALL = "for (const one of document.querySelectorAll('details')) one.open = true"
 SCRIPT = "<img src=x onerror=\"document.title='planted'\"><script>document.title='planted'</script>"
+
+ROW = "#label [name=id]"
+JUDGED = """
+name: judged
+task: {kind: generate, metric: chrf, bar: 0.9}
+data: {train: rows.jsonl}
+models: shoestring-1m
+budget_usd: 1
+curate: {eval_rows: 20}
+decide: {arms: [zero_shot], max_rows: 20}
+judge:
+  criteria: [It names the hall., It is short.]
+  endpoints:
+  - {name: none, base_url: "http://127.0.0.1:9/v1", model: m, api_key_env: "",
+     usd_per_million_input_tokens: 1, usd_per_million_output_tokens: 1}
+"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: scripts/install_chromium.sh")
 
@@ -63,7 +82,13 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("page") / "runs"
+    """Where the runs lie; one of them has answers to label, by two criteria."""
+    folder = tmp_path_factory.mktemp("page")
+    rows = [{"prompt": f"Where is lamp {i}?", "completion": f"Lamp {i} is in hall {i % 7}."} for i in range(80)]
+    write_jsonl(folder / "rows.jsonl", rows)
+    (folder / "judged.yaml").write_text(JUDGED)
+    Run.from_file(folder / "judged.yaml", runs_dir=folder / "runs").execute(until="decide")
+    return folder / "runs"
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +237,8 @@ def _pages(finished: Finished) -> list[str]:
         "/plan?requests_per_month=1e5",
         "/try",
     )
-    return ["/", "/new", finished.drop, *(f"/runs/{finished.name}{path}" for path in (*of_run, "/try"))]
+    own = (f"/runs/{finished.name}{path}" for path in (*of_run, "/try"))
+    return ["/", "/new", finished.drop, *own, "/runs/judged", "/runs/judged/label"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -249,6 +275,36 @@ def test_markup_in_rows_is_not_carried_out(finished: Finished, tmp_path: Path) -
     window.page.click("text=See the plan and prices first")
     window.page.wait_for_selector("text=Where to train")
     assert window.page.locator("main img, main script").count() == 0 and window.wrong == []
+
+
+def test_answers_are_labelled_by_the_keyboard_alone(windows: dict[str, Window], runs_dir: Path) -> None:
+    labels = runs_dir / "judged" / "labels.jsonl"
+    for window in windows.values():
+        labels.unlink(missing_ok=True)
+        window.goto("/runs/judged/data")
+        window.page.click("text=Label answers")
+        window.page.wait_for_url("**/label")
+        seen = []
+
+        def press(key: str, window: Window = window, seen: list[str] = seen) -> None:
+            """A key that brings another row."""
+            seen.append(window.page.input_value(ROW))
+            window.page.keyboard.press(key)
+            window.page.wait_for_function(f"was => document.querySelector('{ROW}').value !== was", arg=seen[-1])
+
+        window.page.keyboard.type("yn")  # one question after the other
+        press("k")
+        assert "1 of 100 labelled" in window.text()
+        window.page.keyboard.press("k")  # no question is answered
+        window.page.wait_for_selector("#told:has-text('answer each question')")
+        press("s")
+        window.page.focus("#act-undo")
+        press("Enter")
+        assert "1 of 100 labelled" in window.text() and window.page.locator("#act-undo:focus").count() == 1
+        press("u")
+        assert window.page.input_value(ROW) == seen[0] and "0 of 100 labelled" in window.text()
+        assert [label.said for label in read_labels(labels)] == [[True, False], "skipped", None, None]
+        assert window.wrong == []
 
 
 def test_a_page_says_that_its_server_is_gone(windows: dict[str, Window], tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def label(
     target: Target,
     arms: Arms = None,
     num_rows: Annotated[int, typer.Option("--num", metavar="N", min=1, help="Stop at so many rows labelled.")] = 100,
-    is_page: Annotated[bool, typer.Option("--page", help="Label on a page in the browser, of this machine.")] = False,
+    is_page: Annotated[
+        bool, typer.Option("--page", help="Label on the page of shoestring ui, in the browser.")
+    ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page (0: one that is free).")] = 0,
     runs_dir: RunsDir = RUNS,
     is_json: Json = False,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..evaluate.judge.labelling import Item, Labelling
     from ..recipe import Run
     from ..records import ArmScore
+    from ..web.site import Site
 
 PAIR_KEYS = {"a": "A", "b": "B", "t": "tie", "1": "A", "2": "B", "0": "tie"}
 KEYS = "y yes, n no, s cannot say, u undo, q stop"
@@ -36,13 +37,25 @@ def command(
     run = open_run(target, runs_dir)
     session, chosen = open_session(run, arm_names)
     if is_page:
-        from .label_page import serve
-
-        serve(session, num_rows, port)
+        _page(run, arm_names, num_rows, port)
+        session, chosen = open_session(run, arm_names)
     else:
         with _keystrokes():
             _terminal(session, num_rows)
     return _finish(run, session, chosen, is_json)
+
+
+def _page(run: Run, arm_names: Sequence[str], num_rows: int, port: int) -> None:
+    """The page of `shoestring ui` at the run's labels, until Ctrl-C. Raises: BadInput, MissingDependency."""
+    from .ui import serve_until_ctrl_c
+
+    def ready(site: Site) -> None:
+        from ..web.label_page import label_address
+
+        address = site.url_of(label_address(run.folder.name, arm_names, num_rows))
+        warn(f"Open {address}\nEach label is kept as it is given. Ctrl-C here ends it and takes them into the scores.")
+
+    serve_until_ctrl_c(run.folder.parent, port, ready, "shoestring label --page")
 
 
 # ---- terminal -----------------------------------------------------------------------------------

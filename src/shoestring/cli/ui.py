@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,6 @@ def command(runs_dir: Path, port: int, opens: bool, is_json: bool) -> int:
         raise BadInput(f"--runs-dir {runs_dir} is a file; give the folder that holds the runs")
     if not 0 <= port <= 65535:
         raise BadInput(f"--port {port} is no port; give one from 1 to 65535, or 0 for one that is free")
-    for package in PACKAGES:
-        require(package, extra="ui", purpose="shoestring ui")
-    from ..web.serving import serve
 
     def ready(site: Site) -> None:
         if is_json:
@@ -34,6 +32,15 @@ def command(runs_dir: Path, port: int, opens: bool, is_json: bool) -> int:
         if opens and not is_json:
             webbrowser.open(site.url)
 
+    serve_until_ctrl_c(runs_dir, port, ready, "shoestring ui")
+    return 0
+
+
+def serve_until_ctrl_c(runs_dir: Path, port: int, ready: Callable[[Site], None], purpose: str) -> None:
+    """Serve the page; ready(site) is called once it can be opened. Raises: BadInput, MissingDependency."""
+    for package in PACKAGES:
+        require(package, extra="ui", purpose=purpose)
+    from ..web.serving import serve
+
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is ended
         serve(runs_dir, port, ready)
-    return 0

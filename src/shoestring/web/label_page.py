@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
@@ -19,32 +22,65 @@ from ..evaluate.judge.labelling import Labelling
 from ..evaluate.judge.labels import LABELS, SKIPPED
 from ..recipe import Run
 from ..stages.labelling import open_session, take_in
+from .forms import number_of
 from .places import folder_of
 from .site import page, site_of
 
 MOST_KEPT = 4
+NUM_ROWS = 100  # after which the page says that it is enough
+MOST_ROWS = 1_000_000
 ANSWERED = ("run.yaml", "decide.json", "ladder.json", "data/receipt.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which answers are labelled (of the arm that the verdict is about where none is named), and how many rows."""
+
+    folder: Path
+    arms: tuple[str, ...]
+    num_rows: int
+
+    @classmethod
+    def of(cls, request: Request) -> Asked:
+        """What the address says. Raises: HTTPException 404, BadInput."""
+        query = request.query_params
+        num_rows = number_of(query, "num", at_least=1, at_most=MOST_ROWS)
+        folder = folder_of(site_of(request).runs_dir, request.path_params["name"])
+        return cls(folder, tuple(query.getlist("arm")), int(num_rows or NUM_ROWS))
+
+    def address(self, num_more: int = 0, is_in: bool = False) -> str:
+        """Of the page that asks for this, or for some rows more; is_in: the labels are in the scores."""
+        return label_address(self.folder.name, self.arms, self.num_rows + num_more, is_in)
+
+
+def label_address(name: str, arms: Sequence[str] = (), num_rows: int = NUM_ROWS, is_in: bool = False) -> str:
+    """Where a run's answers are labelled."""
+    query = [("arm", arm) for arm in arms]
+    query += [("num", str(num_rows))] if num_rows != NUM_ROWS else []
+    query += [("in", "1")] if is_in else []
+    return f"/runs/{name}/label" + (f"?{urlencode(query)}" if query else "")
 
 
 class Sessions:
     """Sessions that are under way, each kept while the answers it asks about are the same."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Path, tuple[Any, Labelling]] = OrderedDict()
+        self._kept: OrderedDict[Any, tuple[Any, Labelling]] = OrderedDict()
         self.lock = threading.Lock()  # a label is kept before the next item is drawn
 
-    def of(self, folder: Path) -> Labelling:
-        """The session of a run, opened again where answers or labels changed on disk. Raises: BadInput."""
-        signature = _signature(folder)
-        kept = self._kept.get(folder)
+    def of(self, asked: Asked) -> Labelling:
+        """The session, opened again where answers or labels changed on disk. Raises: BadInput."""
+        signature = _signature(asked.folder)
+        kept = self._kept.get((asked.folder, asked.arms))
         if kept is None or kept[0] != signature:
-            kept = (signature, open_session(Run.from_folder(folder), ())[0])
-            self.keep(folder, kept[1])
+            session = open_session(Run.from_folder(asked.folder), asked.arms)[0]
+            self.keep(asked, session)
+            return session
         return kept[1]
 
-    def keep(self, folder: Path, session: Labelling) -> None:
+    def keep(self, asked: Asked, session: Labelling) -> None:
         """What a session wrote itself changes nothing."""
-        self._kept[folder] = (_signature(folder), session)
+        self._kept[asked.folder, asked.arms] = (_signature(asked.folder), session)
         while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
 
@@ -59,31 +95,33 @@ def _signature(folder: Path) -> list[tuple[str, int, int]]:
 
 def show(request: Request) -> Response:
     """The next answer to judge."""
-    folder = folder_of(site_of(request).runs_dir, request.path_params["name"])
-    said = "The labels are in: scores are calibrated by them." if request.query_params.get("in") else ""
+    asked = Asked.of(request)
+    told: dict[str, Any] = {"name": asked.folder.name, "tab": "data", "title": f"{asked.folder.name}: labels"}
     try:
         with SESSIONS.lock:
-            session = SESSIONS.of(folder)
-            item = session.next()
-            SESSIONS.keep(folder, session)
+            session = SESSIONS.of(asked)
+            is_enough = session.num_rows >= asked.num_rows
+            item = None if is_enough else session.next()
+            SESSIONS.keep(asked, session)
     except ShoestringError as error:
-        return page(
-            request, "label.html", status_code=422, name=folder.name, tab="data", title="Labels", problem=str(error)
-        )
+        if request.headers.get("hx-request") == "true":
+            raise
+        return page(request, "label.html", status_code=422, problem=str(error), **told)
     return page(
         request,
         "label.html",
-        name=folder.name,
-        tab="data",
-        title=f"{folder.name}: labels",
+        **told,
         problem="",
-        said=said,
+        said="The labels are in: scores are calibrated by them." if "in" in request.query_params else "",
+        address=asked.address(),
+        more=asked.address(NUM_ROWS) if is_enough else "",
         item=item,
         criteria=session.criteria,
         is_pair=session.config.mode == "pairwise",
         num_rows=session.num_rows,
-        num_items=len(session.items),
+        wanted=asked.num_rows,
         least=MIN_LABELS,
+        can_undo=session.can_undo,
     )
 
 
@@ -94,26 +132,25 @@ async def say(request: Request) -> Response:
 
 
 def _say(request: Request, form: FormData) -> Response:
-    folder = folder_of(site_of(request).runs_dir, request.path_params["name"])
-    here = f"/runs/{folder.name}/label"
+    asked = Asked.of(request)
     act = form.get("act")
     if act == "in":
-        take_in(Run.from_folder(folder))
-        return RedirectResponse(f"{here}?in=1", 303)
+        take_in(Run.from_folder(asked.folder))
+        return RedirectResponse(asked.address(is_in=True), 303)
     with SESSIONS.lock:
-        session = SESSIONS.of(folder)
+        session = SESSIONS.of(asked)
         if act == "undo":
             session.undo()
         else:
             item = session.next()
             if item is None or form.get("id") != str(item.id):
-                return RedirectResponse(here, 303)  # another row is due: a page that was sent twice
+                return RedirectResponse(asked.address(), 303)  # another row is due: a page that was sent twice
             given = _given(session, form)
             if not session.is_label(given):
                 raise BadInput("that is no label; answer each question, or choose 'Cannot say'")
             session.say(item, given)
-        SESSIONS.keep(folder, session)
-    return RedirectResponse(here, 303)
+        SESSIONS.keep(asked, session)
+    return RedirectResponse(asked.address(), 303)
 
 
 def _given(session: Labelling, form: FormData) -> Any:

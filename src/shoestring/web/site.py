@@ -114,7 +114,11 @@ class Site:
     @property
     def url(self) -> str:
         """The first address, with the token."""
-        return f"http://{HOST}:{self.port}/?token={self.token}"
+        return self.url_of("/")
+
+    def url_of(self, address: str) -> str:
+        """A page as the first address, with the token."""
+        return f"http://{HOST}:{self.port}{address}{'&' if '?' in address else '?'}token={self.token}"
 
     def max_body_bytes(self, path: str) -> int:
         """The longest body that this address takes."""

@@ -120,6 +120,11 @@ class Labelling:
         """Items that the person could not tell."""
         return sum(said == SKIPPED for said in self._said.values())
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a label to take back."""
+        return bool(self._history)
+
     def say(self, item: Item, said: Any) -> None:
         """Keep a label, durably: of a rubric a list of booleans, of a pair A, B or tie, or `skipped`.
 
