@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from ..stages.run_text import with_values
 from ..stages.told import told
 from .drop import Drop
 from .forms import number_of
+from .kept import Kept
 
-MOST_KEPT = 8
 DEFAULT_TRAFFIC = {"requests_per_month": 100_000.0, "prompt_tokens": 300, "completion_tokens": 80, "months": 12.0}
 
 
@@ -147,30 +145,16 @@ def changed(config: RunConfig, values: Mapping[tuple[str, ...], Any]) -> RunConf
     return parse_run_file(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "as the dials stand")
 
 
-@dataclass
-class Looks:
-    """Samples of data that were looked at, with the tokens of their rows under each model."""
-
-    _kept: OrderedDict[Any, Looked] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, target: Target) -> Looked:
-        """The sample of a target's data, read again where a file changed. Raises: DataError."""
-        config = target.config
-        files = [target.base_dir / name for name in (*config.data.train, *config.data.eval)]
-        stamps = tuple((stat.st_mtime_ns, stat.st_size) for file in files if file.is_file() for stat in [file.stat()])
-        key = (str(target.base_dir), config.data.model_dump_json(), config.train.objective, stamps)
-        with self._lock:
-            kept = self._kept.get(key)
-        kept = kept or look(target.run())
-        with self._lock:
-            self._kept[key] = kept
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        return kept
+LOOKS: Kept[Any, Looked] = Kept()
 
 
-LOOKS = Looks()
+def looked_at(target: Target) -> Looked:
+    """A sample of a target's data with the tokens of its rows, read again where a file changed. Raises: DataError."""
+    config = target.config
+    files = [target.base_dir / name for name in (*config.data.train, *config.data.eval)]
+    stamps = [(stat.st_mtime_ns, stat.st_size) for file in files if file.is_file() for stat in [file.stat()]]
+    signature = (target.base_dir, config.data.model_dump_json(), config.train.objective, stamps)
+    return LOOKS.of(target.folder, signature, lambda: look(target.run()))
 
 
 def planned(target: Target, values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -179,7 +163,7 @@ def planned(target: Target, values: Mapping[tuple[str, ...], Any]) -> dict[str, 
     Raises: ConfigError, DataError, ModelError.
     """
     run = target.run(changed(target.config, values))
-    weighed = weigh(run, looked_at=LOOKS.of(target))
+    weighed = weigh(run, looked_at=looked_at(target))
     return {**told(weighed, run.config.name), "spot": spotting.told(run, weighed, None)}
 
 

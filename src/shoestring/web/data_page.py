@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,15 @@ from ..report.data_cases import Found, cases
 from ..report.folder import read_run
 from ..report.sides import case_card, cut
 from .decisions import Suspect, save, suspects
+from .kept import Kept
 from .places import folder_of
 from .site import page, site_of, trusted
 
 PER_PAGE = 20
 MAX_MEASURED = 10_000  # rows of a side whose lengths are drawn
 MAX_ANSWER = 30_000  # characters of a corrected answer
-MOST_KEPT = 4  # sections that are kept while their files are the same
 
-_SECTIONS: OrderedDict[Path, tuple[Any, Trusted]] = OrderedDict()
+SECTIONS: Kept[Any, Trusted] = Kept()
 
 
 def show(request: Request) -> Response:
@@ -66,14 +65,9 @@ def _section(folder: Path) -> Trusted:
     """report.data's section, kept while the files it is made from are the same."""
     names = ("run.yaml", "plan.json", "curate.json", "data/receipt.json", "data/review.csv")
     signature = [(p.stat().st_mtime_ns, p.stat().st_size) if p.is_file() else None for p in map(folder.joinpath, names)]
-    kept = _SECTIONS.get(folder)
-    if kept is None or kept[0] != signature:
-        run = read_run(folder, with_rows=False)
-        kept = (signature, trusted(data(run, f"/runs/{folder.name}/data/rows?code=", MAX_MEASURED)))
-        _SECTIONS[folder] = kept
-        while len(_SECTIONS) > MOST_KEPT:
-            _SECTIONS.popitem(last=False)
-    return kept[1]
+    address = f"/runs/{folder.name}/data/rows?code="
+    made = lambda: trusted(data(read_run(folder, with_rows=False), address, MAX_MEASURED))  # noqa: E731
+    return SECTIONS.of(folder, signature, made)
 
 
 def _suspects(folder: Path, number: int) -> tuple[list[Suspect], int, int]:

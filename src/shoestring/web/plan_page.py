@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from ..errors import ShoestringError
 from ..report.costs import costs, sources
-from .choices import LOOKS, Target, dials, given_dials, of_drop, of_run, planned, read_dials, values_of, write
+from .choices import Target, dials, given_dials, looked_at, of_drop, of_run, planned, read_dials, values_of, write
 from .drop import drop_of
 from .places import folder_of
 from .site import page, site_of, trusted
@@ -42,7 +42,7 @@ def _page(request: Request, target: Target, given: Any, problem: str = "", said:
     most_rows = 0
     answer = Trusted("")
     try:
-        most_rows = LOOKS.of(target).sample.num_examples
+        most_rows = looked_at(target).sample.num_examples
         answer = _answer(target, turned)
     except ShoestringError as error:
         problem = problem or str(error)
