@@ -224,6 +224,11 @@ def test_a_run_that_is_worked_on_shows_its_task(tmp_path: Path) -> None:
     assert "running" in text and "180 of 440" in text and "<progress" in text and "Stop" in text
 
 
+def test_where_nothing_was_run_the_way_to_the_first_run_is_shown(tmp_path: Path) -> None:
+    text = client_of(tmp_path / "none").get("/").text
+    assert '<a class="button main" href="/new">' in text
+
+
 def test_only_runs_are_listed_and_links_out_are_not_followed(tmp_path: Path) -> None:
     runs, outside = tmp_path / "runs", tmp_path / "outside"
     write_run(runs / "done", until="curate")
@@ -318,7 +323,11 @@ def test_outputs_are_side_by_side_and_filtered(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     text = client.get("/runs/done/outputs?only=wrong&page=99999999").text
     assert f"{len(wrong)} of 200 rows" in text
-    assert client.get("/runs/done/outputs?only=nonsense").status_code == 422
+    nonsense = client.get("/runs/done/outputs?only=nonsense")
+    assert nonsense.status_code == 422 and '<a href="/runs/done">' in nonsense.text  # the way back
+    assert "All runs" in client.get("/runs/none").text and '<a href="/runs/none">' not in client.get("/runs/none").text
+    ticked = client.get("/runs/done/outputs", params={"arm": [arm.arm for arm in run.arms]}).text
+    assert f"Of the {len(run.arms)} arms ticked the first 4 are shown" in ticked
     assert client.get("/runs/done/outputs/none-such").status_code == 404
 
 

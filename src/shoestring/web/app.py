@@ -16,6 +16,7 @@ from starlette.routing import Route
 from ..errors import ShoestringError
 from . import chat_page, check_page, data_page, label_page, new_page, outputs_page, plan_page, run_page, runs_page
 from .guard import HEADERS, Guard
+from .places import NAME
 from .site import Site, page, site_of
 
 PAGES = (
@@ -87,4 +88,6 @@ async def broke(request: Request, error: Exception) -> Response:
 def _told(request: Request, status_code: int, message: str) -> Response:
     if request.headers.get("hx-request") == "true":
         return PlainTextResponse(message, status_code)
-    return page(request, "error.html", status_code=status_code, status=status_code, message=message)
+    name = request.path_params.get("name", "")
+    run = name if NAME.fullmatch(name) and (site_of(request).runs_dir / name).is_dir() else ""
+    return page(request, "error.html", status_code=status_code, status=status_code, message=message, run=run)

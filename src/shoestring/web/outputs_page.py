@@ -87,6 +87,7 @@ def outputs(request: Request) -> Response:
         at=at,
         num_pages=num_pages,
         most_arms=MOST_ARMS,
+        num_ticked=len(set(asked.getlist("arm")) & run.rows.keys()),
     )
 
 

@@ -123,12 +123,15 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _read(folder: Path) -> Facts:
     """The facts of a folder; what is damaged is told as the state broken."""
     if not (folder / "run.yaml").is_file():
-        return Facts("new", "its run file was not read yet", updated_at=_modified(folder))
+        return Facts(
+            "new", "nothing was done here yet; start it with: shoestring run RUN_FILE", updated_at=_modified(folder)
+        )
     try:
         return _facts(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         # Whatever a person or a full disk did to this folder, the others must still be listed.
-        return Facts("broken", " ".join(str(error).split())[:200] or type(error).__name__, updated_at=_modified(folder))
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        return Facts("broken", f"{why}; shoestring run RUN_FILE writes it anew", updated_at=_modified(folder))
 
 
 def _facts(folder: Path) -> Facts:
