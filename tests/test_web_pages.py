@@ -286,6 +286,7 @@ def test_decisions_that_cannot_be_are_said(with_data: Path) -> None:
     with Run.from_folder(with_data / "tickets").run_folder.locked():
         answer = client.post("/runs/tickets/data/decide", data={**mark, "action": "drop"})
         assert answer.status_code == 422 and "in use by process" in answer.text
+        assert "decisions can be saved when it does not" in client.get("/runs/tickets/data").text
 
 
 # ---- the plan -------------------------------------------------------------------------------

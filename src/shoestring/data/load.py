@@ -256,8 +256,8 @@ def _nothing_found(
     others = [k for k in keys if k != prompt and k.lower() not in ("id", "idx", "index")] or ["ANSWER_KEY"]
     answer = next((k for k in others if k.lower() in ANSWER_KEYS), others[0])
     return (
-        f"{name}: {problem}.\nKeys seen: {seen}\nSay in the run file which hold the input and the answer:\n"
-        f"data:\n  fields:\n    prompt: {prompt}\n    completion: {answer}"
+        f"{name}: {problem}.\nKeys seen: {seen}\nCall them prompt and completion in the file, or say in the run file "
+        f"which hold input and answer:\ndata:\n  fields:\n    prompt: {prompt}\n    completion: {answer}"
     )
 
 

@@ -101,8 +101,8 @@ def age_text(told: Figure) -> str:
 
 
 def price_text(told: Figure) -> str:
-    """'1.99/GPU-hour'."""
-    return f"{told['value']:g}/{told['unit'].removeprefix('USD per ').replace('million', 'M')}"
+    """'$1.99/GPU-hour'."""
+    return f"${told['value']:g}/{told['unit'].removeprefix('USD per ').replace('million', 'M')}"
 
 
 def where_text(option: Mapping[str, Any]) -> str:

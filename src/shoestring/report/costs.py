@@ -72,7 +72,15 @@ def _options(answer: Mapping[str, Any]) -> Markup:
                 esc(f"{price_text(o['price'])}, {age_text(o['price'])}"),
             ]
         )
-    head = ["where", "dollars", "time", "late" if "late" in risk else "interrupted", "trains", "memory", "price, seen"]
+    head = [
+        "where",
+        "dollars",
+        "time",
+        "late" if "late" in risk else "interrupted",
+        "trains",
+        "memory",
+        "price and its age",
+    ]
     return table(head, rows, numeric=(3,))
 
 

@@ -68,7 +68,8 @@ def predicted(run: RunFiles) -> Markup:
             for e in spent
         ]
         cells += [[*cell, esc("not yet")] for cell in live]
-        total = esc(f"Every expense: {len(cells)} entries, {usd(run.spent_usd)} in all")
+        entries = "entry" if len(cells) == 1 else "entries"
+        total = esc(f"Every expense: {len(cells)} {entries}, {usd(run.spent_usd)} in all")
         parts.append(details(total, table(["item", "time", "dollars", "entered (UTC)"], cells, numeric=(1, 2))))
     sources = {r.price_source for r in run.plan.rungs} if run.plan else set()
     prices = {r.price_usd_per_hour for r in run.plan.rungs} if run.plan else set()

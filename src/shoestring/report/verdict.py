@@ -63,8 +63,9 @@ def _unfinished(run: RunFiles, best: ArmScore | None) -> Markup:
     return join(
         '<div class="verdict"><p class="state">Not finished</p>'
         f"<h2>No verdict yet; next comes: {esc(first)}</h2>"
-        f"<p>This page shows what is there. <code>shoestring run {esc(shlex.quote(str(run.folder.resolve())))}</code> "
-        "continues; finished stages are kept.</p>",
+        "<p>This page shows what is there. Where nothing works on it any more, "
+        f"<code>shoestring run {esc(shlex.quote(str(run.folder.resolve())))}</code> goes on; "
+        "finished stages are kept.</p>",
         f'<ol class="stages">{items}</ol>',
         f'<p class="note">Best so far: {esc(best.arm)}.</p>' if best and best.score.value > 0 else "",
         _figures(run, best),
