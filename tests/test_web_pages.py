@@ -89,6 +89,15 @@ def test_a_dropped_file_is_read_and_its_faults_are_shown_with_their_lines(tmp_pa
     assert "only 2 different ones" in page and '<option value="classify" selected>' in page
 
 
+def test_the_run_is_named_after_the_file_and_no_other_run(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    for name, proposed in (("train.csv", "train"), ("tickets.csv", "tickets")):
+        address = dropped(client, tickets(), name)
+        assert f'maxlength="64" pattern="[A-Za-z0-9][A-Za-z0-9._\\-]*" value="{proposed}"' in client.get(address).text
+        (tmp_path / proposed).mkdir()
+        assert f'value="{proposed}-2"' in client.get(address).text
+
+
 def test_markup_in_rows_is_text(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     page = client.get(dropped(client, tickets())).text
@@ -390,7 +399,8 @@ def test_without_a_loaded_model_a_question_says_what_to_do(curated: Path) -> Non
     ):
         answer = client.post("/runs/tickets/try/chat", json={**asked, **changed_part})
         assert answer.status_code == 422 and said in answer.json()["error"]
-    assert client.post("/runs/tickets/try/chat", content=b"no json").status_code == 400
+    for content in (b"no json", b"[" * 400_000):
+        assert client.post("/runs/tickets/try/chat", content=content).status_code == 400
     assert client.post("/runs/tickets/try", data={"with": "../../etc"}).status_code == 404
     assert client.post("/runs/tickets/try", data={"with": ["a", "b", "c"]}).status_code == 422
     assert client.app.state.site.model_server.child() is None  # type: ignore[attr-defined]

@@ -130,7 +130,7 @@ async def chat(request: Request) -> Response:
         connection, answer = await run_in_threadpool(site.model_server.ask, asked)
     except ShoestringError as error:
         return JSONResponse({"error": str(error)}, 422)
-    except ValueError:
+    except (ValueError, RecursionError):
         return JSONResponse({"error": "no JSON"}, 400)
     except (OSError, http.client.HTTPException) as error:
         return JSONResponse({"error": f"the server of models does not answer ({error}); load the models again"}, 502)

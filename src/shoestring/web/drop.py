@@ -172,7 +172,7 @@ def write_run_file(runs_dir: Path, drop: Drop, chosen: Chosen) -> Proposed:
 
     Raises: BadInput where the name is none or is taken, ConfigError for another choice that cannot be.
     """
-    name = chosen.name or run_name(drop.data)
+    name = chosen.name or name_for(runs_dir, drop)
     if not NAME.fullmatch(name):
         raise BadInput(f"{name!r} is no name of a run; use letters, digits, dots, dashes and underscores, 64 at most")
     if (runs_dir / name).exists() and not _is_ours(runs_dir / name, drop):
@@ -180,6 +180,15 @@ def write_run_file(runs_dir: Path, drop: Drop, chosen: Chosen) -> Proposed:
     proposed = propose(drop.data, drop.run_file, look(drop.data).detected, "'shoestring ui'", chosen)
     write_whole(drop.run_file, proposed.text)
     return proposed
+
+
+def name_for(runs_dir: Path, drop: Drop) -> str:
+    """A name for the run of a drop that no other run has."""
+    name = run_name(drop.data)
+    if name == drop.id:  # of its folder, for a file that is called train or the like
+        name = drop.data.name.partition(".")[0][:60]
+    names = (name, *(f"{name[:60]}-{number}" for number in range(2, 100)))
+    return next((one for one in names if not (runs_dir / one).exists() or _is_ours(runs_dir / one, drop)), name)
 
 
 def _is_ours(folder: Path, drop: Drop) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -18,10 +19,10 @@ from ..errors import BadInput, ShoestringError
 from ..report.data import groups
 from ..report.sides import labelled
 from ..report.text import join
-from ..stages.proposing import Chosen, evidence_text, run_name
+from ..stages.proposing import Chosen, evidence_text
 from ..task import STARTING_BARS
 from ..units import count
-from .drop import MAX_LOOKED_ROWS, MAX_UPLOAD_BYTES, Drop, drop_of, keep, look, write_run_file
+from .drop import MAX_LOOKED_ROWS, MAX_UPLOAD_BYTES, Drop, drop_of, keep, look, name_for, write_run_file
 from .forms import number_of, text_of
 from .site import page, site_of, trusted
 
@@ -97,7 +98,7 @@ def _shown(request: Request, found: Drop, given: dict[str, str] | None = None, p
         examples=[trusted(labelled(f"row {i}", example)) for i, example in enumerate(seen.examples[:3], 1)],
         kinds=KINDS,
         models=[(name, f"{count(model.num_params)} parameters") for name, model in EMBEDDED.items()],
-        given=given or _defaults(found),
+        given=given or _defaults(site_of(request).runs_dir, found),
         problem=problem,
         **_of_kind(kind),
     )
@@ -108,10 +109,10 @@ def _of_kind(kind: str) -> dict[str, Any]:
     return {"kind": kind, "metrics": metrics, "start_bar": STARTING_BARS[kind]}
 
 
-def _defaults(found: Drop) -> dict[str, str]:
+def _defaults(runs_dir: Path, found: Drop) -> dict[str, str]:
     """What the form begins with."""
     return {
-        "name": run_name(found.data),
+        "name": name_for(runs_dir, found),
         "models": "embedded",
         "budget_usd": "10",
         "max_train_rows": "",
