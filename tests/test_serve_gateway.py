@@ -272,7 +272,11 @@ def test_log_probabilities_by_hand(client: OpenAI, said: Said) -> None:
     streamed = [c for chunk in ask(client, logprobs=True, stream=True) for c in chunk.choices if c.logprobs]
     assert [[len(c.logprobs.content), c.delta.content] for c in streamed] == [[2, "é"], [1, "!"]]
     text = client.completions.create(model="tiny", prompt="a", max_tokens=5, logprobs=1).choices[0]
-    assert text.logprobs.text_offset == [0, 1, 2] and text.text == "é!"
+    assert text.logprobs.text_offset == [0, 0, 1] and text.text == "é!"  # the first two are one character
+    assert text.logprobs.tokens == [r"bytes:\xc3", r"bytes:\xa9", "!"]
+    chunks = client.completions.create(model="tiny", prompt="a", max_tokens=5, logprobs=1, stream=True)
+    streamed = [at for chunk in chunks for c in chunk.choices if c.logprobs for at in c.logprobs.text_offset]
+    assert streamed == [0, 0, 1]
 
 
 def test_a_stream_has_the_log_probabilities_of_tokens_without_text(client: OpenAI, said: Said) -> None:

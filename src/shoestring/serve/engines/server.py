@@ -199,7 +199,7 @@ class Remote:
         """Raises: EngineDown with its last words where the process has ended."""
         if self.process is not None:
             self.process.check()
-        return EngineDown(f"{self.name} does not answer: {error or type(error).__name__}")
+        return EngineDown(f"{self.name} at {self.client.base_url} does not answer: {error or type(error).__name__}")
 
     async def close(self) -> None:
         """Hang up."""

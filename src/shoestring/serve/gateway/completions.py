@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -23,22 +23,22 @@ USUAL_TOKENS = 16  # of an answer whose max_tokens is not said, as the API has i
 MAX_PROMPTS = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Completion:
-    """How the answers to one request are told. offsets: characters of each answer told so far."""
+    """How the answers to one request are told."""
 
     gateway: Gateway
     asked: TextRequest
     work: Work
-    offsets: dict[int, int] = field(default_factory=dict)
 
     def whole(self, parts: Sequence[Sequence[Delta]]) -> dict[str, Any]:
         """The object of an answer that is not streamed."""
         choices = []
         for index, deltas in enumerate(parts):
             text = "".join(delta.text for delta in deltas)
-            tokens = [token for delta in deltas for token in delta.tokens]
-            choices.append(self._choice(Delta(index, text, tuple(tokens), deltas[-1].finish)))
+            tokens = tuple(token for delta in deltas for token in delta.tokens)
+            starts = tuple(start for delta in deltas for start in delta.starts)
+            choices.append(self._choice(Delta(index, text, tokens, deltas[-1].finish, starts)))
         return {**self._head(), "choices": choices, "usage": self.work.usage()}
 
     async def events(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[dict[str, Any]]:
@@ -68,18 +68,20 @@ class Completion:
             return None
         assert self.gateway.prompts is not None, "a model was found"
         own = self.gateway.prompts.token_bytes
-        told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        at = self.offsets.get(delta.index, 0)
-        for token in delta.tokens:
-            text = own.of(token.id).decode("utf-8", "replace")
-            told["tokens"].append(text)
-            told["token_logprobs"].append(logprob(token.logprob))
-            top = {own.of(other).decode("utf-8", "replace"): logprob(value) for other, value in token.top}
-            told["top_logprobs"].append(top)
-            told["text_offset"].append(at)
-            at += len(text)
-        self.offsets[delta.index] = at
-        return told
+        return {
+            "tokens": [written(own.of(token.id)) for token in delta.tokens],
+            "token_logprobs": [logprob(token.logprob) for token in delta.tokens],
+            "top_logprobs": [{written(own.of(i)): logprob(value) for i, value in token.top} for token in delta.tokens],
+            "text_offset": list(delta.starts),
+        }
+
+
+def written(raw: bytes) -> str:
+    """A token as these answers name it: part of a character by its bytes, or parts of several would have one name."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 async def completions(request: Request) -> Response | EventStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
@@ -33,7 +34,13 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise BadInput(f"--host {host} --port {port}: {error.strerror}; --port 0 takes one that is free") from None
+        is_elsewhere = error.errno == errno.EADDRNOTAVAIL
+        step = (
+            "127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses"
+            if is_elsewhere
+            else "--port 0 takes one that is free"
+        )
+        raise BadInput(f"--host {host} --port {port}: {error.strerror}; {step}") from None
     return listening
 
 

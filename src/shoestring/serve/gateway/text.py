@@ -56,12 +56,13 @@ class Detokeniser:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new of one answer. finish: "" while more comes, else stop or length; cut: by a stop string."""
+    """What is new of one answer. finish: "", or stop or length at the end; starts: of tokens, in the answer's text."""
 
     index: int
     text: str
     tokens: tuple[Token, ...] = ()
     finish: str = ""
+    starts: tuple[int, ...] = ()
 
 
 @dataclass
@@ -144,9 +145,10 @@ class Reader:
         text, self.num_given = self.text[self.num_given : until], until
         if not text and not self.finish:
             return None
-        ready = [token for start, token in self.waiting if self.finish or start < until]
+        ready = [waiting for waiting in self.waiting if self.finish or waiting[0] < until]
         self.waiting = self.waiting[len(ready) :]
-        return Delta(self.index, text, tuple(ready), self.finish)
+        starts, tokens = tuple(start for start, _ in ready), tuple(token for _, token in ready)
+        return Delta(self.index, text, tokens, self.finish, starts)
 
 
 def before_call(text: str, start: int) -> tuple[int, bool]:
