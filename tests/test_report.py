@@ -69,7 +69,7 @@ def test_verdict_comes_first(finished):
              "Where it fails", "Settings and their reasons", "Environment"]  # fmt: skip
     places = [text.index(words) for words in order]
     assert places == sorted(places)
-    for expected in ("Bar met", "bar 0.8", "serve it: the adapter is in", "of a budget of $0.50", "1,036 rows in",
+    for expected in ("Bar met", "bar 0.8", "; the adapter is in", "of a budget of $0.50", "1,036 rows in",
                      "zero-shot shoestring-1m", "duplicate", "contradiction", "empty answer", "learning_rate",
                      "prefix forest", "Tinker cookbook", "0.17 USD/kWh", "2.13.0", "same top token 99.96%", "1.30×",
                      "Tokens and cost before and after", "4 labels"):  # fmt: skip
@@ -229,7 +229,8 @@ def test_the_next_step_can_be_followed(tmp_path):
     assert next_step(verdict, folder, None) == f"export it: shoestring export '{folder}'"
     exported = {"adapter_dir": "rungs/m/adapter", "merged_dir": "export/merged", "merge_check": {"passed": True}}
     told = next_step(verdict, folder, exported)
-    assert told == f"serve it: the adapter is in {folder}/rungs/m/adapter, merged weights in {folder}/export/merged"
+    where = f"the adapter is in {folder}/rungs/m/adapter, merged weights in {folder}/export/merged"
+    assert told == f"serve it: shoestring serve '{folder}'; {where}"
     assert "serve the adapter" in next_step(verdict, folder, {**exported, "merge_check": {"passed": False}})
     assert "shoestring export" in next_step({**verdict, "model": "n"}, folder, exported)
     write_run(folder, until="plan")

@@ -174,14 +174,15 @@ def next_step(verdict: Mapping[str, Any], folder: Path, exported: Mapping[str, A
 
     exported: the result of the export record.
     """
-    in_folder = str(verdict.get("next_step") or "").replace(RUN, shlex.quote(str(folder)))
+    run = shlex.quote(str(folder))
+    in_folder = str(verdict.get("next_step") or "").replace(RUN, run)
     rung = f"rungs/{rung_name(str(verdict.get('model')))}"
     adapter_dir = str((exported or {}).get("adapter_dir"))
     what = adapter_dir.removeprefix(f"{rung}/")  # adapter, or the model that was trained whole
     if exported and verdict.get("kind") == "finetune" and what != adapter_dir:
         passed = (exported.get("merge_check") or {}).get("passed")
         merged = f"merged weights in {folder / exported['merged_dir']}"
-        told = f"serve it: the {what} is in {folder / adapter_dir}, {merged}" + (
+        told = f"serve it: shoestring serve {run}; the {what} is in {folder / adapter_dir}, {merged}" + (
             "" if passed else f" (they differ from the {what}: serve the {what})"
         )
         return told + (f"; {CHECK_JUDGE}{in_folder.partition(CHECK_JUDGE)[2]}" if CHECK_JUDGE in in_folder else "")
