@@ -281,6 +281,7 @@ def test_prompts_read_before_are_not_read_again(home: Path) -> None:
         # Of the answer's last token no keys were computed.
         assert known == [0, len(PROMPTS[0]) - 1, len(PROMPTS[0]) + 3, 0]
         assert ids_of(first) == ids_of(second)
+        assert [pieces[0].num_cached_tokens for pieces in (first, second, longer, other)] == known
         assert engine.stats()["num_cached_tokens"] == sum(known)
         await engine.drop("one")
         await answer(engine, BASE, PROMPTS[3], 1)

@@ -146,3 +146,11 @@ def test_where_a_call_may_begin() -> None:
     assert before_call("ab [", 0) == (2, False)
     assert before_call("ab", 0) == (2, False)
     assert before_call("ab {x", 0) == (5, False)
+
+
+def test_what_was_read_before_is_known_of_an_answer_that_is_cut() -> None:
+    reader = Reader(0, Detokeniser(TOKENIZER), stops=("!",))
+    ids = TOKENIZER("a!", add_special_tokens=False).input_ids
+    reader.feed(Piece((Token(ids[0]),), num_cached_tokens=7))
+    told = reader.feed(Piece(tuple(Token(i) for i in ids[1:])))
+    assert told is not None and told.finish == "stop" and reader.num_cached_tokens == 7

@@ -74,7 +74,7 @@ class Piece:
 
     tokens: tuple[Token, ...]
     finish: str = ""
-    num_cached_tokens: int = 0  # of the prompt, read before; told with the last piece
+    num_cached_tokens: int = 0  # of the prompt, read before; told with the last piece at the latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,7 +323,7 @@ class Loop(threading.Thread):
         if finish:
             self.told.append((row.sink, Piece(tuple(row.fresh), finish, row.num_cached)))
         elif row.ask.is_streamed:
-            self.told.append((row.sink, Piece(tuple(row.fresh))))
+            self.told.append((row.sink, Piece(tuple(row.fresh), num_cached_tokens=row.num_cached)))
             row.fresh = []
         return bool(finish)
 

@@ -187,9 +187,9 @@ async def _merged(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
         try:
             await read(ask, reader)
             if work.strict is not None and reader.begins_strict_call:
-                detokeniser = Detokeniser(reader.detokeniser.tokenizer)
+                detokeniser, num_cached = Detokeniser(reader.detokeniser.tokenizer), reader.num_cached_tokens
                 await read(work.strict.rest_of(ask, reader, engine.context_tokens, detokeniser), reader)
-                reader.num_cached_tokens = 0  # what the second reading found is the first one's own
+                reader.num_cached_tokens = num_cached  # what the second reading found is the first one's own
         except Exception as error:  # told to whoever waits for the answer
             queue.put_nowait(error)
 

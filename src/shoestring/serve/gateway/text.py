@@ -98,6 +98,7 @@ class Reader:
 
     def feed(self, piece: Piece) -> Delta | None:
         """What may be told now, if anything."""
+        self.num_cached_tokens = piece.num_cached_tokens or self.num_cached_tokens
         for token in piece.tokens:
             self.num_tokens += 1
             self.waiting.append((len(self.text), token))
@@ -111,7 +112,6 @@ class Reader:
         if piece.finish:
             self._add(self.detokeniser.rest())
             self.num_tokens += piece.finish == "stop"
-            self.num_cached_tokens = piece.num_cached_tokens
             self.finish = self.finish or piece.finish
             return self._told(len(self.text))
         return self._told(self._certain())
