@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from shoestring.cli.main import run as cli
-from shoestring.errors import BadInput
+from shoestring.errors import BadInput, RunFolderError
 from shoestring.recipe import Run
+from shoestring.stages.common import replacing
 from shoestring.stages.handing_over import hand_over
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,3 +139,27 @@ def test_the_command_says_where_and_how_to_run_it(planned, tmp_path, capfd, monk
     assert "choose one of trl, axolotl" in capfd.readouterr().err
     assert cli(["export", str(planned.folder), "--to", "trl", "--model", "other"]) == 2
     assert "the plan has shoestring-1m" in capfd.readouterr().err
+
+
+def test_an_export_replaces_another_whole_and_nothing_of_the_trainer(planned):
+    written = Path(hand_over(planned, "axolotl")["folder"])
+    before = sorted(path.name for path in written.iterdir())
+    cut_short = replacing(planned, written)
+    (cut_short.__enter__() / "half").write_text("x")
+    assert not cut_short.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert sorted(path.name for path in written.iterdir()) == before
+    with planned.run_folder.locked(), pytest.raises(RunFolderError, match="is in use by process"):
+        hand_over(planned, "axolotl")
+    (written / "adapter").mkdir()
+    with pytest.raises(BadInput, match="holds what axolotl trained"):
+        hand_over(planned, "axolotl")
+    (written / "adapter").rmdir()
+    assert [path.name for path in (planned.folder / "export").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "words", [("--kind", "f16"), ("--to", "trl", "--kind", "f16"), ("--to", "gguf", "--model", "x")]
+)
+def test_an_option_of_another_form_is_refused(words, tmp_path, capfd):
+    assert cli(["export", "tickets", *words, "--runs-dir", str(tmp_path)]) == 2
+    assert f"{words[-2]} {words[-1]} is of --to" in capfd.readouterr().err

@@ -18,6 +18,8 @@ import pytest
 from openai import OpenAI
 
 from shoestring.cli.main import run as command
+from shoestring.cli.serve import wanted
+from shoestring.errors import BadInput
 from shoestring.files import read_json, read_jsonl, write_jsonl
 from shoestring.recipe import Run
 from tests.served_runs import make_run
@@ -175,3 +177,10 @@ def test_check_says_what_would_be_served(folder: Path, monkeypatch: pytest.Monke
     make_run(folder / "runs", "odd", "shoestring-1m", use_dora=True)
     assert command(["serve", "other", "odd", "--runs-dir", "runs", "--check"]) == 2
     assert "DoRA" in capfd.readouterr().out
+
+
+def test_a_mistyped_run_path_is_no_model_to_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="there is no run 'runs/nosuch'"):
+        wanted(("runs/nosuch",), Path("runs"))
+    assert wanted(("Qwen/Qwen3-0.6B",), Path("runs")) == ([], "Qwen/Qwen3-0.6B")

@@ -331,7 +331,7 @@ def test_settings_are_read_or_refused_with_the_line(tmp_path: Path) -> None:
         ("budget: 5", "server.yaml:2: tuning.budget: no such key; allowed here: organisation, budget_usd"),
         ("max_jobs: 3\n  budget_usd: much", "server.yaml:3: tuning.budget_usd"),
         ("run: {name: x}", "run.name is decided by each job"),
-        ("run: {train: {lora_rang: 8}}", "lora_rang"),
+        ("run: {train: {lora_rang: 8}}", r"server.yaml:2: tuning.run: unknown key 'train.lora_rang'"),
         ("models: [a]", "server.yaml:2: tuning.models"),
     ):
         file.write_text(f"tuning:\n  {text}\n")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import BadInput
 from .app import RUNS, Json, RunsDir, Target, app
 
 
@@ -18,8 +19,9 @@ def export(
         typer.Option("--to", metavar="TOOL", help="gguf, gguf-adapter, ollama; trl, axolotl to train; skyserve."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", metavar="KIND", help="Of GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, ...")
-    ] = "q8_0",
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="Of GGUF: q8_0 (default), f32, f16, bf16, q6_k, q4_k_m, ..."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="With trl, axolotl: this rung (default: what fits).")
     ] = None,
@@ -40,10 +42,15 @@ def export(
              shoestring export run.yaml --to axolotl
              shoestring export runs/tickets --to skyserve
     """
-    if tool in (None, "gguf", "gguf-adapter", "ollama"):
+    is_gguf = tool in ("gguf", "gguf-adapter", "ollama")
+    if kind is not None and not is_gguf:
+        raise BadInput(f"--kind {kind} is of --to gguf, gguf-adapter and ollama; add one of them, or leave it out")
+    if model is not None and tool not in ("trl", "axolotl"):
+        raise BadInput(f"--model {model} is of --to trl and axolotl; the best trained rung is exported: leave it out")
+    if tool is None or is_gguf:
         from .running import export_command
 
-        return export_command(target, runs_dir, is_json, tool or "", kind)
+        return export_command(target, runs_dir, is_json, tool or "", kind or "q8_0")
     from .handing_over import command
 
     return command(target, tool, model, runs_dir, is_json)

@@ -81,6 +81,8 @@ def wanted(targets: Sequence[str], runs_dir: Path) -> tuple[list[Served], str]:
                 resolve_model(target)
             except ModelError:
                 raise no_run from None
+            if Path(target).parent.resolve() == runs_dir.resolve():  # owner/name of a hub has this form too
+                raise no_run from None
             if len(targets) > 1:
                 raise BadInput(
                     f"{target} is a base model; it is served by its own name beside any run on it, so name runs alone"

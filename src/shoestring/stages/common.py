@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..data.split import held_out_clusters
 from ..errors import ModelError
 from ..evaluate.score import with_clusters, with_far
+from ..files import sync_folder
 from ..ladder import model_of, rungs_of
 from ..ledger import Ledger
 from ..market.prices import Price, price_for
@@ -48,6 +50,24 @@ def device(run: Run) -> Device:
     if run.device is None:
         run.device = detect_device(run.config.train.num_threads)
     return run.device
+
+
+@contextlib.contextmanager
+def replacing(run: Run, folder: Path) -> Iterator[Path]:
+    """An empty folder to write, which takes the other's place once all is written; the run is held meanwhile.
+
+    Whatever fails or is interrupted leaves the other as it was. Raises: RunFolderError where another process holds it.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    with run.run_folder.locked():  # removes what was left half-written, this too
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def rung_file(model: str, name: str) -> str:

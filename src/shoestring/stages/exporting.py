@@ -19,7 +19,7 @@ from ..serve.merge import is_legal
 from ..serve.ollama import frame_of, write_modelfile
 from ..train.tokens import load_tokenizer
 from .closing import MERGE_CHECK_ROWS
-from .common import device, sample_rows
+from .common import device, replacing, sample_rows
 from .preparing import read_again
 from .retrieving import rows_for
 
@@ -49,11 +49,8 @@ def export_as(run: Run, chosen: ArmScore, form: str, kind: str, home: LlamaCpp) 
     assert record is not None, "the export stage has just run"
     exported = record["result"]
     folder = run.folder / "export" / form
-    partial = folder.with_name(f".{form}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     write = _write_adapter if form == "gguf-adapter" else _write_merged
-    try:
+    with replacing(run, folder) as partial:
         checks, loading, notes = write(run, chosen, exported, partial, form, kind, home, rows)
         for check in checks:
             gguf_check.require(check)
@@ -62,10 +59,6 @@ def export_as(run: Run, chosen: ArmScore, form: str, kind: str, home: LlamaCpp) 
         for file in (run.folder / exported["merged_dir"]).iterdir():
             if is_legal(file):
                 shutil.copyfile(file, partial / file.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {
         "tool": form,
         "model": chosen.model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from ..train.engines.trl import trl_config
 from ..train.preference import objective
 from ..train.tokens import load_tokenizer
 from ..train.tracking import Tracking
-from .common import rung_file
+from .common import replacing, rung_file
 from .preparing import plan_again, read_again
 from .retrieving import rows_for
 from .rungs import first_that_fits
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 ROWS = "train.jsonl"
 TOOLS = ("trl", "axolotl")
+OUTPUT = "adapter"  # folder that the trainer writes
 
 
 def require_tool(tool: str) -> None:
@@ -57,29 +57,34 @@ def hand_over(run: Run, tool: str, model: str | None = None) -> dict[str, Any]:
         model=rung.model, items=items, settings=settings, device=rung.device, pad_token=tokenizer.pad_token
     )
     folder = run.folder / "export" / tool
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    tracking = Tracking(tuple(run.config.train.trackers), f"{run.config.name}/{rung.model}")
-    notes = [f"not carried over: {words}" for words in unhonoured(run.config, tool)]
-    if tool == "axolotl":
-        write_rows(folder / ROWS, [row_of(item) for item in items])
-        config = axolotl_config(terms, rows=ROWS, output="adapter", prepared="prepared", tracking=tracking)
-        name, command = "axolotl.yaml", "axolotl train axolotl.yaml"
-        if rung.device.kind != "cuda":
-            command = "python -m axolotl.cli.train axolotl.yaml"
-            notes.append("planned for a machine without a GPU: bf16 and Axolotl's kernels are off; set them on a GPU")
-    else:
-        kind = settings.objective
-        if kind == "dpo":
-            notes += _write_pairs(folder / ROWS, curated.train, tokenizer, items)
+    if (folder / OUTPUT).exists():
+        raise BadInput(
+            f"{folder / OUTPUT} holds what {tool} trained, and the export would be written over it; move it away first"
+        )
+    with replacing(run, folder) as partial:
+        tracking = Tracking(tuple(run.config.train.trackers), f"{run.config.name}/{rung.model}")
+        notes = [f"not carried over: {words}" for words in unhonoured(run.config, tool)]
+        if tool == "axolotl":
+            write_rows(partial / ROWS, [row_of(item) for item in items])
+            config = axolotl_config(terms, rows=ROWS, output=OUTPUT, prepared="prepared", tracking=tracking)
+            name, command = "axolotl.yaml", "axolotl train axolotl.yaml"
+            if rung.device.kind != "cuda":
+                command = "python -m axolotl.cli.train axolotl.yaml"
+                notes.append(
+                    "planned for a machine without a GPU: bf16 and Axolotl's kernels are off; set them on a GPU"
+                )
         else:
-            write_jsonl(folder / ROWS, (row_of(item) for item in items))
-        config = trl_config(terms, rows=ROWS, output="adapter", tracking=tracking)
-        name, command = f"{kind}.yaml", f"trl {kind} --config {kind}.yaml"
-        if rung.device.kind == "cpu":
-            notes.append("planned for a machine without a GPU: take use_cpu out of the file on one with a GPU")
-    write_yaml(folder / name, config, f"# {run.config.name}: {rung.model}, as `shoestring plan` resolved it\n")
-    write_whole(folder / "README.md", _readme(run, rung, tool, command, len(items), notes))
+            kind = settings.objective
+            if kind == "dpo":
+                notes += _write_pairs(partial / ROWS, curated.train, tokenizer, items)
+            else:
+                write_jsonl(partial / ROWS, (row_of(item) for item in items))
+            config = trl_config(terms, rows=ROWS, output=OUTPUT, tracking=tracking)
+            name, command = f"{kind}.yaml", f"trl {kind} --config {kind}.yaml"
+            if rung.device.kind == "cpu":
+                notes.append("planned for a machine without a GPU: take use_cpu out of the file on one with a GPU")
+        write_yaml(partial / name, config, f"# {run.config.name}: {rung.model}, as `shoestring plan` resolved it\n")
+        write_whole(partial / "README.md", _readme(run, rung, tool, command, len(items), notes))
     return {
         "tool": tool,
         "model": rung.model,

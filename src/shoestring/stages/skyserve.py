@@ -26,7 +26,7 @@ from ..serve.adapters import SERVE
 from ..serve.opening import preflight
 from ..serve.registry import Served, read_run, refusal
 from ..train.locate import resolve_model
-from .common import shape
+from .common import replacing, shape
 
 if TYPE_CHECKING:
     from ..recipe import Run
@@ -70,33 +70,33 @@ def hand_over_service(run: Run) -> dict[str, Any]:
     lost = value("lora_loss_frac").value if measured is None else 1 - measured.kept_frac
     policy = policy_of(traffic, route.capacity.requests_per_s.value, 1 - lost)
     folder = run.folder / "export" / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    wheel = build_wheel(folder, has_weights=served.base in family())
-    copy = _copied(served, folder / "run")
-    if read_run(copy).rung != served.rung:
-        raise BadInput(
-            f"{copy} does not serve {served.rung} as {run.folder} does; export it again once the run is done"
+    path, whole = folder / YAML, folder.resolve()
+    with replacing(run, folder) as partial:
+        wheel = build_wheel(partial, has_weights=served.base in family())
+        copy = _copied(served, partial / "run")
+        if read_run(copy).rung != served.rung:
+            raise BadInput(
+                f"the copy of {run.folder} does not serve {served.rung} as it does; export again once the run is done"
+            )
+        mounts = {f"{HOME}/{wheel.name}": str(whole / wheel.name), f"{HOME}/runs/{served.name}": str(whole / copy.name)}
+        base, keys = Path(resolve_model(served.base)), []
+        if served.base in family():
+            pass  # in the wheel
+        elif base.is_dir():
+            mounts[str(base.resolve())] = str(base.resolve())
+        elif os.environ.get(HUB_TOKEN):
+            keys.append(HUB_TOKEN)
+        text = service_yaml(
+            served.name,
+            route,
+            places,
+            policy,
+            wheel=wheel.name,
+            mounts=mounts,
+            start_s=_start_s(sizes.num_params),
+            more_keys=keys,
         )
-    mounts = {f"{HOME}/{wheel.name}": str(wheel.resolve()), f"{HOME}/runs/{served.name}": str(copy.resolve())}
-    base, keys = Path(resolve_model(served.base)), []
-    if served.base in family():
-        pass  # in the wheel
-    elif base.is_dir():
-        mounts[str(base.resolve())] = str(base.resolve())
-    elif os.environ.get(HUB_TOKEN):
-        keys.append(HUB_TOKEN)
-    path = folder / YAML
-    text = service_yaml(
-        served.name,
-        route,
-        places,
-        policy,
-        wheel=wheel.name,
-        mounts=mounts,
-        start_s=_start_s(sizes.num_params),
-        more_keys=keys,
-    )
-    write_whole(path, text)
+        write_whole(partial / YAML, text)
     return {
         "service": str(path),
         "gpu": route.gpu,

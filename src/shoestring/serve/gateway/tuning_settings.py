@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from ...config import parse_run_file
+from ...errors import ConfigError
 from ...sections import Section
 
 OF_JOBS = ("name", "data", "models", "task", "budget_usd", "seed")  # keys of the run file that each job decides
@@ -41,7 +43,10 @@ class TuningSettings(Section):
         for key in OF_JOBS:
             if key in run:
                 raise ValueError(f"run.{key} is decided by each job; leave it out")
-        parse_run_file(yaml.safe_dump(laid_over(EXAMPLE, run), sort_keys=False), "run")
+        try:
+            parse_run_file(yaml.safe_dump(laid_over(EXAMPLE, run), sort_keys=False), "run")
+        except ConfigError as error:  # its line is one of the text that was made here
+            raise ValueError(re.sub(r"^run:\d+: ", "", str(error), flags=re.MULTILINE)) from error
         return run
 
 
