@@ -137,3 +137,9 @@ def test_the_plan_says_what_it_reckons_with(tmp_path: Path, capfd: pytest.Captur
     assert run(command) == 0
     shown = capfd.readouterr().out
     assert "measured" in shown and "40 adapters of this traffic on one base need" in shown
+
+
+def test_adapters_that_were_faster_by_noise_add_no_rate() -> None:
+    noisy = rates(lora_loss_frac=Estimate(-0.26, -0.38, 0.43))
+    assert noisy.lora_loss == Estimate(0.0, 0.0, 0.43) and noisy.kept_frac == 1.0
+    assert rates().kept_frac == 0.8 and rates(lora_loss_frac=None).lora_loss is None

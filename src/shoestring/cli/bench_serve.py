@@ -201,8 +201,7 @@ def _show_rates(rates: ServedRates, path: str) -> None:
         )
     if rates.lora_loss_frac is not None:
         loss = rates.lora_loss_frac
-        say(
-            f"{rates.num_adapters} adapters mixed take {loss.value:.0%} of that ({loss.low:.0%} to {loss.high:.0%} "
-            "by round)"
-        )
+        told = f"take {loss.value:.0%} of that" if loss.value > 0 else "were no slower than the base"
+        noise = "" if loss.low > 0 else "; below 0 is noise between rounds, more --requests tell more"
+        say(f"{rates.num_adapters} adapters mixed {told} ({loss.low:.0%} to {loss.high:.0%} by round{noise})")
     say(f"saved in {path}; 'shoestring plan' reckons with it")

@@ -124,8 +124,8 @@ def _cost(
     assert route.capacity is not None
     row = term("lora_loss_frac")
     loss, source = row.value, row.source
-    if rates is not None and rates.lora_loss_frac is not None:
-        loss, source = rates.lora_loss_frac, rates.words
+    if rates is not None and rates.lora_loss is not None:
+        loss, source = rates.lora_loss, rates.words
     o = min(0.95, max(0.0, loss.value))
     mix = traffic.prompt_tokens + traffic.completion_tokens
     able = route.capacity

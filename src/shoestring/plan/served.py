@@ -52,7 +52,13 @@ class ServedRates:
     @property
     def kept_frac(self) -> float:
         """What is left of the rates with adapters; 1 where none were measured."""
-        return 1.0 if self.lora_loss_frac is None else 1.0 - self.lora_loss_frac.value
+        return 1.0 if self.lora_loss is None else 1.0 - self.lora_loss.value
+
+    @property
+    def lora_loss(self) -> Estimate | None:
+        """lora_loss_frac to reckon with: at least 0, since adapters only add work and less is noise between rounds."""
+        told = self.lora_loss_frac
+        return told and Estimate(*(max(0.0, part) for part in (told.value, told.low, told.high)))
 
     @property
     def words(self) -> str:
