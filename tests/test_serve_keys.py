@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.errors import BadInput, ConfigError
+from shoestring.errors import BadInput, ConfigError, RunFolderError
 from shoestring.files import read_whole_lines
 from shoestring.serve.gateway import keys as keys_module
 from shoestring.serve.gateway.errors import ApiError
-from shoestring.serve.gateway.keys import Key, Keys, key_at, new_key, starting_keys
+from shoestring.serve.gateway.keys import Key, Keys, key_at, new_key, private_folder, starting_keys
 from shoestring.serve.gateway.limits import Allowance, Gate, Limits, read_limits
 from shoestring.serve.gateway.usage import MachineTime, UsageLog, Used
 
@@ -212,3 +212,9 @@ def test_the_machines_time_is_shared_by_those_who_run() -> None:
     c = machine.begin()
     clock.now = 101
     assert machine.end(c) == 1
+
+
+def test_a_folder_that_cannot_be_made_says_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="Not a directory; choose another place with --runs-dir"):
+        private_folder(tmp_path / "file" / ".serving")

@@ -134,7 +134,9 @@ def private_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
-        raise RunFolderError(f"{folder} cannot be made private to its owner: {error.strerror}") from error
+        raise RunFolderError(
+            f"{folder} cannot be made, private to its owner: {error.strerror}; choose another place with --runs-dir"
+        ) from error
     return folder
 
 
