@@ -421,14 +421,16 @@ def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_
 ) -> None:
     write_run(tmp_path, "taken")
     # The client is killed as soon as there is a launch; its first two machines are taken.
-    client = subprocess.Popen(
-        [sys.executable, "-m", "shoestring", "launch", "taken.yaml", "--preempt", "2,9+0.5"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        cwd=tmp_path,
-    )
-    while not list(tmp_path.glob("runs/taken/launches/*/heartbeat.json")) and client.poll() is None:
+    with (tmp_path / "client.txt").open("wb") as output:
+        client = subprocess.Popen(
+            [sys.executable, "-m", "shoestring", "launch", "taken.yaml", "--preempt", "2,9+0.5"],
+            stdout=output,
+            stderr=output,
+            env=environment(),
+            cwd=tmp_path,
+        )
+    while not list(tmp_path.glob("runs/taken/launches/*/heartbeat.json")):
+        assert client.poll() is None, (tmp_path / "client.txt").read_text()
         time.sleep(0.02)
     client.kill()
     client.wait()
@@ -441,10 +443,14 @@ def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_
         preexec_fn=hears_ctrl_c,
     )
     assert follower.stderr is not None
-    first = follower.stderr.readline()  # so it follows by now
+    said = ""
+    while "curate" not in said:  # the run's own words: it follows
+        line = follower.stderr.readline().decode()
+        assert line, f"{follower.wait()}: {said}"
+        said += line
     follower.send_signal(signal.SIGINT)
-    said = (first + follower.communicate()[1]).decode()
-    assert follower.returncode == 5 and "goes on. To follow it again: shoestring launch taken-" in said
+    said += follower.communicate()[1].decode()
+    assert "goes on. To follow it again: shoestring launch taken-" in said and follower.returncode == 5, said
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
