@@ -10,7 +10,7 @@ keys; one adapter is dropped and loaded, others reloaded, all the while. A clien
 lost: well-formed requests without a whole answer, apart from 429. crossed: answers other than the adapter's own.
 rejected_429: with Retry-After; well-behaved clients come again. rss_growth_frac: median resident memory of the last
 sixth against that of the second sixth (the first warms up). Exit status 1 where anything was lost, crossed, wrongly
-refused, or not freed.
+refused, or not freed, and where memory grew by more than 3 % in half an hour or longer.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ ACTORS: tuple[tuple[Callable[[Target, Tally, random.Random], None], int, float],
     (bursts, 1, 10.0),
 )
 KILLED_EVERY_S = 60.0
+MAX_GROWTH_FRAC, SETTLED_MINUTES = 0.03, 30.0  # shorter runs still warm up
 
 
 @dataclass
@@ -224,11 +225,14 @@ def measure(
     failures += [f"{name} = {value} after the load" for name, value in left.items() if value]
     sixth = max(1, len(samples) // 6)
     early, late = statistics.median(samples[sixth : 2 * sixth] or samples), statistics.median(samples[-sixth:])
+    growth = late / early - 1
+    if wall_s >= SETTLED_MINUTES * 60 and growth > MAX_GROWTH_FRAC:
+        failures.append(f"memory grew by {growth:.1%}, limit {MAX_GROWTH_FRAC:.0%}")
     return {
         "requests": tally.num_requests,
         "lost": counts.get("lost", 0),
         "crossed": counts.get("crossed", 0),
-        "rss_growth_frac": late / early - 1,
+        "rss_growth_frac": growth,
         "rejected_429": counts.get("rejected_429", 0),
         "ok": not failures,
         "failures": failures,
