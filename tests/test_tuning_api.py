@@ -369,6 +369,16 @@ def test_one_server_carries_jobs_out(tmp_path: Path) -> None:
             client(url).models.delete("ft:x:y:z:1")
 
 
+def test_a_name_that_no_model_can_have_is_refused_before_training(tmp_path: Path) -> None:
+    settings = TuningSettings(organisation="o" * 32, models={"gpt-4o-mini": f"/models/{'m' * 60}"})
+    with served(tmp_path, settings) as url:
+        ann = client(url)
+        file = ann.files.create(file=("tickets.jsonl", tickets(12)), purpose="fine-tune")
+        with pytest.raises(openai.BadRequestError, match="128 at most; give a shorter suffix"):
+            ann.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=file.id, suffix="s" * 40)
+        assert not ann.fine_tuning.jobs.list().data
+
+
 def test_a_torn_event_is_closed_by_the_next(tmp_path: Path) -> None:
     jobs, job = Jobs(tmp_path), a_job()
     jobs.save(job)

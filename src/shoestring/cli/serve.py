@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MarketConfig, load_run_file
-from ..errors import BadInput, ModelError, require
+from ..errors import BadInput, Interrupted, ModelError, require
 from ..market.prices import price_for
 from ..secrets import without_secrets
 from ..units import usd
@@ -54,7 +54,7 @@ def command(asked: Asked, is_check: bool, is_json: bool) -> int:
     for package in PACKAGES:
         require(package, extra="serve", purpose="shoestring serve")
     if not asked.targets and asked.tuning and not is_check:
-        return asyncio.run(_serve(asked, [], "", is_json))
+        return _until_signal(asked, [], "", is_json)
     runs, model = wanted(asked.targets, asked.runs_dir)
     if runs:
         from ..serve.opening import by_merged_weights
@@ -62,7 +62,14 @@ def command(asked: Asked, is_check: bool, is_json: bool) -> int:
         runs = by_merged_weights(runs, asked.engine, asked.engine_url)
     if is_check:
         return _check(asked, runs, model, is_json)
-    return asyncio.run(_serve(asked, runs, model, is_json))
+    return _until_signal(asked, runs, model, is_json)
+
+
+def _until_signal(asked: Asked, runs: Sequence[Served], model: str, is_json: bool) -> int:
+    try:
+        return asyncio.run(_serve(asked, runs, model, is_json))
+    except KeyboardInterrupt:  # while it loads; once it answers, signals are its own
+        raise Interrupted("interrupted before the server was ready; the same command starts it again") from None
 
 
 def wanted(targets: Sequence[str], runs_dir: Path) -> tuple[list[Served], str]:

@@ -16,6 +16,7 @@ from ...units import usd
 from ..gateway.errors import ApiError
 from ..gateway.keys import private_folder
 from ..gateway.tuning_settings import TuningSettings
+from ..registry import check_name
 from .asked import Asked, refused
 from .jobs import (
     BUDGET_CODE,
@@ -145,6 +146,10 @@ class Tuning:
             metadata=asked.metadata,
             organisation=self.settings.organisation,
         )
+        try:  # now, and not once it is trained
+            check_name(job.tuned_name)
+        except BadInput as error:
+            raise refused(f"the tuned model would have no name: {error}; give a shorter suffix", "suffix") from None
         self._runner.link_files(job)
         self.jobs.save(job)
         self.jobs.event(job, f"Created fine-tuning job: {job.id}")
