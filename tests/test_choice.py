@@ -20,7 +20,7 @@ from shoestring.files import write_json
 from shoestring.ledger import Ledger
 from shoestring.market.options import Option
 from shoestring.market.table import snapshot
-from shoestring.plan.figures import hours_text, usd_text
+from shoestring.plan.figures import discount_text, hours_text, usd_text
 from shoestring.plan.hazard import Seen, basis
 from shoestring.plan.spot import interval_h
 from shoestring.recipe import Run
@@ -520,3 +520,8 @@ def test_explain_tells_the_range_what_was_seen_and_the_range_after_that(
         assert told_all[1]["posterior"]["value"] == pytest.approx(0.0899, abs=1e-3)
     finally:
         shutil.rmtree(rows / "runs" / "earlier")
+
+
+def test_a_spot_price_above_the_one_on_demand_is_no_discount() -> None:
+    told = [discount_text(None if frac is None else {"value": frac}) for frac in (0.41, 0.0, -0.57, None)]
+    assert told == ["41%", "0%", "none, 57% dearer", "—"]

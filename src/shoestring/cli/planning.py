@@ -14,6 +14,7 @@ from ..plan.figures import (
     age_text,
     bill_in_words,
     count_text,
+    discount_text,
     hours_text,
     price_text,
     risk_text,
@@ -228,10 +229,9 @@ def _show_spot(spot: dict[str, Any]) -> None:
     rows = []
     for one in spot["options"]:
         finish, policy = one["finish_h"], one.get("policy")
-        discount = f"{one['discount_frac']['value']:.0%}" if "discount_frac" in one else ""
         row = [
             one["words"],
-            discount,
+            discount_text(one.get("discount_frac")),
             *(_ended(finish, key) for key in ("value", "high")),
             "" if one["usd"]["value"] is None else usd_text(one["usd"]),
         ]

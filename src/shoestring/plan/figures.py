@@ -93,6 +93,13 @@ def risk_text(told: Figure) -> str:
     return "?" if told["value"] is None else f"{told['value']:.0%}"
 
 
+def discount_text(told: Figure | None) -> str:
+    """'41%', 'none, 57% dearer', or a dash where no price on demand is known."""
+    if told is None or told["value"] is None:
+        return "—"
+    return f"{told['value']:.0%}" if told["value"] >= 0 else f"none, {-told['value']:.0%} dearer"
+
+
 def age_text(told: Figure) -> str:
     """'19 d', 'today', 'undated'."""
     if told["age_days"] is None:

@@ -13,6 +13,7 @@ from ..plan.figures import (
     age_text,
     bill_in_words,
     count_text,
+    discount_text,
     hours_text,
     price_text,
     risk_text,
@@ -114,7 +115,7 @@ def _spot(spot: Mapping[str, Any] | None) -> Markup:
         finish, policy = one["finish_h"], one.get("policy")
         row = [
             esc(one["words"]),
-            esc(f"{one['discount_frac']['value']:.0%}" if "discount_frac" in one else "—"),
+            esc(discount_text(one.get("discount_frac"))),
             *(esc(_ended(finish.get(key, finish["value"]))) for key in ("value", "high")),
             esc("—" if one["usd"]["value"] is None else usd_text(one["usd"])),
         ]
