@@ -411,6 +411,12 @@ def test_the_budget_is_of_all_launches_together(
     assert "nothing was started; raise the budget" in "".join(capfd.readouterr())
 
 
+def records_of(folder: Path) -> str:
+    """What became of the launches of the runs in a folder."""
+    files = sorted(folder.glob("runs/*/launches/*/*.json*"))
+    return "".join(f"\n{file.name}: {file.read_text()}" for file in files)
+
+
 def hears_ctrl_c() -> None:
     """Where the tests run in a shell's background, SIGINT is ignored by all that they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -446,11 +452,13 @@ def test_a_launched_run_outlives_its_client_is_preempted_and_ends_with_the_same_
     said = ""
     while "curate" not in said:  # the run's own words: it follows
         line = follower.stderr.readline().decode()
-        assert line, f"{follower.wait()}: {said}"
+        assert line, f"{follower.wait()}: {said}{records_of(tmp_path)}"
         said += line
     follower.send_signal(signal.SIGINT)
     said += follower.communicate()[1].decode()
-    assert "goes on. To follow it again: shoestring launch taken-" in said and follower.returncode == 5, said
+    assert "goes on. To follow it again: shoestring launch taken-" in said and follower.returncode == 5, (
+        f"{follower.returncode}: {said}{records_of(tmp_path)}"
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
