@@ -329,15 +329,23 @@ def test_what_rows_begin_with_is_attended_to_once(home: Path) -> None:
     shared = [(7 * i) % 90 + 33 for i in range(150)]
     prompts = [[*shared, *text] for text in PROMPTS[:3]]
 
-    async def work(engine: Any) -> tuple[dict[Any, list[int]], int, int]:
+    async def work(engine: Any) -> tuple[dict[Any, list[int]], list[tuple[int, int]]]:
         await asyncio.gather(*(answer(engine, a, shared, 1) for a in ("one", "two")))
+        store = engine.loop.passes.trunk_store  # emptied as soon as nobody asks
+        cut, seen = store.trunks, []
+
+        def looked_at(*given: Any) -> Any:
+            trunks = cut(*given)
+            seen.append((store.num_tokens, len(store.keys)))
+            return trunks
+
+        store.trunks = looked_at
         keys = [(a, i) for i in range(3) for a in ("one", "two")]
         found = await asyncio.gather(*(answer(engine, a, prompts[i], 30) for a, i in keys))
-        trunks = engine.loop.passes.trunk_store
-        return dict(zip(keys, map(ids_of, found), strict=True)), trunks.num_tokens, len(trunks.keys)
+        return dict(zip(keys, map(ids_of, found), strict=True)), seen
 
-    found, num_tokens, num_groups = run_on(home, work)
-    assert num_tokens == 150 + len("once upon a ") and num_groups == 2
+    found, seen = run_on(home, work)
+    assert seen[-1] == (150 + len("once upon a "), 2)
     for adapter in ("one", "two"):
         assert [found[adapter, i] for i in range(3)] == theirs(home, adapter, prompts, 30)
 

@@ -78,8 +78,8 @@ class Store:
     def release(self) -> None:
         """Give large memory back; no row is under way."""
         if self.held.numel() * self.held.element_size() > IDLE_BYTES:
-            self.held = self.held[:, :0, :, :0].clone()
             self.layers = []
+            self.held = self.held[:, :0, :, :0].clone()
 
     def write_places(self, rows: Any, positions: Any) -> Any:
         """Where keys and values of tokens (N,) go in a layer seen as (S * 2 K * T, D): (N * 2 K,)."""
