@@ -14,7 +14,7 @@ ALL_UP_TO = 8  # answers of few clients, one token each: not a row is computed i
 
 
 def rounded(num: int) -> int:
-    """So many rows are computed for num: beyond 12 at most an eighth more; 54 sizes up to 1024."""
+    """So many rows are computed for num: beyond 24 at most an eighth more; 54 sizes up to 1024."""
     if num <= ALL_UP_TO:
         return num
     step = max(4, 1 << max(0, (num - 1).bit_length() - 4))
