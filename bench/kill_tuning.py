@@ -56,7 +56,8 @@ def serving(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
     try:
         told = json.loads(process.stdout.read())
         key = Path(told["api_key_file"]).read_text(encoding="ascii").strip()
-        yield OpenAI(base_url=told["base_url"], api_key=key), process
+        with OpenAI(base_url=told["base_url"], api_key=key) as client:
+            yield client, process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -6,11 +6,9 @@ import io
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -409,27 +407,21 @@ def test_report_and_export_before_anything_ran(here: Path, capfd: pytest.Capture
     told(capfd, "no rung is trained and scored yet")
 
 
-# Where the signal comes in the middle of an import, the file that is read is left to the collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_sigterm_ends_resumably(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """SIGTERM in the middle of a run is exit 5, and what was finished is not done again."""
     (here / "train.jsonl").write_text(rows(400))
     (here / "run.yaml").write_text(RUN_FILE)
     finished = here / "runs/trial/curate.json"
-
-    def send() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "shoestring", "decide", "run.yaml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stderr is not None
         while not finished.exists():
+            assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the command was over before the signal came"))
-    try:
-        threading.Thread(target=send, daemon=True).start()
-        status = run(["decide", "run.yaml"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert status == 5
-    told(capfd, "run the same command again to continue", head="interrupted")
+        process.terminate()
+        said = process.stderr.read().decode()
+    assert process.returncode == 5 and "run the same command again to continue" in said, said
     first = finished.read_text()
     assert run(["curate", "run.yaml", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["stage"] == "curate"

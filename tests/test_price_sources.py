@@ -307,8 +307,7 @@ def test_undated_catalogs_only_fill_gaps_and_fresh_words_of_a_seller_come_first(
     assert {o.basis for o in table if o.seller == "Lium" and o.gpu == "B200"} == {"third-party copy"}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gpuhunt leaves its files open
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # gpuhunt leaves its files open
 def test_gpuhunt_where_it_is_installed(server: PriceServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package itself, on a folder of its own CSV files."""
     if importlib.util.find_spec("gpuhunt") is None:

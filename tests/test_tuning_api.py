@@ -51,6 +51,9 @@ def tickets(num: int, seed: int = 0) -> bytes:
     return "".join(json.dumps(ticket(i, rng)) + "\n" for i in range(num)).encode()
 
 
+clients: list[OpenAI] = []
+
+
 @contextlib.contextmanager
 def served(runs_dir: Path, settings: TuningSettings | None = None) -> Iterator[str]:
     """The API alone, on a port of its own, in a thread of this process; its address."""
@@ -65,12 +68,20 @@ def served(runs_dir: Path, settings: TuningSettings | None = None) -> Iterator[s
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
     finally:
+        close_clients()
         server.should_exit = True
         thread.join()
 
 
 def client(url: str, key: str = "ann") -> OpenAI:
-    return OpenAI(base_url=url, api_key=KEYS[key], max_retries=0)
+    """A client, open until the server it asks ends (close_clients): its socket is not left to the collector."""
+    clients.append(OpenAI(base_url=url, api_key=KEYS[key], max_retries=0))
+    return clients[-1]
+
+
+def close_clients() -> None:
+    while clients:
+        clients.pop().close()
 
 
 # ---- files ----------------------------------------------------------------------------------

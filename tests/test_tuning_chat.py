@@ -37,7 +37,8 @@ def serving(runs_dir: Path, *words: str) -> Iterator[tuple[OpenAI, dict[str, Any
     try:
         told = json.loads(process.stdout.read())
         key = Path(told["api_key_file"]).read_text().strip()
-        yield OpenAI(base_url=told["base_url"], api_key=key, max_retries=0), told
+        with OpenAI(base_url=told["base_url"], api_key=key, max_retries=0) as client:
+            yield client, told
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

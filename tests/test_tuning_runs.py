@@ -22,7 +22,7 @@ from openai.types.fine_tuning import FineTuningJob
 from shoestring.files import read_json, read_whole_lines
 from shoestring.ledger import Ledger
 from shoestring.serve.gateway.tuning_settings import TuningSettings
-from tests.test_tuning_api import client, served, tickets
+from tests.test_tuning_api import client, close_clients, served, tickets
 
 PATIENCE_S = 300.0  # a machine that is shared may be slow
 
@@ -46,6 +46,7 @@ def server(runs_dir: Path, settings: str = "") -> Iterator[tuple[OpenAI, subproc
     try:
         yield client(process.stdout.readline().strip()), process
     finally:
+        close_clients()
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) in (0, -signal.SIGINT, -signal.SIGKILL)
