@@ -407,6 +407,17 @@ def test_report_and_export_before_anything_ran(here: Path, capfd: pytest.Capture
     told(capfd, "no rung is trained and scored yet")
 
 
+def test_ctrl_c_while_a_class_is_made_is_exit_5() -> None:
+    """Python ends by the signal where KeyboardInterrupt once left an exec of source, whoever caught it then."""
+    code = """if True:
+        from shoestring.cli import main
+        main._call = lambda arguments: exec("raise KeyboardInterrupt")
+        main.main(["models"])"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 5 and "run the same command again" in done.stderr, done
+
+
 def test_sigterm_ends_resumably(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """SIGTERM in the middle of a run is exit 5, and what was finished is not done again."""
     (here / "train.jsonl").write_text(rows(400))

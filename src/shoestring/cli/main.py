@@ -21,7 +21,11 @@ CONTINUE = "interrupted; finished stages and checkpoints are kept: run the same 
 def main(argv: list[str] | None = None) -> NoReturn:
     """The `shoestring` command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(run(arguments))
+    status = run(arguments)
+    # A Ctrl-C that leaves an exec of source, which is how dataclasses are made, marks the interpreter to end by SIGINT
+    # whatever its exit code (CPython, run_eval_code_obj); evaluating source again takes the mark away.
+    exec("")
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
