@@ -226,6 +226,16 @@ def test_why_a_run_failed_is_said_in_its_words_without_keys(tmp_path: Path, monk
     assert b"planted-4711" not in written
 
 
+def test_a_job_whose_client_died_before_its_supervisor_came_is_gone_on_with(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    job = job_of(folder, 0.1)
+    write_json(folder / jobs.JOB, asdict(job))
+    jobs.start(folder, job)
+    assert ended(folder)["state"] == "done"
+    assert supervisor.main(folder) == 1  # another that comes late does nothing again
+    assert len(jobs.sessions_of(folder)) == 1
+
+
 def test_a_supervisor_that_is_killed_leaves_nothing_running_and_is_seen(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     beat = jobs.start(folder, job_of(folder, 60.0))

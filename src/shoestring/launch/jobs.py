@@ -80,13 +80,14 @@ def start(folder: Path, job: Job, environment: dict[str, str] | None = None) -> 
     """Start the supervisor of a job, detached from this process and terminal; returns its first heartbeat.
 
     environment: variables handed on to the run; they are in no file.
-    Starting a job again whose folder is there starts nothing.
+    Starting a job again that a supervisor has begun starts nothing.
     Raises: LaunchError where it does not come up.
     """
     exit_code = 0
     if not (folder / JOB).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JOB, asdict(job))
+    if not (folder / HEARTBEAT).is_file():  # whoever wrote the job may have been killed before it had a supervisor
         with (folder / "supervisor.txt").open("ab") as output:
             exit_code = subprocess.run(  # returns once it has forked away from us
                 [sys.executable, "-m", SUPERVISOR, str(folder.resolve())],

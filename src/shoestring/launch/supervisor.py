@@ -367,11 +367,13 @@ def at_end(folder: Path, job: jobs.Job) -> None:
 
 
 def main(folder: Path) -> int:
-    """Supervise the job of a folder; 1 where another supervisor does."""
+    """Supervise the job of a folder; 1 where another supervisor does, or did to its end."""
     lock = FileLock(folder / jobs.LOCK, timeout=LOCK_S)
     try:
         lock.acquire()
     except Timeout:
+        return 1
+    if (folder / jobs.END).is_file():
         return 1
     supervisor = Supervisor(folder)
     try:
