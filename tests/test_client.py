@@ -345,12 +345,12 @@ def test_an_interrupt_leaves_at_once_and_stops_the_threads(serve: Any, tmp_path:
         name="big", base_url=server.url, model="m", api_key_env="TEST_KEY",
         usd_per_million_input_tokens=1, usd_per_million_output_tokens=1,
     )  # fmt: skip
-    generate = Client(settings, AnswerFile(tmp_path / "answers.jsonl"), max_new_tokens=8, backoff_s=5.0).generate
+    generate = Client(settings, AnswerFile(tmp_path / "answers.jsonl"), max_new_tokens=8, backoff_s=60.0).generate
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         generate(ask(*"abcd"), interrupted)
-    assert time.monotonic() - started < 2
-    deadline = time.monotonic() + 2
+    assert time.monotonic() - started < 30
+    deadline = time.monotonic() + 20
     while any(t.name == "endpoint-big" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(t.name == "endpoint-big" for t in threading.enumerate())
