@@ -140,9 +140,10 @@ def finished(windows: dict[str, Window], runs_dir: Path) -> Finished:
     for window in windows.values():  # both drop the file and see what it is; the phone's is started
         window.page.click("text=New run")
         window.page.set_input_files("#data", str(ROOT / "examples" / "banking77" / "train.csv.gz"))
-        assert "train.csv.gz" in window.page.inner_text("[data-chosen]")
+        window.page.wait_for_selector("[data-chosen]:has-text('train.csv.gz')")
         window.page.click("text=Look at it")
         window.page.wait_for_selector("text=carriage return and line feed", state="attached")
+        window.page.wait_for_load_state()
         assert "10,003" in window.text() and "only 77 different ones" in window.text()
         assert re.search(r"Mended\n+1 in all", window.text())
     drop = phone.page.url.removeprefix(phone.base)
@@ -270,10 +271,12 @@ def test_markup_in_rows_is_not_carried_out(finished: Finished, tmp_path: Path) -
     window.page.set_input_files("#data", str(rows))
     window.page.click("text=Look at it")
     window.page.wait_for_selector("text=ragged row")
+    window.page.wait_for_load_state()
     assert window.page.locator("main img, main script").count() == 0
     assert "planted" not in window.page.title().replace("planted.csv", "") and "onerror" in window.text()
     window.page.click("text=See the plan and prices first")
     window.page.wait_for_selector("text=Where to train")
+    window.page.wait_for_load_state()
     assert window.page.locator("main img, main script").count() == 0 and window.wrong == []
 
 
@@ -300,7 +303,8 @@ def test_answers_are_labelled_by_the_keyboard_alone(windows: dict[str, Window], 
         press("s")
         window.page.focus("#act-undo")
         press("Enter")
-        assert "1 of 100 labelled" in window.text() and window.page.locator("#act-undo:focus").count() == 1
+        window.page.wait_for_selector("#act-undo:focus")
+        assert "1 of 100 labelled" in window.text()
         press("u")
         assert window.page.input_value(ROW) == seen[0] and "0 of 100 labelled" in window.text()
         assert [label.said for label in read_labels(labels)] == [[True, False], "skipped", None, None]

@@ -23,4 +23,5 @@ for (const zone of document.querySelectorAll("[data-dropzone]")) {
     tell();
   });
   input.addEventListener("change", tell);
+  tell();  // a file may have been chosen before this script came
 }
