@@ -181,7 +181,7 @@ def test_a_machine_takes_every_process_with_it(tmp_path: Path, how: str) -> None
     """Those of one GPU each are in sessions of their own."""
     folder = tmp_path / "job"
     command = (sys.executable, "-c", f"{PARENT}; time.sleep(60)", CHILD)
-    spans = ((0.0, 2.0), (60.0, 61.0)) if how == "taken" else None
+    spans = ((0.0, 4.0), (60.0, 61.0)) if how == "taken" else None
     jobs.start(folder, job_of(folder, 1.0, command=command, available_s=spans))
     while not (folder / "born").is_file() or not (folder / "born").read_text():
         time.sleep(0.02)
