@@ -17,6 +17,7 @@ from .files import cannot_write, read_json
 from .records import Estimate
 from .units import SECONDS_PER_HOUR
 
+LAUNCH_LEDGER = "launches.jsonl"  # beside ledger.jsonl, which says what stages took: the bills for all of them
 QUANTITIES = ("usd", "s", "bytes")
 LAST_STEPS_BYTES = 1 << 16
 

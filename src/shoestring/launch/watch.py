@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from ..errors import ShoestringError
 from ..files import cannot_write
-from ..ledger import Ledger
+from ..ledger import LAUNCH_LEDGER, Ledger
 from ..plan.hazard import Seen as Exposure
 from ..plan.hazard import basis as hazard_basis
 from ..secrets import without_secrets
@@ -19,8 +19,6 @@ from ..units import SECONDS_PER_HOUR
 from . import register
 from .backend import BACKENDS, backend
 from .records import ENDED, Billing, Launch, Status
-
-LEDGER = "launches.jsonl"  # beside ledger.jsonl, which says what the stages took: these are the bills for all of them
 
 
 def refresh(launch: Launch, asks_for_lost: bool = True) -> tuple[Launch, Status]:
@@ -63,7 +61,7 @@ def keep(launch: Launch, status: Status) -> tuple[Launch, Status]:
 
 def billed_usd(folder: Path) -> float:
     """What the ended launches of a run came to."""
-    return sum(entry["actual"].get("usd", 0.0) for entry in Ledger(folder / LEDGER).entries())
+    return sum(entry["actual"].get("usd", 0.0) for entry in Ledger(folder / LAUNCH_LEDGER).entries())
 
 
 def enter(launch: Launch) -> None:
@@ -75,7 +73,7 @@ def enter(launch: Launch) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".launches.lock"):
-            ledger = Ledger(folder / LEDGER)
+            ledger = Ledger(folder / LAUNCH_LEDGER)
             entered: dict[str, list[dict[str, Any]]] = {}
             for entry in ledger.entries():
                 if entry.get("fingerprint") == launch.id:

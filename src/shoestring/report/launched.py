@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ledger import Ledger
+from ..ledger import LAUNCH_LEDGER, Ledger
 from ..plan.learned import off_frac
 from ..units import duration, usd
 from .text import Markup, esc, section, table
 
-LEDGER = "launches.jsonl"
-
 
 def launched(folder: Path) -> Markup:
     """A table of the launches that have ended, newest first; nothing where there is none."""
-    entries = Ledger(folder / LEDGER).entries()
+    entries = Ledger(folder / LAUNCH_LEDGER).entries()
     if not entries:
         return Markup("")
     by_id: dict[str, list[dict[str, Any]]] = {}

@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..evaluate.score import with_clusters, with_far
 from ..files import sync_folder
 from ..ladder import model_of, rungs_of
-from ..ledger import Ledger
+from ..ledger import LAUNCH_LEDGER, Ledger
 from ..market.prices import Price, price_for
 from ..plan.devices import planned_device
 from ..plan.hazard import Seen, seen_in
@@ -134,7 +134,7 @@ def starts(run: Run) -> dict[str, StartAdapter]:
 def seen_by_seller(runs_dir: Path) -> dict[str, Seen]:
     """How long the spot machines of earlier launches ran and how often they were taken, over all runs in a folder."""
     entries: list[dict[str, Any]] = []
-    for path in sorted([*runs_dir.glob("*/ledger.jsonl"), *runs_dir.glob("*/launches.jsonl")]):
+    for path in sorted([*runs_dir.glob("*/ledger.jsonl"), *runs_dir.glob(f"*/{LAUNCH_LEDGER}")]):
         with contextlib.suppress(OSError, ValueError):
             entries += Ledger(path).entries()
     return seen_in(entries)

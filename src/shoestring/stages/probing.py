@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput
 from ..evaluate.generation import LocalGenerator
 from ..evaluate.score import metric_value
-from ..ledger import Ledger
+from ..ledger import LAUNCH_LEDGER, Ledger
 from ..plan import learned
 from ..plan.engines import OURS
 from ..plan.probed import Probed, probed_from_json, settle
@@ -136,7 +136,7 @@ def track_record(runs_dir: Path) -> learned.TrackRecord:
     for path in sorted(runs_dir.glob("*/ladder.json")):
         with contextlib.suppress(OSError, ValueError):
             runs.append(Ledger(path.with_name("ledger.jsonl")).entries())
-    for path in sorted(runs_dir.glob("*/launches.jsonl")):
+    for path in sorted(runs_dir.glob(f"*/{LAUNCH_LEDGER}")):
         with contextlib.suppress(OSError, ValueError):
             entries = [e for e in Ledger(path).entries() if (e.get("basis") or {}).get("state") == "done"]
             ids = dict.fromkeys(entry.get("fingerprint") for entry in entries)
