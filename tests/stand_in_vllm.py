@@ -2,7 +2,8 @@
 
 Started like vLLM (`... MODEL --port N --served-model-name base ...`) with VLLM_API_KEY. A model answers with its own
 number: the base with 100 + position, the n-th adapter loaded with 100 * (n + 1) + position. STAND_IN_FAULT=last_slot
-does what 0.32 does on a CPU: the base is answered with the adapter loaded last while a request for any is under way.
+does what 0.32 does on a CPU: the base is answered with the adapter loaded last while a request for any is under way;
+last_slot:2 does so once two were loaded.
 STAND_IN_FAULT=dies ends the process at the first completion.
 """
 
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 STOP, MAX_LEN = 5, 64
-FAULT = os.environ.get("STAND_IN_FAULT", "")
+FAULT, _, FROM = os.environ.get("STAND_IN_FAULT", "").partition(":")
 loaded: dict[str, int] = {}
 running: list[str] = []
 
@@ -83,7 +84,12 @@ async def answer(body, model):
         for at in range(body["max_tokens"]):
             await asyncio.sleep(0.002)
             number = loaded.get(model, 0)
-            if FAULT == "last_slot" and model == "base" and any(other != "base" for other in running):
+            if (
+                FAULT == "last_slot"
+                and len(loaded) >= int(FROM or 1)
+                and model == "base"
+                and any(other != "base" for other in running)
+            ):
                 number = len(loaded)
             token = 100 * (number + 1) + at
             ends = body["prompt"][-1] == at and str(STOP) not in body.get("logit_bias", {})

@@ -151,6 +151,33 @@ def test_an_adapter_that_shows_the_fault_while_serving_is_taken_back(
     asyncio.run(work())
 
 
+def test_the_adapter_before_goes_on_where_its_reload_shows_the_fault(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"{sys.executable} {STAND_IN}")
+    monkeypatch.setenv("STAND_IN_FAULT", "last_slot:2")
+    shutil.copytree(runs / "tickets", tmp_path / "tickets")
+
+    async def work() -> None:
+        own = [read_run(tmp_path / "tickets")]
+        registry = await open_registry(own, runs_dir=tmp_path, device=CPU, engine="vllm")
+        names = registry.engine.names  # type: ignore[attr-defined]
+        try:
+            before, inner = await greedy(registry, "tickets", [9]), names.get("tickets")
+            with pytest.raises(ModelError, match=r"otherwise .* The tickets that was loaded before goes on answering"):
+                await registry.add_named("tickets")
+            assert list(names) == ["tickets"] == list(registry.models) and names.get("tickets") == inner
+            assert await greedy(registry, "tickets", [9]) == before
+        finally:
+            await registry.engine.close()
+
+    asyncio.run(work())
+
+
+async def refuses(trial: str) -> None:
+    raise ModelError(f"{trial} answers otherwise")
+
+
 async def characters_of_several_tokens(registry: Registry, prompt: list[int]) -> None:
     """llama-server tells the last token of such a character alone."""
     text = "日本 \N{SLIGHTLY SMILING FACE}"
@@ -186,6 +213,13 @@ def test_llamacpp_answers_as_peft_and_takes_adapters_while_it_serves(runs: Path,
             for (name, prompt), ids in zip(asked, found, strict=True):
                 assert ids == by_peft(tmp_path / name if name else None, prompt), name
             await characters_of_several_tokens(registry, prompts[0])
+            other = read_run(tmp_path / "orders").folder
+            with pytest.raises(ModelError, match="answers otherwise"):
+                await registry.engine.load("tickets", other, refuses)  # type: ignore[call-arg]
+            assert await greedy(registry, "tickets", prompts[0]) == by_peft(tmp_path / "tickets", prompts[0])
+            await registry.load("tickets", other)
+            assert await greedy(registry, "tickets", prompts[0]) == by_peft(tmp_path / "orders", prompts[0])
+            assert await greedy(registry, BASE, prompts[0]) == by_peft(None, prompts[0])
         finally:
             await registry.engine.close()
 

@@ -7,7 +7,7 @@ whatever it is (a model in this process, a vLLM server, a llama-server), so one 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,9 @@ from typing import Protocol
 from ..errors import ModelError, ShoestringError
 
 BASE = ""  # the name of the base without an adapter, among an engine's adapters
+TRIAL = "@trial"  # ends the name of an adapter that is not proven yet; no model's own name may hold it
+
+Prove = Callable[[str], Awaitable[None]]  # asks a loaded adapter by its name; what it raises keeps it from being served
 
 
 class Busy(ShoestringError):

@@ -135,7 +135,7 @@ async def open_registry(
             if registry.models:
                 found = await prove(opened, base, {name: run.folder for name, run in registry.models.items()})
                 log(told(found, len(registry.models)))
-            registry.prove = functools.partial(_prove_one, opened, base)
+            registry.load = functools.partial(_load_proven, opened, base)
     except BaseException:
         await opened.close()
         raise
@@ -183,9 +183,13 @@ async def prove(engine: VllmEngine | LlamaCppEngine, base: Base, adapters: Mappi
             await engine.drop(name)
 
 
-async def _prove_one(engine: VllmEngine | LlamaCppEngine, base: Base, run: Served) -> None:
-    """The same for an adapter that was loaded while serving."""
-    await prove(engine, base, {run.name: run.folder})
+async def _load_proven(engine: VllmEngine | LlamaCppEngine, base: Base, name: str, folder: Path) -> None:
+    """Load an adapter while serving; it answers by its name once it has passed."""
+
+    async def passes(trial: str) -> None:
+        await prove(engine, base, {trial: folder})
+
+    await engine.load(name, folder, passes)
 
 
 def told(found: parity.Parity, num_adapters: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig, load_run_file
-from ..errors import BadInput, ConfigError
+from ..errors import BadInput, ConfigError, ModelError
 from ..files import read_json
 from ..ladder import choose, model_of
 from ..messages import Message, Prompt, split_tools, with_tools
@@ -291,14 +291,15 @@ class Registry:
         self.engine, self.base, self.runs_dir = engine, base, Path(runs_dir)
         self.base_name = name or base_named(base.model)
         self.models: dict[str, Served] = {}
-        # Asked of an adapter that was loaded while serving; what it raises takes the adapter back.
-        self.prove: Callable[[Served], Awaitable[None]] | None = None
+        # How an adapter comes into the engine; one that is proven first is put in its place here.
+        self.load: Callable[[str, Path], Awaitable[None]] = engine.load
         self._lock = asyncio.Lock()
 
     async def add(self, run: Served) -> Served:
         """Check a run and let it answer by its name, in place of an earlier one of that name.
 
-        Requests on their way keep the adapter they began with. Raises: BadInput with the verdict, ModelError.
+        Requests on their way keep the adapter they began with; where this raises, the earlier one goes on answering.
+        Raises: BadInput with the verdict, ModelError.
         """
         if run.name == self.base_name:
             raise BadInput(f"{run.name!r} is the base's own name; give the run another")
@@ -314,14 +315,12 @@ class Registry:
                     f"{run.name}: {self.engine.capability.name} holds {most} adapters here, and {most} are loaded; "
                     "drop one first"
                 )
-            await self.engine.load(run.name, run.folder)
-            if self.prove is not None:
-                try:
-                    await self.prove(run)
-                except BaseException:
-                    self.models.pop(run.name, None)
-                    await self.engine.drop(run.name)
+            try:
+                await self.load(run.name, run.folder)
+            except ModelError as error:
+                if run.name not in self.models:
                     raise
+                raise ModelError(f"{error}. The {run.name} that was loaded before goes on answering") from error
             self.models[run.name] = run
         return run
 

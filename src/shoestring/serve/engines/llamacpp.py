@@ -24,7 +24,7 @@ from ...plan.shapes import shape_of
 from ...records import Device
 from ...train.watch import WEIGHTS
 from ..adapters import Base
-from ..engine import BASE, Ask, Capability, EngineDown, NotLoaded, Piece, Token
+from ..engine import BASE, TRIAL, Ask, Capability, EngineDown, NotLoaded, Piece, Prove, Token
 from ..llamacpp_home import find
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
 
@@ -48,13 +48,19 @@ Convert = Callable[[Path], Path]  # an adapter's folder to its GGUF file, made o
 
 @dataclass
 class _Server:
-    """One running llama-server with the adapters it was started with, by name."""
+    """One running llama-server. ids: of adapters by name; listed: of every adapter it was started with."""
 
     process: ServerProcess
     remote: Remote
     ids: dict[str, int]
+    listed: tuple[int, ...]
     num_users: int = 0
     is_free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def scales(self, adapter: str) -> list[dict[str, Any]]:
+        """Every adapter's, for a request: 1 for the asked one, 0 for the others, named or not."""
+        own = None if adapter == BASE else self.ids[adapter]
+        return [{"id": number, "scale": 1.0 if number == own else 0.0} for number in self.listed]
 
 
 class LlamaCppEngine:
@@ -83,9 +89,22 @@ class LlamaCppEngine:
         self._old: dict[asyncio.Task[None], _Server] = {}  # replaced, and not yet ended by their last request
         self._num_started = 0
 
-    async def load(self, name: str, folder: Path) -> None:
-        """As Engine.load."""
-        await self.load_all({name: folder})
+    async def load(self, name: str, folder: Path, prove: Prove | None = None) -> None:
+        """As Engine.load. Until prove has passed, what answered by that name before goes on."""
+        if prove is None:
+            await self.load_all({name: folder})
+            return
+        async with self._changing:
+            made_of = await asyncio.to_thread(sha256_file, folder / WEIGHTS)
+            if self.adapters.get(name, (None, ""))[1] == made_of:
+                return
+            made = (await asyncio.to_thread(self.convert, folder), made_of)
+            server = await self._replace({**self.adapters, name + TRIAL: made})
+            try:
+                await prove(name + TRIAL)
+                self.adapters[name], server.ids[name] = made, server.ids[name + TRIAL]
+            finally:
+                del self.adapters[name + TRIAL], server.ids[name + TRIAL]
 
     async def load_all(self, folders: dict[str, Path]) -> None:
         """Several at once, by one start of the server; what is loaded already and is the same starts none."""
@@ -103,13 +122,14 @@ class LlamaCppEngine:
         async with self._changing:
             self.adapters.pop(name, None)
 
-    async def _replace(self, wanted: dict[str, tuple[Path, str]]) -> None:
+    async def _replace(self, wanted: dict[str, tuple[Path, str]]) -> _Server:
         fresh = await self._start(wanted)
         old, self.server, self.adapters = self.server, fresh, wanted
         if old is not None:
             task = asyncio.create_task(self._retire(old))
             self._old[task] = old
             task.add_done_callback(self._old.pop)
+        return fresh
 
     async def _start(self, wanted: dict[str, tuple[Path, str]]) -> _Server:
         home, port, key = await asyncio.to_thread(find), free_port(), new_key()
@@ -132,7 +152,8 @@ class LlamaCppEngine:
         try:
             await process.ready(lambda: _is_up(remote), START_S)
             listed = {Path(entry["path"]): int(entry["id"]) for entry in await remote.json("GET", "/lora-adapters")}
-            return _Server(process, remote, {name: listed[path] for name, (path, _) in wanted.items()})
+            ids = {name: listed[path] for name, (path, _) in wanted.items()}
+            return _Server(process, remote, ids, tuple(sorted(listed.values())))
         except BaseException:
             await remote.close()
             await process.stop()
@@ -158,21 +179,22 @@ class LlamaCppEngine:
             raise NotLoaded(f"no adapter {ask.adapter!r} is loaded")
         with self.counters.place():
             server = self.server
+            scales = server.scales(ask.adapter)  # now: its name may be another adapter's before it ends
             server.num_users += 1
             try:
-                async for piece in self._pieces(ask, server):
+                async for piece in self._pieces(ask, server, self._body(ask, scales)):
                     yield piece
             finally:
                 server.num_users -= 1
                 server.is_free.set()
 
-    async def _pieces(self, ask: Ask, server: _Server) -> AsyncIterator[Piece]:
+    async def _pieces(self, ask: Ask, server: _Server, body: dict[str, Any]) -> AsyncIterator[Piece]:
         """llama-server tells only the last token of a character that several make; the others are found again."""
         num_seen, finish = 0, ""
         so_far: list[int] = list(ask.prompt_ids)
         self.counters.num_prompt_tokens += len(ask.prompt_ids)
         num_cached = 0
-        stream = server.remote.events("/completion", self._body(ask, server))
+        stream = server.remote.events("/completion", body)
         async with contextlib.aclosing(stream):
             async for event in stream:
                 self.counters.num_steps += 1
@@ -188,9 +210,8 @@ class LlamaCppEngine:
                 num_decoded = int(event["tokens_predicted"]) if "tokens_predicted" in event else num_seen + 1
                 tokens = [_token(ids[-1], event, ask.sampling.num_top_logprobs)]
                 if num_decoded - num_seen > 1:
-                    tokens = await self._unsaid(
-                        ask, server, so_far, event["content"], tokens[0], num_decoded - num_seen
-                    )
+                    num = num_decoded - num_seen
+                    tokens = await self._unsaid(ask, server, body, so_far, event["content"], tokens[0], num)
                 num_seen = num_decoded
                 if ids[-1] in self.stop_ids:
                     tokens, finish = tokens[:-1], "stop"
@@ -207,7 +228,7 @@ class LlamaCppEngine:
         yield Piece((), finish, num_cached)
 
     async def _unsaid(
-        self, ask: Ask, server: _Server, so_far: list[int], text: str, last: Token, num: int
+        self, ask: Ask, server: _Server, body: dict[str, Any], so_far: list[int], text: str, last: Token, num: int
     ) -> list[Token]:
         """The tokens of text, of which llama-server told the last alone."""
         asked = {"content": text, "add_special": False, "parse_special": False}
@@ -221,13 +242,13 @@ class LlamaCppEngine:
             return [*(Token(i) for i in ids[:-1]), last]
         found, before = [], list(so_far)
         for token in ids[:-1]:
-            found.append(await self._scored(ask, server, before, token))
+            found.append(await self._scored(ask, server, body, before, token))
             before.append(token)
         return [*found, last]
 
-    async def _scored(self, ask: Ask, server: _Server, before: list[int], token: int) -> Token:
+    async def _scored(self, ask: Ask, server: _Server, body: dict[str, Any], before: list[int], token: int) -> Token:
         """One token's log-probability after others, by asking for the next one."""
-        body = {**self._body(ask, server), "prompt": before, "n_predict": 1, "stream": False, "n_probs": EXACT_TOP}
+        body = {**body, "prompt": before, "n_predict": 1, "stream": False, "n_probs": EXACT_TOP}
         for key in ("json_schema", "logit_bias"):
             body.pop(key, None)
         told = (await server.remote.json("POST", "/completion", body))["completion_probabilities"][0]
@@ -236,7 +257,7 @@ class LlamaCppEngine:
         top = tuple((int(entry["id"]), entry["logprob"]) for entry in told["top_logprobs"][:num_top])
         return Token(token, by_id[token], top)
 
-    def _body(self, ask: Ask, server: _Server) -> dict[str, Any]:
+    def _body(self, ask: Ask, scales: list[dict[str, Any]]) -> dict[str, Any]:
         own = ask.sampling
         body: dict[str, Any] = {
             "prompt": list(ask.prompt_ids),
@@ -251,10 +272,7 @@ class LlamaCppEngine:
             "cache_prompt": True,
             "stream": True,
             "return_tokens": True,
-            "lora": [
-                {"id": number, "scale": 1.0 if name == ask.adapter else 0.0}
-                for number, name in sorted(_owners(server, ask.adapter).items())
-            ],
+            "lora": scales,
         }
         if own.seed is not None:
             body["seed"] = own.seed % (1 << 32)
@@ -279,12 +297,6 @@ class LlamaCppEngine:
         for server in servers:
             await server.remote.close()
             await server.process.stop()
-
-
-def _owners(server: _Server, adapter: str) -> dict[int, str]:
-    """Every adapter's id with a name that uses it, the asked one's where several are of one file."""
-    owners = {number: name for name, number in server.ids.items()}
-    return owners | ({server.ids[adapter]: adapter} if adapter != BASE else {})
 
 
 def _token(token: int, event: dict[str, Any], num_top: int | None) -> Token:

@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import BadInput, ModelError
 from ...records import Device, Log, no_log
 from ..adapters import Adapter, Base
-from ..engine import Ask, Busy, Capability, EngineDown, Piece, Token
+from ..engine import TRIAL, Ask, Busy, Capability, EngineDown, Piece, Prove, Token
 from .embedded_sampling import BLANKS
 from .names import Names
 from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
@@ -73,19 +73,28 @@ class VllmEngine:
         self.names = Names()
         self.forgetting: set[asyncio.Task[None]] = set()
 
-    async def load(self, name: str, folder: Path) -> None:
-        """As Engine.load."""
-        if self.process is None:
-            if name not in self.fixed:
-                held = ", ".join(sorted(self.fixed)) or "none"
-                raise BadInput(
-                    f"the vLLM server at {self.remote.client.base_url} holds no adapter {name!r} (it holds: {held}); "
-                    f"start it with --lora-modules {name}=FOLDER, the folder as that machine sees it"
-                )
-            self.names.put(name, name)
-            return
-        inner = self.names.fresh(name)
-        await self._load(inner, folder)
+    async def load(self, name: str, folder: Path, prove: Prove | None = None) -> None:
+        """As Engine.load. Until prove has passed, what answered by that name before goes on."""
+        if self.process is None and name not in self.fixed:
+            held = ", ".join(sorted(self.fixed)) or "none"
+            raise BadInput(
+                f"the vLLM server at {self.remote.client.base_url} holds no adapter {name!r} (it holds: {held}); "
+                f"start it with --lora-modules {name}=FOLDER, the folder as that machine sees it"
+            )
+        inner = name
+        if self.process is not None:
+            inner = self.names.fresh(name)
+            await self._load(inner, folder)
+        if prove is not None:
+            self.names.put(name + TRIAL, inner)
+            try:
+                await prove(name + TRIAL)
+            except BaseException:
+                if self.process is not None:
+                    self._forget_later(inner)
+                raise
+            finally:
+                self.names.take(name + TRIAL)
         if old := self.names.put(name, inner):
             self._forget_later(old)
 
