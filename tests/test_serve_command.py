@@ -91,7 +91,7 @@ def test_one_object_says_where(server: Process, folder: Path) -> None:
     told = server.told
     assert told["base_url"].startswith("http://127.0.0.1:") and told["base_url"].endswith("/v1")
     assert told["models"] == ["shoestring-1m", "colours", "other"] and told["engine"] == "embedded"
-    assert told["usd_per_hour"] == 36
+    assert told["usd_per_hour"] == 36 and Path(told["usage_file"]).is_file()
     for name in ("api_key_file", "admin_key_file"):
         assert stat.S_IMODE(Path(told[name]).stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "runs" / ".serving").stat().st_mode) == 0o700

@@ -18,6 +18,7 @@ from openai import OpenAI
 
 from shoestring.errors import BadInput
 from shoestring.serve.engine import Ask, Busy, EngineDown, NotLoaded
+from shoestring.serve.gateway import usage
 from shoestring.serve.gateway.limits import Limits
 from tests.scripted_engine import ScriptedEngine
 from tests.served import Running, running
@@ -90,6 +91,32 @@ def test_an_answer_by_hand(client: OpenAI, said: Said, server: Running, engine: 
     record = server.usage()[-1]
     assert (record["model"], record["key"], record["status"]) == ("tiny", "default", 200)
     assert "hello" not in json.dumps(record) and record["cost_usd"] > 0
+
+
+def test_an_answer_is_given_where_the_disk_is_full(
+    client: OpenAI, said: Said, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    said.text = "hello"
+    ask(client)
+    path, old = server.gateway.state / "usage.jsonl", server.gateway.state / "usage.old"
+    path.rename(old)
+    path.symlink_to("/dev/full")
+    try:
+        assert ask(client).choices[0].message.content == "hello"
+        assert b"shoestring_usage_records_waiting 1.0" in server.gateway.metrics.text()
+        monkeypatch.setattr(usage, "MAX_WAITING", 1)
+        with pytest.raises(openai.InternalServerError, match="Usage cannot be written down here"):
+            ask(client)
+    finally:
+        path.unlink()
+        old.rename(path)
+    monkeypatch.undo()
+    num = len(server.usage())
+    ask(client)
+    assert len(server.usage()) - num in (1, 2), "its own, and the one that waited unless that was written meanwhile"
+    assert b"shoestring_usage_records_waiting 0.0" in server.gateway.metrics.text()
 
 
 def test_a_stream_says_the_same(client: OpenAI, said: Said) -> None:

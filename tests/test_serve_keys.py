@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import stat
 from pathlib import Path
 
@@ -192,6 +193,70 @@ def test_usage_is_appended_behind_a_line_that_was_cut(tmp_path: Path) -> None:
     rows = read_whole_lines(path)
     assert rows[0] == {"whole": 1} and rows[-1]["key"] == "team" and len(rows) == 2
     assert mode(path.parent) == 0o700
+
+
+def full(path: Path) -> None:
+    """A disk without room, in place of path."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/full")
+
+
+def test_records_wait_for_room_and_are_written_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "s" / "usage.jsonl"
+    log = UsageLog(path, None, retry_every_s=0.01)
+    log.add(used(num_prompt_tokens=1))
+    path.rename(tmp_path / "first")
+    full(path)
+    log.add(used(num_prompt_tokens=2))
+    log.add(used(num_prompt_tokens=3))
+    assert log.num_waiting == 2 and log.fault == "No space left on device" and not log.is_full
+    assert sum("usage.jsonl cannot be written: No space left" in line for line in caplog.messages) == 1, "said once"
+    path.unlink()
+    assert log._retrying is not None
+    log._retrying.join(60)  # by itself, without a further request
+    assert [row["num_prompt_tokens"] for row in read_whole_lines(path)] == [2, 3] and not log.num_waiting
+    assert "written again, with the 2 records" in caplog.messages[-1]
+    log.close()
+
+
+def test_records_without_room_to_the_end_are_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "s" / "usage.jsonl"
+    path.parent.mkdir()
+    full(path)
+    log = UsageLog(path, None)
+    log.add(used())
+    log.close()
+    lines = caplog.messages[-1].splitlines()
+    assert lines[0].startswith("1 records of usage could not be written") and json.loads(lines[1])["key"] == "team"
+
+
+def test_a_line_cut_by_a_full_disk_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "usage.jsonl"
+    log = UsageLog(path, None, retry_every_s=1e6)
+    log.add(used(num_prompt_tokens=1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+    try:
+        log.add(used(num_prompt_tokens=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.num_waiting == 1 and not path.read_text().endswith("\n")
+    log.add(used(num_prompt_tokens=3))
+    log.close()
+    assert [json.loads(line)["num_prompt_tokens"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "usage.jsonl"
+    log = UsageLog(path, None)
+    log.add(used(num_prompt_tokens=1))
+    path.rename(path.with_suffix(".1"))
+    log.add(used(num_prompt_tokens=2))
+    log.close()
+    assert [row["num_prompt_tokens"] for row in read_whole_lines(path.with_suffix(".1"))] == [1]
+    assert [row["num_prompt_tokens"] for row in read_whole_lines(path)] == [2] and mode(path) == 0o600
 
 
 def test_without_a_price_there_are_no_dollars() -> None:

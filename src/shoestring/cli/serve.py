@@ -165,6 +165,7 @@ async def _serve(asked: Asked, runs: Sequence[Served], model: str, is_json: bool
                     "engine": registry.engine.capability.name if registry else None,
                     "api_key_file": str(key_file.absolute()) if key_file else None,
                     "admin_key_file": str(admin_file.absolute()) if admin_file else None,
+                    "usage_file": str(gateway.usage.path.absolute()) if gateway.usage.path else None,
                     "usd_per_hour": gateway.usage.usd_per_hour,
                     "tuning": _trained_for(gateway) if asked.tuning else None,
                 }
@@ -236,7 +237,8 @@ def _show(told: dict[str, Any], registry: Registry | None) -> None:
     say(f"Serving {what} at {told['base_url']}")
     price = told["usd_per_hour"]
     if price is not None:
-        say(f"This machine costs {usd(price)} an hour; what each request took is in {STATE}/usage.jsonl")
+        say(f"This machine costs {usd(price)} an hour")
+    say(f"What each request took: {told['usage_file']}")
     key = told["api_key_file"]
     say(f"API key: {f'in {key}' if key else 'that of SHOESTRING_API_KEY'}")
     shown = f"$(cat {key})" if key else "$SHOESTRING_API_KEY"

@@ -117,6 +117,10 @@ async def answers(gateway: Gateway, work: Work) -> AsyncGenerator[Delta, None]:
     status, started, first_s = GONE, time.monotonic(), None
     with contextlib.ExitStack() as stack:
         try:
+            if gateway.usage.is_full:
+                raise ApiError(
+                    503, "Usage cannot be written down here; the server's log says why.", code="usage_unavailable"
+                )
             pay = stack.enter_context(
                 gateway.gate.admitted(work.key, work.model, len(work.asks), work.num_prompt_tokens)
             )

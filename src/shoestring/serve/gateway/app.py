@@ -59,6 +59,7 @@ class Gateway:
         self.metrics = Metrics(self.registry.engine.stats if self.registry else None)
         self.metrics.in_flight.set_function(lambda: self.gate.num_in_flight)
         self.usage = UsageLog(self.state / "usage.jsonl", self.usd_per_hour)
+        self.metrics.usage_waiting.set_function(lambda: self.usage.num_waiting)
 
     @property
     def fingerprint(self) -> str:

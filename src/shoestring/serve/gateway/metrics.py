@@ -44,6 +44,9 @@ class Metrics:
             "shoestring_request_seconds", "Until the end.", ("model",), buckets=SECONDS, registry=own
         )
         self.in_flight = Gauge("shoestring_answers_in_flight", "Answers on their way or waiting.", registry=own)
+        self.usage_waiting = Gauge(
+            "shoestring_usage_records_waiting", "Of usage.jsonl, which cannot be written.", registry=own
+        )
         if stats is not None:
             self.registry.register(EngineStats(stats))
 
