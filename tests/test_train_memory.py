@@ -10,6 +10,7 @@ from shoestring.train.base import load_base, load_tokenizer
 from shoestring.train.loop import StepItems, build_trainer
 from shoestring.train.memory_policy import Candidate, Measured, choose, counting_kept, measure, offloading, recompute
 from shoestring.train.preference import objective
+from tests.test_train_fp8 import by_rows
 from tests.test_train_fused import tuned_and_loss
 from tests.test_train_trainer import EXACT, HALF, adapter_bytes, additions, recorded, rung, settings, tiny  # noqa: F401
 
@@ -227,7 +228,7 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", [pytest.param(one, marks=by_rows) if "fp8" in one else one for one in ROUTES])
 def test_the_record_says_what_was_on(rung, monkeypatch, route):  # noqa: F811
     changes, expected = ROUTES[route]
     if route.startswith("fp8"):
