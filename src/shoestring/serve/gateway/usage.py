@@ -141,7 +141,8 @@ class UsageLog:
         with self._writing:
             num = len(self._waiting)
             try:
-                self._follow(self.path)
+                if self._waiting:
+                    self._follow(self.path)
                 while self._waiting:
                     assert self._file is not None
                     self._num_cut += os.write(self._file, self._waiting[0][self._num_cut :])
@@ -166,16 +167,15 @@ class UsageLog:
 
     def _follow(self, path: Path) -> None:
         """Open the file anew where another one, or none, stands in its place. Raises: OSError."""
-        with self._syncing:
-            if self._file is not None:
-                try:
-                    if os.path.samestat(os.stat(path), os.fstat(self._file)):
-                        return
-                except FileNotFoundError:
-                    pass
-                os.close(self._file)
-                self._file, self._num_cut = None, 0
-            self._open(path)
+        if self._file is not None:
+            try:
+                if os.path.samestat(os.stat(path), os.fstat(self._file)):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._file)
+            self._file, self._num_cut = None, 0
+        self._open(path)
 
     def _retry(self) -> None:
         while not self._ended.wait(self.retry_every_s) and not self._write():
@@ -188,8 +188,13 @@ class UsageLog:
 
     def _sync(self) -> None:
         with self._syncing, contextlib.suppress(OSError):
-            if self._file is not None:
-                os.fsync(self._file)
+            with self._writing:  # not for as long as the disk takes: answers wait for it
+                file = None if self._file is None else os.dup(self._file)
+            if file is not None:
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
 
     def close(self) -> None:
         """Make it durable. Records that cannot be written even now go to the log."""
@@ -199,7 +204,7 @@ class UsageLog:
             LOG.error("%d records of usage could not be written to %s:\n%s", self.num_waiting, self.path, left)
             self._waiting.clear()
         self._sync()
-        with self._syncing:
+        with self._writing:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
