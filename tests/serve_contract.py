@@ -182,6 +182,12 @@ def an_answer_keeps_to_a_schema(base_url: str, key: str, models: Sequence[str]) 
                 model=model, messages=HI, response_format=FORMAT, max_tokens=100, stream=True
             )
             assert json.loads("".join(c.choices[0].delta.content or "" for c in chunks)) == found
+            for short in (0, 1):  # where it is complete with the last token that it may have, and one before
+                whole = client.chat.completions.create(model=model, messages=HI, response_format=FORMAT, max_tokens=100)
+                most = whole.usage.completion_tokens - short
+                cut = client.chat.completions.create(model=model, messages=HI, response_format=FORMAT, max_tokens=most)
+                assert cut.usage.completion_tokens <= most
+                assert short or cut.choices[0].message.content == choice.message.content
         loose = said(client, models[0], response_format={"type": "json_object"}, max_tokens=60)
         assert loose.message.content.lstrip().startswith("{")
         if loose.finish_reason == "stop":

@@ -250,7 +250,7 @@ def test_answers_keep_to_a_schema(home: Path) -> None:
     *found, free = run_on(home, work)
     tokenizer = make_tokenizer()
     for pieces in found:
-        assert pieces[-1].finish == "stop"
+        assert pieces[-1].finish == "stop" and not pieces[-1].has_end_token
         told = json.loads(tokenizer.decode(ids_of(pieces)))
         assert list(told) == ["ok", "kind", "many"] and type(told["ok"]) is bool
         assert told["kind"] in ("bug", "wish") and 10 <= told["many"] <= 99

@@ -73,11 +73,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New tokens of one answer. finish: "" while more come; "stop" (an end token, not among the tokens) or "length"."""
+    """New tokens of one answer. finish: "" while more come; "stop" (an end token, not among the tokens) or "length".
+
+    has_end_token: False where "stop" came without one, since nothing may follow what the schema has.
+    """
 
     tokens: tuple[Token, ...]
     finish: str = ""
     num_cached_tokens: int = 0  # of the prompt, read before; told with the last piece at the latest
+    has_end_token: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,8 +309,8 @@ class Loop(threading.Thread):
 
     def _take(self, row: Row, token: Token) -> bool:
         """Tell of a row's next token; whether it was the last."""
-        finish = ""
-        if token.id in self.stop_ids:
+        finish, has_end = "", token.id in self.stop_ids
+        if has_end:
             finish = "stop"
         else:
             row.ids.append(token.id)
@@ -321,7 +321,7 @@ class Loop(threading.Thread):
             elif row.num_new >= row.ask.sampling.max_new_tokens or len(row.ids) >= self.context_tokens:
                 finish = "length"
         if finish:
-            self.told.append((row.sink, Piece(tuple(row.fresh), finish, row.num_cached)))
+            self.told.append((row.sink, Piece(tuple(row.fresh), finish, row.num_cached, has_end)))
         elif row.ask.is_streamed:
             self.told.append((row.sink, Piece(tuple(row.fresh), num_cached_tokens=row.num_cached)))
             row.fresh = []

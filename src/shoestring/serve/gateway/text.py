@@ -111,7 +111,7 @@ class Reader:
                     return None
         if piece.finish:
             self._add(self.detokeniser.rest())
-            self.num_tokens += piece.finish == "stop"
+            self.num_tokens += piece.finish == "stop" and piece.has_end_token
             self.finish = self.finish or piece.finish
             return self._told(len(self.text))
         return self._told(self._certain())
