@@ -299,6 +299,8 @@ def what_is_not_supported_is_refused_by_name(base_url: str, key: str, models: Se
         ("frobnicate", True),
         ("store", True),
         ("temperature", 3),
+        ("top_p", -0.1),
+        ("best_of", 1),
         ("temperature", "hot"),
         ("n", 0),
         ("n", 1000),
@@ -340,6 +342,17 @@ def what_changes_nothing_is_taken(base_url: str, key: str, models: Sequence[str]
             messages=[{"role": "user", "content": [{"type": "text", "text": HI[0]["content"]}]}],
         )
         assert taken.message.content == plain.message.content
+        named = [{"role": role, "content": text, "name": "Ada"} for role, text in (("system", "a"), ("user", "b"))]
+        plainly = [{"role": turn["role"], "content": turn["content"]} for turn in named]
+        by_name = [said(client, models[0], messages=turns).message.content for turns in (named, plainly)]
+        assert by_name[0] == by_name[1], "its template writes no names"
+        likeliest = said(client, models[0], temperature=2, top_p=0, seed=3)
+        assert likeliest.message.content == plain.message.content
+        both = [
+            client.completions.create(model=models[0], prompt="Paint it", n=2, max_tokens=6, **more)
+            for more in ({}, {"best_of": 2})
+        ]
+        assert [c.text for c in both[0].choices] == [c.text for c in both[1].choices]
         as_system, as_developer = (
             said(client, models[0], messages=[{"role": role, "content": "Be brief."}, *HI]).message.content
             for role in ("system", "developer")

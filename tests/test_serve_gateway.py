@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -117,6 +118,26 @@ def test_an_answer_is_given_where_the_disk_is_full(
     ask(client)
     assert len(server.usage()) - num in (1, 2), "its own, and the one that waited unless that was written meanwhile"
     assert b"shoestring_usage_records_waiting 0.0" in server.gateway.metrics.text()
+
+
+def test_names_are_refused_where_the_template_writes_them(model: Path, said: Said, tmp_path: Path) -> None:
+    named = tmp_path / "named"
+    shutil.copytree(model, named)
+    written = "{% for m in messages %}{{ m.get('name', '') + m['role'] + m['content'] }}{% endfor %}"
+    (named / "chat_template.jinja").write_text(written)
+    with held(named, said, tmp_path) as (_, engine, client):
+        engine.go.set()
+        turns = [{"role": "user", "content": "hi", "name": "Ada"}]
+        with pytest.raises(openai.BadRequestError, match="chat template writes names") as caught:
+            client.chat.completions.create(model="named", messages=turns)
+        assert caught.value.param == "messages[0].name"
+        del turns[0]["name"]
+        client.chat.completions.create(model="named", messages=turns)
+
+
+def test_best_of_more_than_is_asked_for_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"best_of: 3 where n is 1; .* ask for n and choose"):
+        client.completions.create(model="tiny", prompt="a", best_of=3)
 
 
 def test_a_stream_says_the_same(client: OpenAI, said: Said) -> None:

@@ -42,7 +42,7 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float = 0.0
-    top_p: float = 1.0
+    top_p: float = 1.0  # above 0
     seed: int | None = None  # the same seed and request give the same answer on one engine
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

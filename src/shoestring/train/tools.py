@@ -6,6 +6,7 @@ Our own form is that of Hermes and Qwen: declarations between <tools> tags in th
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,16 @@ def tool_form(tokenizer: Any, *, is_declared: bool = True) -> ToolForm:
             shows_calls="probe_of_values" in _tried(tokenizer, [asked, called], tools),
         )
     return _FORMS[key]
+
+
+def shows_names(tokenizer: Any) -> bool:
+    """Whether the template writes the name of a system message's, a user's or an answer's author, found by trying."""
+    name = "probe_of_names"
+    turns = [{"role": role, "content": "a", "name": name} for role in ("system", "user", "assistant", "user")]
+    for tried in (turns, turns[1:]):  # some templates refuse a system message
+        with contextlib.suppress(TemplateRefused):
+            return name in _applied(tokenizer, tried, [], generation_prompt=False)
+    return False
 
 
 def _tried(tokenizer: Any, messages: Sequence[Message], tools: list[Any]) -> str:

@@ -89,8 +89,9 @@ def sampling_of(
     def of(number: int) -> Sampling:
         return Sampling(
             max_new_tokens=most,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
+            # top_p 0 leaves the likeliest token alone, as temperature 0 does; vLLM refuses it as a number.
+            temperature=asked.temperature if asked.top_p else 0.0,
+            top_p=asked.top_p or 1.0,
             seed=None if asked.seed is None else asked.seed + number,
             presence_penalty=asked.presence_penalty,
             frequency_penalty=asked.frequency_penalty,

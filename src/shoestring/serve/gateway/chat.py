@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ...messages import Message, read_answer
 from .answering import EventStream, StrictCalls, Work, body_of
 from .asking import chat_logprobs, find, head, new_tokens, respond, sampling_of, work_of
-from .conversation import call_start, calls_json, declared, is_strict, prompt_of, schema_of, strict_schema
+from .conversation import call_start, calls_json, declared, is_strict, prompt_of, refuse_names, schema_of, strict_schema
 from .fields import ChatRequest, read
 from .text import ALL, CALLS, Delta
 
@@ -112,6 +112,8 @@ async def chat(request: Request) -> Response | EventStream:
     gateway: Gateway = request.app.state.gateway
     asked, raw = read(ChatRequest, await body_of(request))
     registry, prompts, adapter, served = find(gateway, asked.model)
+    if prompts.shows_names:
+        refuse_names(asked)
     schema, tools = schema_of(asked), declared(asked, raw)
     context = registry.engine.context_tokens
     usual = served.max_new_tokens if served else None

@@ -40,6 +40,23 @@ def text_of(content: Text | None) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
+def refuse_names(asked: ChatRequest) -> None:
+    """Where the template writes authors' names. Raises: ApiError 400.
+
+    Rows are trained without them, so that a prompt with them is one the model was neither trained nor scored on; where
+    the template writes none, as nearly all, the prompt is the same with or without.
+    """
+    for number, turn in enumerate(asked.messages):
+        if not isinstance(turn, ToolMessage) and turn.name is not None:
+            raise ApiError(
+                400,
+                f"messages[{number}].name: this model's chat template writes names, and it was trained on rows without "
+                "them; leave name out, or put it into the content.",
+                param=f"messages[{number}].name",
+                code="unsupported_parameter",
+            )
+
+
 def prompt_of(asked: ChatRequest, raw: Mapping[str, Any]) -> Prompt:
     """The messages with the declarations in front; turns of one role that follow each other are one, as in training.
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import ApiError
 
@@ -30,7 +30,7 @@ NOT_TAKEN = {
     "prediction": "leave it out",
     "web_search_options": "nothing is searched",
     "verbosity": "a tuned model answers as it was trained to",
-    "best_of": "ask for n and choose",
+    "best_of": "ask for n and choose",  # of a chat
     "suffix": "text is only continued",
     "top_k": "send top_p",
     "min_p": "send top_p",
@@ -81,10 +81,11 @@ class _Message(Fields):
 
 
 class SystemMessage(_Message):
-    """developer is the newer name of system."""
+    """developer is the newer name of system. name: of its author (conversation.refuse_names)."""
 
     role: Literal["system", "developer"]
     content: Text
+    name: str | None = None
 
 
 class UserMessage(_Message):
@@ -92,6 +93,7 @@ class UserMessage(_Message):
 
     role: Literal["user"]
     content: Text
+    name: str | None = None
 
 
 class AssistantMessage(_Message):
@@ -99,6 +101,7 @@ class AssistantMessage(_Message):
 
     role: Literal["assistant"]
     content: Text | None = None
+    name: str | None = None
     tool_calls: list[Call] | None = None
     refusal: None = None
     audio: None = None
@@ -200,7 +203,7 @@ class Common(Fields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float = Field(default=0.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=-SEEDS, lt=SEEDS)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
@@ -296,6 +299,15 @@ class TextRequest(Common):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Literal[False] | None = None
+    best_of: int | None = None
+
+    @field_validator("best_of", mode="after")
+    @classmethod
+    def _chooses_nothing(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        num = info.data.get("n", best_of)  # left out where n itself is at fault
+        if best_of not in (None, num):
+            raise ValueError(f"{best_of} where n is {num}; nothing is chosen among answers here: ask for n and choose")
+        return best_of
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ...messages import Message, Prompt, split_tools
 from ...train.tokens import encode_prompt
-from ...train.tools import TemplateRefused, render
+from ...train.tools import TemplateRefused, render, shows_names
 from ..registry import Served
 from .conversation import call_opening
 from .errors import ApiError
@@ -70,6 +70,11 @@ class Prompts:
     def call_opening(self) -> str:
         """What comes before the JSON of a call."""
         return call_opening(self._writing)
+
+    @cached_property
+    def shows_names(self) -> bool:
+        """Whether the template writes the names of messages' authors."""
+        return shows_names(self._writing)
 
     def _count(self, messages: Sequence[Message]) -> int:
         return len(encode_prompt(self._writing, messages))
