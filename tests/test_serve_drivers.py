@@ -21,6 +21,7 @@ from shoestring.serve.adapters import Adapter, Base, read_adapter, read_base
 from shoestring.serve.engine import BASE, Ask, Busy, EngineDown, NotLoaded, Piece, Sampling, Token
 from shoestring.serve.engines import parity, vllm, vllm_settings
 from shoestring.serve.engines.names import Names
+from shoestring.serve.engines.server import ServerProcess, bound_log, earlier
 
 CPU = Device("cpu", "cpu", 16 << 30, 1, "float32", "for tests")
 STAND_IN = Path(__file__).with_name("stand_in_vllm.py")
@@ -264,6 +265,36 @@ def test_adapters_of_a_server_elsewhere_are_those_it_was_started_with(
 def test_a_server_elsewhere_that_does_not_answer(base: Base) -> None:
     with pytest.raises(EngineDown, match="does not answer"):
         asyncio.run(vllm.reach_vllm("http://127.0.0.1:9", base, [STOP]))
+
+
+# ---- a server's log ----
+
+
+def test_a_log_is_cut_while_the_server_goes_on_writing(tmp_path: Path) -> None:
+    log, go = tmp_path / "own" / "log", tmp_path / "go"
+    script = (
+        "import pathlib, time\nprint('one' * 5, flush=True)\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\nprint('two', flush=True)"
+    )
+
+    async def run() -> None:
+        process = await ServerProcess.start("own", [sys.executable, "-c", script], log, {})
+        try:
+            while not log.stat().st_size:
+                await asyncio.sleep(0.01)
+            bound_log(log, 100)
+            assert log.read_text() == "one" * 5 + "\n", "within the bound"
+            bound_log(log, 4)
+            assert log.read_text() == "" and earlier(log).read_text() == "one\n"
+            assert earlier(log).stat().st_mode & 0o077 == 0
+            go.touch()
+            await process.process.wait()
+            assert log.read_bytes() == b"two\n", "it goes on at the start"
+            assert process.last_words() == "  one\n  two"
+        finally:
+            await process.stop()
+
+    asyncio.run(run())
 
 
 # ---- parity ---------------------------------------------------------------------------------

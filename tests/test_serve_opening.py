@@ -17,6 +17,7 @@ from shoestring.messages import Example, Message
 from shoestring.runfolder import RunFolder
 from shoestring.serve.engine import BASE, Ask, Sampling
 from shoestring.serve.engines.vllm_settings import VARIABLE
+from shoestring.serve.gguf_kept import adapter_file, tidy
 from shoestring.serve.opening import by_merged_weights, engine_named, open_registry, preflight, probe_prompts
 from shoestring.serve.registry import Registry, read_run
 from shoestring.train.base import load_tokenizer
@@ -189,6 +190,28 @@ async def characters_of_several_tokens(registry: Registry, prompt: list[int]) ->
     assert all(token.logprob is not None and token.logprob <= 0 for token in tokens)
 
 
+def test_gguf_files_go_with_what_they_are_of(runs: Path, tmp_path: Path) -> None:
+    for name in ("tickets", "orders"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    kept = tmp_path / "runs" / ".serving" / "gguf"
+    made, other = kept / "ours", kept / "theirs"
+    made.mkdir(parents=True)
+    other.mkdir()
+    served, waiting = (read_run(tmp_path / "runs" / name).folder for name in ("tickets", "orders"))
+    gone, fresh = (f"{digit * 16}-{digit * 8}.gguf" for digit in "ab")
+    stay = [adapter_file(made, served), adapter_file(made, waiting), made / fresh, made / "base-1-f32.gguf"]
+    go = [made / gone, other / gone, made / f".{gone}.partial", kept.parent / "llama-server-3.log"]
+    for file in (*stay, *go, other / "base-2-bf16.gguf"):
+        file.write_text("GGUF")
+        if file.name != fresh:
+            os.utime(file, (1, 1))
+    said: list[str] = []
+    tidy(kept, made, tmp_path / "runs", [served], said.append)
+    assert all(file.exists() for file in stay) and not any(file.exists() for file in go)
+    assert stay[0].stat().st_mtime > 1, "marked as used"
+    assert said[0].startswith("Removed 2 GGUF files") and "other bases take" in said[1] and len(said) == 2
+
+
 HAS_LLAMACPP = bool(os.environ.get("SHOESTRING_LLAMACPP")) or (Path(sys.prefix) / "llamacpp").is_dir()
 
 
@@ -220,6 +243,8 @@ def test_llamacpp_answers_as_peft_and_takes_adapters_while_it_serves(runs: Path,
             await registry.load("tickets", other)
             assert await greedy(registry, "tickets", prompts[0]) == by_peft(tmp_path / "orders", prompts[0])
             assert await greedy(registry, BASE, prompts[0]) == by_peft(None, prompts[0])
+            await asyncio.gather(*registry.engine._old)  # type: ignore[attr-defined]
+            assert len(list((tmp_path / ".serving").glob("llama-server-*.log*"))) == 1, "of the one that runs"
         finally:
             await registry.engine.close()
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, ModelError
-from ..files import sha256_file
 from ..messages import Message
 from ..records import Device, Log, no_log
 from ..train.base import encode_prompt, load_tokenizer, stop_token_ids
-from ..train.watch import WEIGHTS
-from .adapters import CONFIG, MERGE, SERVE, Base, read_base
+from .adapters import MERGE, SERVE, Base, read_base
 from .engine import Capability, Engine
 from .engines import parity
 from .engines.llamacpp import CAPABILITY as LLAMACPP
@@ -27,12 +25,14 @@ from .engines.llamacpp import LlamaCppEngine, start_llamacpp
 from .engines.vllm import CAPABILITY as VLLM
 from .engines.vllm import VllmEngine, reach_vllm, start_vllm
 from .gguf import base_folder, require_kind, write_adapter, write_model
+from .gguf_kept import adapter_file, tidy
 from .llamacpp_home import converter
 from .registry import Line, Registry, Served, as_merged, check, one_base, refusal
 
 ENGINES = ("auto", "embedded", "vllm", "llamacpp")
 # What the parity check asks; of a chat, so that adapters of chats answer as they were trained to.
 ASKED = ("What can you do for me?", "My order 4711 has not arrived, and I want my money back.")
+STATE = ".serving"  # of a runs folder: the server's own
 UPGRADE = "vLLM before 0.33 does so on CPUs (vllm#48421): install vLLM 0.33 or newer, or serve with --engine embedded"
 
 
@@ -109,7 +109,6 @@ async def open_registry(
     adapters = {run.name: run for run in runs if run.adapter is not None}
     method = next((run.method for run in adapters.values()), "lora")
     limits: dict[str, Any] = {k: v for k, v in (("max_rows", max_rows), ("queue_len", queue_len)) if v is not None}
-    state = Path(runs_dir) / ".serving"
     opened: Engine
     if kind == "embedded":
         from .engines.embedded import open_embedded
@@ -118,14 +117,14 @@ async def open_registry(
     else:
         stop_ids = stop_ids_of(base)
         if kind == "llamacpp":
-            opened = await _open_llamacpp(base, adapters, stop_ids, device, state, limits, log)
+            opened = await _open_llamacpp(base, adapters, stop_ids, device, Path(runs_dir), limits, log)
         elif url:
             opened = await reach_vllm(url, base, stop_ids, key=url_key, **limits)
         else:
             log("vLLM starts; that takes half a minute on a CPU, and minutes with compilation")
             read = [run.adapter for run in adapters.values() if run.adapter is not None]
             opened = await start_vllm(
-                base, read, stop_ids, device=device, log_file=state / "vllm.log", log=log, **limits
+                base, read, stop_ids, device=device, log_file=Path(runs_dir) / STATE / "vllm.log", log=log, **limits
             )
     try:
         registry = Registry(opened, base, runs_dir, name=whole.name if whole else "")
@@ -205,12 +204,12 @@ async def _open_llamacpp(
     adapters: dict[str, Served],
     stop_ids: list[int],
     device: Device,
-    state: Path,
+    runs_dir: Path,
     limits: dict[str, Any],
     log: Log,
 ) -> LlamaCppEngine:
     """A llama-server over GGUF files that are made once, in the server's state, and found again by content."""
-    home = converter()
+    home, state = converter(), runs_dir / STATE
     made = state / "gguf" / base.print.weights[:16]
     kind = "f32" if device.dtype == "float32" else "bf16"
     require_kind(kind)
@@ -221,8 +220,10 @@ async def _open_llamacpp(
         with _fresh(work):
             await asyncio.to_thread(lambda: write_model(base_folder(base.model, work), whole, kind, home))
 
+    await asyncio.to_thread(tidy, made.parent, made, runs_dir, [run.folder for run in adapters.values()], log)
+
     def convert(folder: Path) -> Path:
-        out = made / f"{sha256_file(folder / WEIGHTS)[:16]}-{sha256_file(folder / CONFIG)[:8]}.gguf"
+        out = adapter_file(made, folder)
         if not out.is_file():
             write_adapter(folder, base.folder, out, home)
         return out

@@ -26,7 +26,7 @@ from ...train.watch import WEIGHTS
 from ..adapters import Base
 from ..engine import BASE, TRIAL, Ask, Capability, EngineDown, NotLoaded, Piece, Prove, Token
 from ..llamacpp_home import find
-from .server import LOOPBACK, Counters, Remote, ServerProcess, free_port, new_key
+from .server import LOOPBACK, Counters, Remote, ServerProcess, earlier, free_port, new_key
 
 START_S = 300.0
 KV_FRAC = 4  # of the device's memory one part in so many is for keys and values
@@ -165,6 +165,8 @@ class LlamaCppEngine:
             await server.is_free.wait()
         await server.remote.close()
         await server.process.stop()
+        for file in (server.process.log_file, earlier(server.process.log_file)):
+            file.unlink(missing_ok=True)  # it ended well, and each change starts another
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """As Engine.generate."""

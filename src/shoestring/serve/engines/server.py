@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import secrets
 import signal
@@ -23,9 +24,12 @@ from typing import Any
 from ...errors import BadInput, ModelError, ShoestringError, require
 from ..engine import Busy, EngineDown
 
+LOG = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LAST_LINES = 8
 LAST_BYTES = 1 << 14
+MAX_LOG_BYTES = 16 << 20  # of a server's log; as much of what was before is kept beside it
+LOG_EVERY_S = 30.0
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
 POLL_S = 0.2
 CONNECT_S = 10.0
@@ -51,12 +55,42 @@ def _end_with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def earlier(log_file: Path) -> Path:
+    """Where what a log had before it was cut is."""
+    return log_file.with_name(f"{log_file.name}.1")
+
+
+def bound_log(log_file: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
+    """Cut a log beyond max_bytes, its last max_bytes moved beside it in place of what was cut before.
+
+    It is copied, since the server holds it open; what is written during the copy is lost.
+    """
+    if not log_file.is_file() or log_file.stat().st_size <= max_bytes:
+        return
+    try:
+        descriptor = os.open(earlier(log_file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(_end(log_file, max_bytes))
+    except OSError as error:  # a full disk: all the more must it be cut
+        LOG.warning("%s is cut, and what it had is not kept: %s", log_file, error.strerror)
+        earlier(log_file).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(log_file, 0)
+
+
+def _end(file: Path, num_bytes: int = LAST_BYTES) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - num_bytes))
+        return opened.read()
+
+
 class ServerProcess:
     """A program that serves HTTP; its words go to a log file that its owner alone may read."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log_file: Path) -> None:
         self.name, self.process, self.log_file = name, process, log_file
         self.is_stopping = False
+        self.bounding = asyncio.create_task(self._bound_log())
 
     @classmethod
     async def start(
@@ -64,7 +98,9 @@ class ServerProcess:
     ) -> ServerProcess:
         """Start it, in a session of its own: a terminal's Ctrl-C reaches this process alone. Raises: BadInput."""
         log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        earlier(log_file).unlink(missing_ok=True)
+        # Appended to, so that it can be cut while the server writes.
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -91,10 +127,14 @@ class ServerProcess:
 
     def last_words(self) -> str:
         """The end of its log."""
-        with self.log_file.open("rb") as file:
-            file.seek(max(0, self.log_file.stat().st_size - LAST_BYTES))
-            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        ends = b"".join(_end(file) for file in (earlier(self.log_file), self.log_file) if file.is_file())
+        lines = ends.decode("utf-8", "replace").strip().splitlines()
         return "\n".join(f"  {line[:300]}" for line in lines[-LAST_LINES:]) or "  (none)"
+
+    async def _bound_log(self) -> None:
+        while self.process.returncode is None:
+            await asyncio.sleep(LOG_EVERY_S)
+            await asyncio.to_thread(bound_log, self.log_file)
 
     async def ready(self, is_up: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
         """Wait until it answers. Raises: EngineDown where it ends first, or is not up in time."""
@@ -114,6 +154,7 @@ class ServerProcess:
     async def stop(self) -> None:
         """End it and what it started, which its session holds together."""
         self.is_stopping = True
+        self.bounding.cancel()
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
