@@ -469,6 +469,16 @@ def test_what_work_has_cost_so_far_stands_in_its_line() -> None:
     assert stream.getvalue() == "train tiny: 10/20, about 10 s left, $10 spent of $20 predicted\n"
 
 
+def test_what_counts_nothing_shows_no_count() -> None:
+    clock = [0.0]
+    stream = io.StringIO()
+    with Screen(stream, lambda: clock[0], heartbeat_s=None) as screen:
+        screen.progress("tickets: convert", 0, None)
+        clock[0] = 13.0
+        screen._line()
+    assert stream.getvalue() == "tickets: convert: 13 s so far\n"
+
+
 def test_a_stage_that_says_nothing_for_long_still_shows_life() -> None:
     ticks = iter(range(0, 10_000, 15))
     stream = io.StringIO()

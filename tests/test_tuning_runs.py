@@ -21,7 +21,11 @@ from openai.types.fine_tuning import FineTuningJob
 
 from shoestring.files import read_json, read_whole_lines
 from shoestring.ledger import Ledger
+from shoestring.live import Live
+from shoestring.records import no_log, no_progress
+from shoestring.runfolder import RunFolder
 from shoestring.serve.gateway.tuning_settings import TuningSettings
+from shoestring.serve.tuning.progress import JobRun
 from tests.test_tuning_api import client, close_clients, served, tickets
 
 PATIENCE_S = 300.0  # a machine that is shared may be slow
@@ -92,6 +96,23 @@ def is_free(run: Path) -> bool:
             return True
     except Timeout:
         return False
+
+
+def test_steps_are_counted_to_what_training_says(tmp_path: Path) -> None:
+    run, records = JobRun(tmp_path), RunFolder(tmp_path)
+    assert run.num_steps() is None
+    records.finish("plan.json", "0" * 16, {"rungs": [{"num_steps": 138}]}, 1.0)
+    assert run.num_steps() == 138, "the plan's estimate"
+    clock = iter(range(0, 100, 10))  # far apart, so that each call is written
+    live = Live(tmp_path, no_progress, no_log, lambda: float(next(clock)))
+    live.progress("train m | $0.01 so far", 3, 137)
+    assert run.num_steps() == 137
+    live.end(None)
+    assert run.num_steps() == 137, "told once"
+    (tmp_path / "rungs" / "m").mkdir(parents=True)
+    (tmp_path / "rungs" / "m" / "inputs.json").write_text("{}")
+    records.finish("rungs/m/train.json", "0" * 16, {"num_steps": 137, "stopped_early": False}, 1.0)
+    assert JobRun(tmp_path).num_steps() == 137, "of a training that is over"
 
 
 def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:

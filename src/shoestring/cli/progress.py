@@ -26,8 +26,9 @@ def line_of(task: Task, now_s: float) -> str:
     """The task in one line of plain text."""
     part = f"{task.done:,}" if task.total is None else f"{task.done:,}/{task.total:,}"
     left = task.left_s(now_s)
-    tail = f", about {duration(left)} left" if left else f", {duration(now_s - task.started_s)} so far"
-    return f"{task.label}: {part}{tail}{f', {task.note}' if task.note else ''}"
+    time_s = f"about {duration(left)} left" if left else f"{duration(now_s - task.started_s)} so far"
+    is_counted = task.total is not None or task.done > 0  # a conversion counts nothing
+    return f"{task.label}: {', '.join([*([part] if is_counted else []), time_s, *([task.note] if task.note else [])])}"
 
 
 class Screen:

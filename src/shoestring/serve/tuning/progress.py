@@ -12,6 +12,7 @@ from typing import Any
 
 from ...files import read_json, read_whole_lines
 from ...ledger import Ledger
+from ...live import read_live
 from ...runfolder import RunFolder
 
 # Of the API's results file; accuracies of tokens are not computed here and stay empty.
@@ -40,6 +41,7 @@ class JobRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = RunFolder(folder)
+        self._num_steps = 0  # of the training, once it has said
 
     def rung(self) -> Path | None:
         """The rung's folder, None before training."""
@@ -61,6 +63,17 @@ class JobRun:
         rungs = record["result"]["rungs"] if record else []
         return rungs[0] if rungs else None
 
+    def num_steps(self) -> int | None:
+        """Steps of the whole training: as it says itself, before that as the plan estimates; None before either."""
+        live, rung = read_live(self.folder), self.rung()
+        said = [task["total"] for task in (live or {}).get("tasks", ()) if task["label"].startswith("train ")]
+        trained = self.records.record(f"rungs/{rung.name}/train.json") if rung else None
+        if trained is not None and not trained["result"]["stopped_early"]:
+            said = [trained["result"]["num_steps"]]
+        self._num_steps = (said[0] if said else 0) or self._num_steps
+        planned = self.planned()
+        return self._num_steps or (planned["num_steps"] if planned else None)
+
     def left_out(self) -> dict[str, int]:
         """Rows that curation left out, by code."""
         record = self.records.record("curate.json")
@@ -80,7 +93,7 @@ class JobRun:
         left_s = planned["eval_s"]["value"]
         steps = self.steps()
         if steps:
-            left_steps = max(0, planned["num_steps"] - steps[-1]["step"])
+            left_steps = max(0, (self.num_steps() or 0) - steps[-1]["step"])
             left_s += left_steps * steps[-1]["wall_s"] / steps[-1]["step"]
         else:
             left_s += planned["train_s"]["value"]

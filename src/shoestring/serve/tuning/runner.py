@@ -228,13 +228,13 @@ class Runner:
     def _tell_steps(self, job: TuningJob, run: JobRun, told_step: int) -> int:
         """An event for each step not told yet; a step done again after an interruption is not told twice."""
         new = [row for row in run.steps() if row["step"] > told_step]
-        planned = run.planned()
-        if not new or planned is None:
+        num_steps = run.num_steps()
+        if not new or num_steps is None:
             return told_step
         lines = []
         for row in new:
-            data = {"step": row["step"], "total_steps": planned["num_steps"], "train_loss": row["loss"]}
-            message = f"Step {row['step']}/{planned['num_steps']}: training loss={row['loss']:.4f}"
+            data = {"step": row["step"], "total_steps": num_steps, "train_loss": row["loss"]}
+            message = f"Step {row['step']}/{num_steps}: training loss={row['loss']:.4f}"
             if "dev_loss" in row:
                 data["full_valid_loss"] = row["dev_loss"]
                 message += f", full validation loss={row['dev_loss']:.4f}"
