@@ -356,3 +356,17 @@ def test_families_with_plain_attention_answer_over_the_forest(
     expected = [tokenizer.decode(reference(other, p), skip_special_tokens=True) for p in prompts]
     assert [c.text for c in other.generate(prompts)] == expected
     assert other.route == "prefix forest"
+
+
+def test_what_plain_attention_cannot_answer_is_named() -> None:
+    import torch
+
+    from shoestring.train.attention import beyond_plain
+
+    query, value, layout = torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), object()
+    assert beyond_plain(query, value, layout, {"dropout": 0.0, "softcap": None}) == ""
+    assert beyond_plain(query, value, layout, {"softcap": 30.0, "sliding_window": 8}) == (
+        "attention asks for softcap, sliding_window"
+    )
+    assert "do not hand down" in beyond_plain(query, value, None, {})
+    assert beyond_plain(query, value[..., :8], layout, {}) == "heads have 16 numbers in queries and 8 in values"

@@ -14,6 +14,7 @@ Shapes: B rows, H heads, K key/value heads, G = H / K, T tokens, D head size.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import TrainingError
@@ -23,6 +24,20 @@ from .tree_attention import Blocks, tree_attention
 NAME = "shoestring"
 # What an attention layer may ask for beyond scaling and causality, and a forest cannot give.
 NOT_IN_A_FOREST = ("softcap", "s_aux", "position_bias")
+
+
+def beyond_plain(query: Any, value: Any, layout: Any, asked: Mapping[str, Any]) -> str:
+    """Why a layer cannot be answered by scaling and causality alone; "" where it can.
+
+    layout: what the pass hands down to its layers, None where they do not. asked: further arguments of the layer.
+    """
+    if unmet := [name for name in (*NOT_IN_A_FOREST, "sliding_window") if asked.get(name) is not None]:
+        return f"attention asks for {', '.join(unmet)}"
+    if layout is None:
+        return "layers do not hand down what attention is told"
+    if query.shape[-1] != value.shape[-1]:
+        return f"heads have {query.shape[-1]} numbers in queries and {value.shape[-1]} in values"
+    return ""
 
 
 def use_attention(model: Any, dtype: str = "") -> str:

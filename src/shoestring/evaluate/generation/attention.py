@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...train.attention import NAME as OF_TRAINING
-from ...train.attention import NOT_IN_A_FOREST
+from ...train.attention import beyond_plain
 from ...train.tree_attention import TILE, TILE_SCORES, Blocks, block_attention, forest_attention, merge
 
 NAME = "shoestring_answers"
@@ -90,9 +90,9 @@ def _attend(
 ) -> tuple[Any, None]:
     import torch
 
-    unmet = [name for name in (*NOT_IN_A_FOREST, "sliding_window") if asked.get(name) is not None]
-    if layout is None or unmet or query.shape[-1] != value.shape[-1]:
-        raise NotOverAForest(", ".join(unmet) or "layers do not hand down what attention is told")
+    if why := beyond_plain(query, value, layout, asked):
+        raise NotOverAForest(why)
+    assert layout is not None
     layout.num_calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast(query.device.type, enabled=False):

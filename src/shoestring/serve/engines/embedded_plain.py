@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import ModelError
 from ...evaluate.generation.cache import last_logits
-from ...train.attention import NOT_IN_A_FOREST
+from ...train.attention import beyond_plain
 from .embedded_lora import Linears
 from .embedded_pass import Pass
 from .embedded_sizes import filled, has_kernels_by_size
@@ -115,9 +115,9 @@ def _attend(
     layout: Plain | None = None,
     **asked: Any,
 ) -> tuple[Any, None]:
-    unmet = [name for name in (*NOT_IN_A_FOREST, "sliding_window") if asked.get(name) is not None]
-    if layout is None or unmet or query.shape[-1] != value.shape[-1]:
-        raise ModelError(f"attention asks for {', '.join(unmet) or 'what is not handed down'}")
+    if why := beyond_plain(query, value, layout, asked):
+        raise ModelError(why)
+    assert layout is not None
     return layout.attend(
         module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
     ), None
