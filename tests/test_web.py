@@ -361,18 +361,26 @@ def test_steps_are_read_as_they_are_appended(tmp_path: Path) -> None:
     assert tail.read() == ([{"step": 1, "loss": 2.0}], True)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"result": null}', b'{"result": []}', b"[]", b""])
-def test_a_damaged_folder_is_told_and_no_page_of_it_breaks(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b'{"result": null}', b'{"result": []}', b'{"result": {"a": NaN}}', b"[]", b"", b"[" * 5000, None],
+)
+def test_a_damaged_folder_is_told_and_no_page_of_it_breaks(tmp_path: Path, content: bytes | None) -> None:
+    """None: a folder stands in the file's place."""
     write_run(tmp_path / "done")
     client = client_of(tmp_path)
     names = ("decide.json", "rungs/shoestring-3m/eval.json", "data/receipt.json", "data/dropped.jsonl", "plan.json")
-    for name in names:
+    parts = ("", "/outputs", "/data", "/data/rows?code=duplicate", "/plan", "/label")
+    for name in (*names, "rungs/shoestring-3m/regression.json", "ledger.jsonl"):
         path = tmp_path / "done" / name
-        before = path.read_bytes()
-        path.write_bytes(content)
-        for page in ("/", "/runs/done", "/runs/done/outputs", "/runs/done/data", "/runs/done/data/rows?code=duplicate"):
-            assert client.get(page).status_code in (200, 404), (name, page)
-        path.write_bytes(before)
+        before = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.mkdir() if content is None else path.write_bytes(content)
+        for page in ("/", *(f"/runs/done{part}" for part in parts)):
+            assert client.get(page).status_code in (200, 404, 422), (name, page)
+        path.rmdir() if content is None else path.unlink()
+        if before is not None:
+            path.write_bytes(before)
 
 
 def test_a_fault_of_the_page_is_said_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,15 +195,15 @@ class MarketConfig(Section):
 class TrafficConfig(Section):
     """What the model will serve: `shoestring plan` then says the total cost, and from which volume training pays."""
 
-    requests_per_month: float = Field(gt=0)
+    requests_per_month: float = Field(ge=0.01, le=1e12)
     """Requests in a month."""
-    prompt_tokens: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1, le=100_000_000)
     """Tokens of a usual request, instruction included."""
-    completion_tokens: int = Field(ge=1)
+    completion_tokens: int = Field(ge=1, le=100_000_000)
     """Tokens of a usual answer."""
     months: float = Field(default=12, gt=0, le=120)
     """How long it serves."""
-    num_adapters: int = Field(default=1, ge=1)
+    num_adapters: int = Field(default=1, ge=1, le=1_000_000)
     """Fine-tunes of one base, each with this traffic: how many GPUs they need together, and apart."""
 
 
@@ -302,7 +302,7 @@ def load_run_file(path: str | Path) -> RunConfig:
 
 
 def parse_run_file(text: str, name: str = "run file") -> RunConfig:
-    """Check the text of a run file. Raises: ConfigError."""
+    """Check the text of a run file. Raises: ConfigError: file and line, or the key alone where name is empty."""
     node, raw = read_mapping(text, name)
     try:
         return RunConfig.model_validate(raw)
@@ -325,18 +325,18 @@ def _section_keys(location: tuple[Any, ...]) -> list[str]:
 
 def _explain(fault: Any, node: Any, name: str) -> str:
     location = tuple(fault["loc"])
-    where = f"{name}:{line_of(node, location)}"
+    where = f"{name}:{line_of(node, location)}: " if name else ""
     dotted = ".".join(str(step) for step in location)
     value = fault.get("input")
     if fault["type"] == "extra_forbidden":
         key = str(location[-1])
         if len(location) == 1 and key in PLANNED_KEYS:
-            return f"{where}: {key!r} ({PLANNED_KEYS[key]}) is not used by this version yet; remove the key"
+            return f"{where}{key!r} ({PLANNED_KEYS[key]}) is not used by this version yet; remove the key"
         allowed = _section_keys(location)
         guess = did_you_mean(key, allowed) or f"; allowed here: {', '.join(allowed)}"
-        return f"{where}: unknown key {dotted!r}{guess}"
+        return f"{where}unknown key {dotted!r}{guess}"
     if fault["type"] == "missing":
-        return f"{where}: {dotted!r} is missing; 'shoestring explain {dotted}' says what it is"
+        return f"{where}{dotted!r} is missing; 'shoestring explain {dotted}' says what it is"
     message = re.sub(r"^(Value error, |Input )", "", fault["msg"])
     shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
-    return f"{where}: {dotted}{shown}: {message}"
+    return f"{where}{dotted}{shown}: {message}"

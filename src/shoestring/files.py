@@ -123,8 +123,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value."""
-    return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+    """Read one JSON value. Raises: OSError, ValueError."""
+    return parse_json(path.read_text(encoding="utf-8", errors="surrogatepass"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value of a text. Raises: ValueError, also where it is nested so deeply that Python gives up."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -135,7 +143,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
     with path.open(encoding="utf-8", errors="surrogatepass") as file:
-        return [json.loads(line) for line in file if line.strip()]
+        return [parse_json(line) for line in file if line.strip()]
 
 
 def read_whole_lines(path: Path) -> list[Any]:
@@ -143,7 +151,7 @@ def read_whole_lines(path: Path) -> list[Any]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
     return rows
 
 

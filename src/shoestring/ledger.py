@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import cannot_write, read_json
+from .files import cannot_write, parse_json, read_json
 from .records import Estimate
 from .units import SECONDS_PER_HOUR
 
@@ -85,7 +85,7 @@ class Ledger:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 torn.append(number)
                 continue
@@ -138,7 +138,7 @@ def _seconds(steps: Path) -> float:
     seconds = [0.0]
     for line in lines:
         with contextlib.suppress(ValueError):  # the first and the last may be parts of a line
-            row = json.loads(line)
+            row = parse_json(line)
             seconds.append(float(row.get("wall_s", 0.0)) if isinstance(row, dict) else 0.0)
     return max(seconds)
 

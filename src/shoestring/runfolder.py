@@ -135,11 +135,17 @@ class RunFolder:
             return "another process"
 
     def record(self, relative: str) -> dict[str, Any] | None:
-        """The stage record at relative (such as 'decide.json'), or None; a torn one counts as none."""
+        """The stage record at relative (such as 'decide.json'), or None; a torn one counts as none.
+
+        Raises: RunFolderError where what is there cannot be read.
+        """
+        path = self.path / relative
         try:
-            record = read_json(self.path / relative)
+            record = read_json(path)
         except (FileNotFoundError, ValueError):
             return None
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path} ({error.strerror}); move it away, and it is made anew") from error
         return record if isinstance(record, dict) and "result" in record else None
 
     def finished(self, relative: str, stage_fingerprint: str) -> Any | None:

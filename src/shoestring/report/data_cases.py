@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import FieldsConfig
+from ..files import parse_json
 from .data_files import (
     CODE_KEY,
     KEPT_FILES,
@@ -74,7 +74,7 @@ def _lines(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[dict[str, A
             if not is_wanted(line):
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict):

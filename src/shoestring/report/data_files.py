@@ -20,7 +20,7 @@ from ..data.formats import convert, shape_of
 from ..data.review import rows_in
 from ..data.turns import RowFault
 from ..errors import DataError
-from ..files import read_json
+from ..files import parse_json, read_json
 from ..records import Example, example_from_json
 
 MAX_EXAMPLES = 3  # a code
@@ -128,7 +128,7 @@ def _lines(
             if not is_wanted(number, line):
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 row = None
             if isinstance(row, dict):

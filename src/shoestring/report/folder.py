@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 from ..config import RunConfig, load_run_file
 from ..decide.verdict import CHECK_JUDGE, RUN
 from ..errors import BadInput
-from ..files import read_json
+from ..evaluate import regression
+from ..files import parse_json, read_json
 from ..ladder import rungs_of
 from ..ledger import Ledger
 from ..records import (
@@ -231,12 +231,18 @@ def _rungs(run: RunFiles, with_rows: bool) -> list[RungFiles]:
         if (base / name / "eval.json").exists():
             read = _result if with_rows else _skimmed
             rung.arm = read(run, f"rungs/{name}/eval.json", lambda r: arm_from_json(r["arm"]))
-        rung.regression = _result(run, f"rungs/{name}/regression.json", dict)
+        rung.regression = _result(run, f"rungs/{name}/regression.json", _regression)
         rung.searched = _result(run, f"rungs/{name}/search.json", dict)
         rung.curve = _result(run, f"rungs/{name}/curve.json", dict)
         rung.history = list(train.history) if train else _steps(base / name / "steps.jsonl")
         rungs.append(rung)
     return rungs
+
+
+def _regression(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, which holds what is shown of it."""
+    regression.from_json(row)
+    return row
 
 
 def _steps(path: Path) -> list[dict[str, float]]:
@@ -246,7 +252,7 @@ def _steps(path: Path) -> list[dict[str, float]]:
     by_step: dict[float, dict[str, float]] = {}
     for line in path.read_bytes().split(b"\n"):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
@@ -259,7 +265,7 @@ def _prompts(path: Path) -> dict[str, list[Message]]:
     prompts = {}
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             prompts[str(row["id"])] = list(example_from_json(row).request)
         except (ValueError, KeyError, TypeError, IndexError):
             continue

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
 from ..records import Estimate, RowScore
 
 # ArmScore's fields in their order: what stands before its rows.
@@ -90,7 +91,7 @@ def skim(path: Path) -> tuple[Any, list[ArmRows]]:
         arms.append(ArmRows(content[found.end() : end], found[2] + b"  "))
         at = end + len(found[2]) + 2
     kept.append(content[at:])
-    return json.loads(b"".join(kept).decode("utf-8", "surrogatepass")), arms
+    return parse_json(b"".join(kept).decode("utf-8", "surrogatepass")), arms
 
 
 _HEAD = re.compile(rb'"arm": ("(?:[^"\\\n]|\\.)*"),\n *"kind": ("[a-z_]*"),.*?"score": (\{[^{}]*\})', re.DOTALL)

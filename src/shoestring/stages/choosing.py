@@ -318,7 +318,10 @@ def _here(run: Run, model: str, shape: ModelShape, rows: Rows, wanted: str | Non
 def _as_planned(run: Run, work: Work) -> Work:
     """The work with the times of the ladder's own plan, which may rest on a probe."""
     record = run.run_folder.record("plan.json") if at_hand(run) else None
-    rungs = plan_from_json(record["result"]).rungs if record else ()
+    try:
+        rungs = plan_from_json(record["result"]).rungs if record else ()
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or damaged: what it knew is lost
+        rungs = ()
     for rung in rungs:
         if (rung.model, rung.method, rung.device.name) == (work.model, work.method, work.device.name):
             return replace(work, train_s=rung.train_s, eval_s=rung.eval_s)

@@ -41,7 +41,7 @@ def make_app(site: Site) -> Starlette:
             *(route for part in PAGES for route in part.ROUTES),
         ],
         middleware=[Middleware(Guard, site=site)],
-        exception_handlers={HTTPException: refused, ShoestringError: failed, Exception: broke},
+        exception_handlers={HTTPException: refused, ShoestringError: failed, OSError: unreadable, Exception: broke},
         lifespan=lifetime,
     )
     app.state.site = site
@@ -73,6 +73,14 @@ async def refused(request: Request, error: Exception) -> Response:
 async def failed(request: Request, error: Exception) -> Response:
     """One of our errors, which names value, limit and next step."""
     return _told(request, 422, str(error))
+
+
+async def unreadable(request: Request, error: Exception) -> Response:
+    """A file that is no file, may not be read, or a disk that fails: a fault of the folder, not of the page."""
+    assert isinstance(error, OSError)
+    what = error.filename or "a file of this folder"
+    said = f"{what} cannot be read or written: {error.strerror or error}. Move it away or set its rights right"
+    return _told(request, 422, f"{said}; shoestring run RUN_FILE writes what a run lacks anew.")
 
 
 async def broke(request: Request, error: Exception) -> Response:

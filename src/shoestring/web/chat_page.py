@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from ..errors import BadInput, ShoestringError
+from ..files import parse_json
 from .places import NAME, folder_of, run_folders
 from .site import page, site_of
 
@@ -77,7 +78,7 @@ def _samples(folder: Path) -> list[str]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in itertools.islice(file, 3 * MOST_SAMPLES):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 asked = row["messages"][: row["answer_span"][0]]
             except (ValueError, KeyError, TypeError, IndexError):
                 continue  # the data page says which lines are damaged

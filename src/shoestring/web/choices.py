@@ -142,7 +142,7 @@ def changed(config: RunConfig, values: Mapping[tuple[str, ...], Any]) -> RunConf
             section = section.setdefault(key, {})
         if value is not None or path[-1] in section:
             section[path[-1]] = value
-    return parse_run_file(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "as the dials stand")
+    return parse_run_file(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), name="")
 
 
 LOOKS: Kept[Any, Looked] = Kept()

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..decide.evidence import BARE, style
+from ..files import parse_json
 from ..records import ArmScore, RowScore, example_from_json
 from ..report.folder import RunFiles
 from ..report.rows import ArmRows
@@ -165,7 +166,7 @@ def messages_of(folder: Path, row_id: str) -> list[Any]:
     try:
         with (folder / "data" / "eval.jsonl").open("rb") as file:
             for line in file:
-                if wanted in line and (row := json.loads(line)).get("id") == row_id:
+                if wanted in line and (row := parse_json(line)).get("id") == row_id:
                     return list(example_from_json(row).request)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
 from ..records import plan_from_json
 from ..report.svg import thin
 from ..runfolder import RunFolder, rung_name
@@ -56,7 +56,7 @@ class Tail:
         rows = []
         for line in lines:
             with contextlib.suppress(ValueError):
-                row = json.loads(line)
+                row = parse_json(line)
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
                     rows.append(row)
         return rows, is_new
