@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import tracemalloc
 import zlib
 
 import pytest
 
 from shoestring.config import FieldsConfig
+from shoestring.data import decode
+from shoestring.data import sample as sampling
 from shoestring.data.load import load
+from shoestring.data.sample import sample
 from shoestring.data.sources import files_of
 from shoestring.errors import DataError
 from shoestring.records import no_progress
@@ -373,6 +377,34 @@ def refusal(folder, source, fields=None):
     assert caught.value.exit_code == 2
     assert len(message.splitlines()) < 24 and source in message
     return message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.jsonl.gz"])
+def test_a_line_of_no_training_row_is_refused_by_its_length_and_is_not_held(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(decode, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(decode, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(sampling, "MAX_LINE_BYTES", 1 << 20)
+    content = b"prompt,completion\nq,a\n" + b"x" * (64 << 20) + b"\nq,a\n"
+    if ".jsonl" in name:
+        content = jsonl(PAIRS[:2]).encode() + b'{"prompt": "' + b"x" * ((64 << 20) - 12) + b"\n" + jsonl(PAIRS).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    del content
+    said = "line 3 has 64.0 MiB, the most is 1 MiB a line"
+    for look in (lambda: load([name], FieldsConfig(), "", tmp_path), lambda: sample([name], tmp_path, FieldsConfig())):
+        tracemalloc.start()
+        with pytest.raises(DataError, match=said):
+            look()
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+def test_an_array_on_one_line_and_carriage_returns_alone_have_no_such_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(decode, "MAX_LINE_BYTES", 100)
+    rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(40)]
+    for name in ("a.json", "b.jsonl"):
+        assert len(read(tmp_path, name, json.dumps(rows)).examples) == 40
+    assert len(read(tmp_path, "c.jsonl", jsonl(rows).replace("\n", "\r")).examples) == 40
 
 
 def test_missing_files_suggest_near_names(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .sources import Source, looks_like, utf16_without_bom
 
 EVIDENCE_CHARS = 100
 BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 16 << 20  # about four million tokens: no training row
 ZSTD_PIECE_BYTES = 1 << 15  # of damaged data a piece is lost that could be read in part
 WIDE_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -237,8 +238,11 @@ def _line_blocks(source: Source, problems: list[str], found: Survey | None, firs
     decoder: Any = None
     rest: list[bytes] = []
     size, start, line = 0, 0, 1
-    is_first = True
-    for raw in unpack(source, problems):
+    open_bytes = 0  # of the line that has not ended
+    is_first, has_feed = True, False
+    is_bounded: bool | None = None
+    pieces = unpack(source, problems)
+    for raw in pieces:
         piece = raw
         if is_first:
             is_first = False
@@ -252,6 +256,14 @@ def _line_blocks(source: Source, problems: list[str], found: Survey | None, firs
             piece = decoder.decode(piece).encode("utf-8", "surrogatepass")
         if found is not None and found.is_mac:
             piece = piece.replace(b"\r", b"\n")
+        if is_bounded is None:
+            is_bounded = source.format != "json" and not is_array(source, piece)
+        has_feed = has_feed or b"\n" in piece
+        ended, left = line_ends(piece, has_feed)
+        if is_bounded and open_bytes + ended > MAX_LINE_BYTES:
+            number = line + sum(held.count(b"\n") for held in rest)
+            raise too_long(source, number, open_bytes + ended, () if left is not None else pieces)
+        open_bytes = open_bytes + ended if left is None else left
         rest.append(piece)
         size += len(piece)
         if size < BLOCK_BYTES or b"\n" not in piece:
@@ -267,6 +279,34 @@ def _line_blocks(source: Source, problems: list[str], found: Survey | None, firs
     if decoder is not None:
         data += decoder.decode(b"", True).encode("utf-8", "surrogatepass")
     yield Block(line, True, data, start, len(data))
+
+
+def is_array(source: Source, start: bytes) -> bool:
+    """Whether JSON lines begin as one array, which is read as such and may stand on one line."""
+    return source.format == "jsonl" and start.lstrip(b" \t\r\n\0\xef\xbb\xbf").startswith(b"[")
+
+
+def line_ends(piece: bytes, has_feed: bool) -> tuple[int, int | None]:
+    """Bytes before the first line end, and after the last one; None where no line ends here.
+
+    has_feed: the file has line feeds, so that a carriage return alone ends no line.
+    """
+    end = b"\n" if has_feed else b"\r"
+    at = piece.find(end)
+    return (len(piece), None) if at < 0 else (at, len(piece) - 1 - piece.rfind(end))
+
+
+def too_long(source: Source, number: int, num_bytes: int, pieces: Iterable[bytes]) -> DataError:
+    """The refusal of a line. num_bytes: read of it so far; pieces: what follows, read to its end but not held."""
+    for piece in pieces:
+        ended, left = line_ends(piece, True)
+        num_bytes += ended
+        if left is not None:
+            break
+    return DataError(
+        f"{source.name}: line {number:,} has {num_bytes / (1 << 20):,.1f} MiB, the most is {MAX_LINE_BYTES >> 20} MiB "
+        "a line; no training row is as long: end each row with a line break, or name one JSON array .json"
+    )
 
 
 def text_of(block: Block, path: Path, charset: Charset, name: str) -> tuple[str, list[Fault]]:

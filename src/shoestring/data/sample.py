@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import FieldsConfig
 from ..errors import DataError
 from ..records import Example
-from .decode import unpack
+from .decode import MAX_LINE_BYTES, is_array, too_long, unpack
 from .formats import Shape, convert, shape_of
 from .sources import Source, resolve_sources
 from .turns import RowFault
@@ -84,9 +84,15 @@ def _spread_lines(source: Source, max_rows: int) -> tuple[list[bytes], int]:
     kept: list[bytes] = []
     step, num_lines, rest = 1, 0, b""
     problems: list[str] = []
-    for piece in unpack(source, problems):
+    number = 1  # of the line that has not ended
+    for piece in (pieces := unpack(source, problems)):
         lines = (rest + piece).split(b"\n")
         rest = lines.pop()
+        number += len(lines)
+        if len(rest) > MAX_LINE_BYTES:
+            if number == 1 and is_array(source, rest):
+                return [], 0
+            raise too_long(source, number, len(rest), pieces)
         lines = [line for line in lines if line and not line.isspace()]
         kept += lines[-num_lines % step :: step]
         num_lines += len(lines)
