@@ -383,6 +383,22 @@ def test_a_damaged_folder_is_told_and_no_page_of_it_breaks(tmp_path: Path, conte
             path.write_bytes(before)
 
 
+def test_a_record_with_values_of_another_type_is_told_and_names_what_was_met(tmp_path: Path) -> None:
+    write_run(tmp_path / "done")
+    client = client_of(tmp_path)
+    gate = {"gate": "g", "level": "ok", "found": "f", "remedy": ""}
+    row = {"num_learned_tokens": "1", "num_tokens": "2", "num_left_out": 0, "pieces": []}
+    checked = {"at": "x", "rungs": [{"model": "m", "findings": [gate], "rows": [row]}]}
+    write_json(tmp_path / "done" / "check.json", checked)
+    write_json(tmp_path / "done" / "curate.json", {"result": {"languages": [1], "dropped_by_code": "x"}})
+    for page in ("data", "check"):
+        answer = client.get(f"/runs/done/{page}")
+        assert answer.status_code == 422 and "done cannot be shown here" in answer.text, (page, answer.text)
+    (tmp_path / "done" / "plan.json").unlink(missing_ok=True)
+    (tmp_path / "done" / "plan.json").mkdir()
+    assert "plan.json is a folder in place of a file" in client.get("/runs/done/data").text
+
+
 def test_a_fault_of_the_page_is_said_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(tmp_path, PORT)
     client = TestClient(make_app(site), base_url=BASE, headers={"origin": BASE}, raise_server_exceptions=False)

@@ -80,7 +80,7 @@ class TrainConfig(Section):
     """How closely kto keeps to the model it starts from; larger is closer."""
     stop_on: Literal["task", "preference"] | None = None
     """What early stopping looks at: the task metric, or the share of dev pairs whose chosen answer is preferred."""
-    num_epochs: float | None = Field(default=None, gt=0, le=100)
+    num_epochs: float | None = Field(default=None, ge=0.001, le=100)
     """Passes over the training rows."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["search"] | None = None
     """Peak learning rate; `search` tries several around the derived one on few tokens and trains with the best."""

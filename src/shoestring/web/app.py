@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from ..errors import ShoestringError
 from . import chat_page, check_page, data_page, label_page, new_page, outputs_page, plan_page, run_page, runs_page
+from .damaged import SHAPE_FAULTS, run_shown, told_of
 from .guard import HEADERS, Guard
 from .places import NAME
 from .site import Site, page, site_of
@@ -41,7 +42,13 @@ def make_app(site: Site) -> Starlette:
             *(route for part in PAGES for route in part.ROUTES),
         ],
         middleware=[Middleware(Guard, site=site)],
-        exception_handlers={HTTPException: refused, ShoestringError: failed, OSError: unreadable, Exception: broke},
+        exception_handlers={
+            HTTPException: refused,
+            ShoestringError: failed,
+            OSError: unreadable,
+            Exception: broke,
+            **dict.fromkeys(SHAPE_FAULTS, unshown),
+        },
         lifespan=lifetime,
     )
     app.state.site = site
@@ -81,6 +88,14 @@ async def unreadable(request: Request, error: Exception) -> Response:
     what = error.filename or "a file of this folder"
     said = f"{what} cannot be read or written: {error.strerror or error}. Move it away or set its rights right"
     return _told(request, 422, f"{said}; shoestring run RUN_FILE writes what a run lacks anew.")
+
+
+async def unshown(request: Request, error: Exception) -> Response:
+    """What a damaged record of a run raised; anywhere else it is a fault of ours."""
+    folder = run_shown(request)
+    if folder is None:
+        raise error
+    return _told(request, 422, await run_in_threadpool(told_of, folder, error))
 
 
 async def broke(request: Request, error: Exception) -> Response:
