@@ -16,6 +16,26 @@ document.addEventListener("htmx:responseError", (event) => {
 document.addEventListener("htmx:sendError", () => tell("The page's server does not answer; start it again with: shoestring ui"));
 document.addEventListener("htmx:beforeRequest", () => tell(""));
 
+// A run takes up to a second to show that it was asked to stop: its button says so at once, and again what it does
+// where the server refused. It stays focusable, for the keyboard.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const button = event.target.querySelector?.("button[data-asked]");
+  if (!button) return;
+  if (button.getAttribute("aria-disabled") === "true") { event.preventDefault(); return; }
+  button.dataset.does = button.textContent;
+  button.textContent = button.dataset.asked;
+  button.setAttribute("aria-disabled", "true");
+  document.getElementById("said").textContent = button.dataset.asked;
+});
+for (const name of ["htmx:responseError", "htmx:sendError"])
+  document.addEventListener(name, (event) => {
+    const button = event.target.querySelector?.("button[data-does]");
+    if (!button) return;
+    button.textContent = button.dataset.does;
+    button.removeAttribute("aria-disabled");
+    document.getElementById("said").textContent = "";
+  });
+
 // ---- what changes while it is looked at -----------------------------------------------------
 // An element with data-events is followed while the tab is seen: browsers allow few connections to one server.
 
