@@ -17,7 +17,6 @@ from ..errors import ShoestringError
 from . import chat_page, check_page, data_page, label_page, new_page, outputs_page, plan_page, run_page, runs_page
 from .damaged import SHAPE_FAULTS, run_shown, told_of
 from .guard import HEADERS, Guard
-from .places import NAME
 from .site import Site, page, site_of
 
 PAGES = (
@@ -111,6 +110,6 @@ async def broke(request: Request, error: Exception) -> Response:
 def _told(request: Request, status_code: int, message: str) -> Response:
     if request.headers.get("hx-request") == "true":
         return PlainTextResponse(message, status_code)
-    name = request.path_params.get("name", "")
-    run = name if NAME.fullmatch(name) and (site_of(request).runs_dir / name).is_dir() else ""
+    folder = run_shown(request)
+    run = folder.name if folder else ""
     return page(request, "error.html", status_code=status_code, status=status_code, message=message, run=run)
